@@ -1,0 +1,52 @@
+"""What every system speaks: Request in, Result out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip to make. Everything that decides its pixels is in here or in the parameter sets.
+
+    id: unique in a run, also the stem of the output file (`0000-cat_sample0`).
+    seed: the run's seed; the clip's own randomness is drawn from (seed, id).
+    height, width: pixels. frames: number of frames. options: the system's own frozen dataclass.
+    """
+
+    id: str
+    prompt: str
+    image: Path
+    seed: int
+    frames: int
+    height: int
+    width: int
+    options: Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished clip: frames as uint8 (T, H, W, 3), or the reason why there is none."""
+
+    request: Request
+    frames: np.ndarray | None
+    error: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+Progress = Callable[[str, int, int], None]  # (phase, done, total)
+
+
+class System(Protocol):
+    """A family of models. `sets` maps a parameter set's name to its weights (a lazy mapping name -> tensor)."""
+
+    def load(self, spec: Any, sets: Mapping[str, Any], *, device: str, dtype: str, resident: bool) -> Any: ...
+
+    def generate(
+        self, model: Any, requests: Sequence[Request], progress: Progress | None = None
+    ) -> Iterator[Result]: ...

@@ -1,0 +1,62 @@
+"""How a clip is sampled: the release's settings by the field's names, and its defects as named options."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from edg.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Everything of a run that is neither a request's own (prompt, image, seed, size) nor in the weights.
+
+    switch_at: timesteps at which the next parameter set takes over, falling; set k is used while t > switch_at[k].
+    blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.
+    start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None is the spec's default.
+    """
+
+    steps: int = 50
+    eta: float = 1.0
+    spacing: Literal["uniform", "uniform_trailing", "quad"] = "uniform_trailing"
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.7
+    image_guidance_scale: float | None = None  # cfg_img: image guidance when multiple_cond_cfg is on
+    negative_prompt: str = ""
+    start: int = 1000
+    switch_at: tuple[int, ...] = (500,)
+    blend: Literal["hard", "soft"] = "hard"
+    frame_stride: int | None = None
+    text_input: bool = True
+    loop: bool = False
+    interp: bool = False
+    crop: bool = False
+    perframe_ae: bool = False
+    analytic_init: str | None = None  # path of a file with Expectation_X0 and Tr_Cov_d
+    con_prompt: Literal["prompt", "empty"] = "prompt"
+    image_latent: Literal["mode", "shared_sample", "sample_per_set"] = "shared_sample"
+    timesteps: Literal["clean", "released"] = "clean"
+
+    def released(self) -> SamplingOptions:
+        """The published behaviour in one word (`--released`)."""
+        return replace(self, con_prompt="empty", image_latent="sample_per_set", timesteps="released")
+
+    def check(self) -> None:
+        """Raise UsageError for the first setting out of its range."""
+
+        def need(ok: bool, given: str, expected: str) -> None:
+            if not ok:
+                raise UsageError(given, expected=expected)
+
+        need(1 <= self.start <= 1000, f"M is {self.start}", "1 <= M <= 1000")
+        need(self.steps >= 1, f"{self.steps} steps", "at least 1")
+        need(self.start >= self.steps, f"M {self.start} is below the {self.steps} steps", "M >= steps")
+        for t in self.switch_at:
+            need(0 <= t <= 1000, f"T is {t}", "0 <= T <= 1000")
+        falling = all(a > b for a, b in zip(self.switch_at, self.switch_at[1:], strict=False))
+        need(falling, f"switch timesteps {self.switch_at}", "falling values")
+        need(math.isfinite(self.eta) and self.eta >= 0, f"eta is {self.eta}", "eta >= 0")
+        need(math.isfinite(self.guidance_scale), f"guidance scale is {self.guidance_scale}", "a finite number")
+        need(0 <= self.guidance_rescale <= 1, f"guidance rescale is {self.guidance_rescale}", "a value in 0..1")

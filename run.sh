@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The whole way: set up, merge two checkpoints into dyn and con, sample every prompt with both, leave videos in output/.
+#
+#   bash run.sh                                  # published weights under $CKPT_PATH, else the embedded sprites
+#   bash run.sh --ddim_steps 25 --seed 7         # further flags go to the sampler (scripts/infer_multi.py --help)
+#   NPROC=4 bash run.sh                          # four processes; the default is one per GPU, or one on CPU
+#
+# Run it again to resume: what is finished is skipped.
+set -euo pipefail
+cd "$(dirname "$0")"
+CKPT_PATH="${CKPT_PATH:-./ckpt}"
+export CKPT_PATH
+
+. scripts/setup.sh
+install_once run -r requirements.txt -e .
+
+base="$CKPT_PATH/dynamicrafter_512_v1/model.ckpt"
+tuned="$CKPT_PATH/dynamicrafter_cil_512_v1/timenoise.ckpt"
+noise="$CKPT_PATH/dynamicrafter_analytic_init/initial_noise_512.pt"
+
+if [ -f "$base" ] && [ -f "$tuned" ]; then
+    merged="$CKPT_PATH/merge"
+    sampling=(--config configs/models/dynamicrafter_512.yaml --prompt_dir prompts/scenes --savedir output
+              --height 320 --width 512 --video_length 16 --frame_stride 24 --perframe_ae
+              --unconditional_guidance_scale 7.5)
+    if [ -f "$noise" ]; then sampling+=(--whether_analytic_init 0 --analytic_init_path "$noise"); fi
+else
+    echo "No published weights under $CKPT_PATH (see 'edg fetch'): running the embedded default, sprites."
+    base=edg/sprites/weights/base.safetensors
+    tuned=edg/sprites/weights/tuned.safetensors
+    merged="$CKPT_PATH/merge_sprites"
+    sampling=(--config configs/models/sprites.yaml --prompt_dir prompts/sprites --savedir output/sprites)
+fi
+
+python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" --base "$base" --tuned "$tuned" --outdir "$merged" \
+    --dyn-alpha 0.25 --dyn-beta 0.75 --con-alpha 1.0 --con-beta 0.25 --seed 123
+
+gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
+torchrun --standalone --nproc_per_node="${NPROC:-$((gpus > 0 ? gpus : 1))}" scripts/infer_multi.py \
+    --dynamic_path "$merged/dyn.pt" --consistency_path "$merged/con.pt" \
+    --seed 123 --n_samples 1 --bs 1 --ddim_steps 50 --ddim_eta 1.0 --guidance_rescale 0.7 \
+    --timestep_spacing uniform_trailing --text_input --M 1000 --T 500 "${sampling[@]}" "$@"

@@ -1,0 +1,19 @@
+# Sourced by run.sh and scripts/test.sh, from the repository's root: an active environment is used as it is, otherwise
+# .venv is made. Installing is done once; a changed requirements.txt or setup.py installs again.
+
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    [ -d .venv ] || "${PYTHON:-python3}" -m venv .venv
+    . .venv/bin/activate
+fi
+
+install_once() { # install_once STAMP PIP-ARGUMENTS...
+    local stamp wanted
+    stamp="$(python -c 'import sys; print(sys.prefix)')/.edg-$1"
+    wanted="$PWD $(cat requirements.txt setup.py | cksum)"
+    shift
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        echo "Installing into $(python -c 'import sys; print(sys.prefix)') ..."
+        python -m pip install --quiet --disable-pip-version-check "$@"
+        echo "$wanted" > "$stamp"
+    fi
+}

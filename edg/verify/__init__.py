@@ -1,0 +1,93 @@
+"""`edg verify`: recompute every case of a reference folder with the functions that `merge` and `sample` use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+FAILED, UNKNOWN = 1, 2  # exit codes of `edg verify` alone
+
+
+def default_folder() -> Path:
+    """tests/reference of the source tree or of the current directory. Raises UsageError where there is none."""
+    from edg.core.errors import UsageError
+
+    for root in (Path(__file__).parents[2], Path.cwd()):
+        if (root / "tests" / "reference" / "index.json").is_file():
+            return root / "tests" / "reference"
+    raise UsageError(
+        "no reference folder was given and none came with this installation",
+        expected="a folder with index.json",
+        fix="run `edg verify DIR`, or run it in a clone of the repository",
+    )
+
+
+def main(
+    folder: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    only: Sequence[str] | None = None,
+) -> int:
+    """Print one row per case; 0 when all pass, 1 when any fails, 2 when none fails but a case is unknown.
+
+    device: cpu, cuda, cuda:1... dtype: float32, bf16 or fp16, what the networks run in (relative L2 error at most
+    3e-2 and 5e-3 for the 16-bit ones); schedules, tokens and merges stay float32. only: names, groups or patterns.
+    """
+    from edg.verify import cases
+
+    where, what = _device(device), _dtype(dtype)
+    folder = Path(folder) if folder is not None else default_folder()
+    measure = "largest abs. error" if dtype in ("float32", "fp32") else "error (rel. L2)"
+    print(f"{'case':<36} {measure:>18} {'tolerance':>10}  verdict", flush=True)
+    verdicts = []
+    for verdict in cases.iter_folder(folder, where, what, only):
+        print(row(verdict), flush=True)
+        verdicts.append(verdict)
+    print(summary(verdicts))
+    return exit_code(verdicts)
+
+
+def row(verdict) -> str:
+    """One line of the table; what failed and why stands behind the verdict."""
+    text = f"{verdict.case:<36} {verdict.error:>18.3g} {verdict.tolerance:>10.2g}  {verdict.status}"
+    why = " ".join(part for part in (verdict.output, verdict.note) if part)
+    return text if verdict.status == "pass" else f"{text}  {why}".rstrip()
+
+
+def summary(verdicts: Sequence) -> str:
+    counts = {status: sum(v.status == status for v in verdicts) for status in ("pass", "FAIL", "unknown")}
+    return f"{len(verdicts)} cases: {counts['pass']} passed, {counts['FAIL']} failed, {counts['unknown']} unknown"
+
+
+def exit_code(verdicts: Sequence) -> int:
+    statuses = {verdict.status for verdict in verdicts}
+    return FAILED if "FAIL" in statuses or not verdicts else UNKNOWN if "unknown" in statuses else 0
+
+
+def _device(name: str):
+    import torch
+
+    from edg.core.errors import MachineError, UsageError
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device is {name!r}", expected="cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MachineError("no CUDA device on this machine", expected=name, fix="use --device cpu")
+    return device
+
+
+def _dtype(name: str):
+    import torch
+
+    from edg.core.errors import UsageError, nearest
+
+    known = {
+        "float32": torch.float32, "fp32": torch.float32,
+        "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+        "float16": torch.float16, "fp16": torch.float16,
+    }  # fmt: skip
+    if name not in known:
+        raise UsageError(f"dtype is {name!r}", expected="float32, bf16 or fp16", fix=nearest(name, known))
+    return known[name]

@@ -1,0 +1,323 @@
+"""A reference folder: its cases, how each is recomputed, and when a result counts as equal.
+
+A folder holds `index.json` (format: `tests/reference/README.md`) and one safetensors file per case with tensors
+`in/NAME` and `out/NAME`. Each group of cases has one adapter function, case -> {output name: tensor}, onto the
+functions that `merge` and `sample` call. A case without outputs (the `keys` group) returns counts of
+disagreements instead, which must all be zero.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import gzip
+import importlib
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edg.core.errors import BadFileError, UsageError, nearest
+from edg.verify import rules
+
+GROUPS: dict[str, str] = {
+    "schedule": "edg.verify.schedules:schedule",
+    "analytic": "edg.verify.schedules:analytic",
+    "sampler": "edg.verify.samplers:sampler",
+    "merge": "edg.verify.merges:merge",
+    "unet": "edg.verify.networks:unet",
+    "unet_full": "edg.verify.networks:unet_full",
+    "vae": "edg.verify.networks:vae",
+    "adapter": "edg.verify.networks:adapter",
+    "resampler": "edg.verify.networks:resampler",
+    "text_encoder": "edg.verify.networks:text_encoder",
+    "image_encoder": "edg.verify.networks:image_encoder",
+    "keys": "edg.verify.networks:keys",
+    "io": "edg.verify.images:io",
+    "pipeline": "edg.verify.pipeline:run",
+}
+#: Groups without a network: always computed in float32 on the CPU, whatever device and dtype are being proved.
+ALWAYS_FLOAT32 = frozenset({"schedule", "analytic", "merge", "keys", "io"})
+#: Largest relative L2 error of a float output when the networks run in 16 bits.
+RELATIVE_L2 = {torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a small safetensors file whose names start with `prefix`, by the rest of their names.
+
+    Raises BadFileError when the file is missing or not of this format.
+    """
+    try:
+        blob = path.read_bytes()
+        (length,) = struct.unpack("<Q", blob[:8])
+        header = json.loads(blob[8 : 8 + length])
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, entry in header.items():
+            if name.startswith(prefix):
+                begin, end = (8 + length + offset for offset in entry["data_offsets"])
+                flat = (
+                    torch.frombuffer(bytearray(blob[begin:end]), dtype=_DTYPES[entry["dtype"]])
+                    if end > begin
+                    else None
+                )
+                empty = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+                tensors[name[len(prefix) :]] = empty if flat is None else flat.reshape(entry["shape"])
+        return tensors
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, struct.error) as error:
+        raise BadFileError(
+            f"{path}: {error}", expected="a readable safetensors file of the reference"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Case:
+    """One entry of `index.json`. `device` and `dtype` are where and in what the networks of the case shall run.
+
+    Latents, schedules and guidance stay float32; a network's inputs and weights are cast to `dtype`.
+    """
+
+    name: str
+    group: str
+    config: dict[str, Any]
+    seed: int
+    key_prefix: str
+    raw: Mapping[str, Any]
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.raw["file"]
+
+    @property
+    def input_seed(self) -> int:
+        return self.raw.get("input_seed", self.seed)
+
+    @property
+    def input_names(self) -> list[str]:
+        return list(self.raw.get("inputs") or {})
+
+    @cached_property
+    def stored_inputs(self) -> dict[str, Tensor]:
+        return read_tensors(self.path, "in/") if self.path.suffix == ".safetensors" else {}
+
+    @cached_property
+    def expected(self) -> dict[str, Tensor]:
+        return read_tensors(self.path, "out/") if self.path.suffix == ".safetensors" else {}
+
+    @cached_property
+    def manifest(self) -> dict[str, list]:
+        """A `keys` case's file: checkpoint key -> [shape, dtype]."""
+        return json.loads(gzip.decompress(self.path.read_bytes()))
+
+    def input(self, name: str, shape: Sequence[int] | None = None) -> Tensor:
+        """Input `name` on the case's device, in the dtype it is stored in (float32 by rule).
+
+        Stored where the file holds it, else by the input rule; `shape` is needed for names that the index does not
+        list (noise_{k}, posterior.*, x_T of a pipeline).
+        """
+        if name in self.stored_inputs:
+            return self.stored_inputs[name].to(self.device)
+        listed = (self.raw.get("inputs") or {}).get(name)
+        if listed is not None and "rule" not in str(listed.get("source", "rule")):
+            raise BadFileError(
+                f"{self.path} holds no tensor in/{name}", expected="every input that has no rule"
+            )
+        if shape is None and listed is None:
+            raise BadFileError(f"case {self.name} has no input {name!r}", expected="it in index.json")
+        return rules.input_tensor(self.input_seed, name, listed["shape"] if shape is None else shape).to(
+            self.device
+        )
+
+    def has_input(self, name: str) -> bool:
+        return name in (self.raw.get("inputs") or {}) or name in self.stored_inputs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out of one case. error and tolerance belong to `output`, the one nearest to (or furthest beyond) its limit."""
+
+    case: str
+    group: str
+    status: str  # "pass" | "FAIL" | "unknown"
+    output: str = ""
+    error: float = 0.0
+    tolerance: float = 0.0
+    note: str = ""
+
+
+def load_cases(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[Case]:
+    """Every case of a reference folder. Raises UsageError without index.json, BadFileError where it cannot be read."""
+    index_path = Path(folder) / "index.json"
+    if not index_path.is_file():
+        raise UsageError(
+            f"{folder} holds no index.json", expected="a reference folder", fix="see tests/reference"
+        )
+    try:
+        entries = json.loads(index_path.read_text())["cases"]
+        return [_case(entry, Path(folder), torch.device(device), dtype) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFileError(f"{index_path}: {error!r}", expected="an index of reference cases") from error
+
+
+def _case(entry: Mapping[str, Any], folder: Path, device: torch.device, dtype: torch.dtype) -> Case:
+    fixed = entry["group"] in ALWAYS_FLOAT32
+    return Case(
+        name=entry["name"],
+        group=entry["group"],
+        config=entry.get("config") or {},
+        seed=entry.get("seed", 0),
+        key_prefix=entry.get("key_prefix") or "",
+        raw=entry,
+        folder=folder,
+        device=torch.device("cpu") if fixed else device,
+        dtype=torch.float32 if fixed else dtype,
+    )
+
+
+def select(cases: Sequence[Case], only: Sequence[str] | None) -> list[Case]:
+    """The cases whose name or group matches one of the patterns (`samp_*`, `schedule`). Raises UsageError for a
+    pattern that matches none."""
+    if not only:
+        return list(cases)
+    for pattern in only:
+        if not any(_matches(case, pattern) for case in cases):
+            known = [case.name for case in cases] + [case.group for case in cases]
+            raise UsageError(f"no case or group is called {pattern!r}", fix=nearest(pattern, known))
+    return [case for case in cases if any(_matches(case, pattern) for pattern in only)]
+
+
+def _matches(case: Case, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(case.name, pattern) or fnmatch.fnmatchcase(case.group, pattern)
+
+
+def run_folder(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    only: Sequence[str] | None = None,
+) -> list[Verdict]:
+    """Recompute the cases of a folder and judge each."""
+    return list(iter_folder(folder, device, dtype, only))
+
+
+def iter_folder(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    only: Sequence[str] | None = None,
+) -> Iterator[Verdict]:
+    """`run_folder`, one verdict at a time."""
+    for case in select(load_cases(folder, device, dtype), only):
+        yield run_case(case)
+
+
+def run_case(case: Case) -> Verdict:
+    """Recompute one case; whatever goes wrong on the way is the case's failure, never ours."""
+    if case.group not in GROUPS:
+        return Verdict(
+            case.name, case.group, "unknown", note=f"no group {case.group!r}; {nearest(case.group, GROUPS)}"
+        )
+    module_name, _, function_name = GROUPS[case.group].partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        with torch.no_grad(), _exact_float32():
+            got = function(case)
+        return judge(case, got)
+    except Exception as error:
+        return Verdict(
+            case.name, case.group, "FAIL", error=float("inf"), note=f"{type(error).__name__}: {error}"
+        )
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """TF32 off while a case runs: the tolerances are meant for float32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def judge(case: Case, got: Mapping[str, Tensor]) -> Verdict:
+    """Compare every expected output; the verdict names the one furthest beyond (or nearest to) its tolerance."""
+    expected = case.expected
+    if not expected and not case.raw.get("outputs"):
+        expected = {name: torch.zeros_like(torch.as_tensor(value)) for name, value in got.items()}
+    limits = case.raw.get("outputs") or {}
+    lost = sorted(set(limits) - set(expected))
+    if lost:
+        return Verdict(
+            case.name, case.group, "FAIL", lost[0], float("inf"), note="expected output not in the file"
+        )
+    if not expected:
+        return Verdict(case.name, case.group, "FAIL", error=float("inf"), note="nothing was compared")
+    worst, worst_ratio = None, -1.0
+    for name, want in expected.items():
+        error, tolerance, note = _compare(got.get(name), want, limits.get(name, {}), case.dtype)
+        ratio = error / tolerance if tolerance > 0 else (0.0 if error == 0 else float("inf"))
+        if ratio > worst_ratio:
+            status = "FAIL" if note or ratio > 1 else "pass"
+            worst_ratio = ratio
+            worst = Verdict(case.name, case.group, status, name, error, tolerance, note)
+    return worst
+
+
+def _compare(
+    got: Tensor | None, want: Tensor, limit: Mapping[str, Any], dtype: torch.dtype
+) -> tuple[float, float, str]:
+    """(error, tolerance, note): maximum absolute error, or relative L2 where the networks ran in 16 bits."""
+    infinite = float("inf")
+    if got is None:
+        return infinite, 0.0, "not computed"
+    got = torch.as_tensor(got).detach().cpu()
+    if got.shape != want.shape:
+        return infinite, 0.0, f"shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+    if want.numel() == 0:
+        return 0.0, 0.0, ""
+    if got.is_floating_point() != want.is_floating_point():
+        return infinite, 0.0, f"dtype {got.dtype}, expected {want.dtype}"
+    if want.dtype == torch.uint8:
+        return _compare_levels(got, want)
+    if not want.is_floating_point():
+        return float((got.long() - want.long()).abs().max()), 0.0, ""
+    got, want = got.double(), want.double()
+    finite = torch.isfinite(want)
+    same = torch.equal(finite, torch.isfinite(got)) and torch.equal(
+        torch.nan_to_num(got[~finite], nan=0.5), torch.nan_to_num(want[~finite], nan=0.5)
+    )
+    if not same:
+        return infinite, 0.0, "NaN or infinite values in other places"
+    if not finite.any():
+        return 0.0, 0.0, ""
+    difference = (got - want)[finite]
+    if dtype in RELATIVE_L2:
+        size = float(want[finite].norm())
+        return float(difference.norm()) / (size or 1.0), RELATIVE_L2[dtype], ""
+    tolerance = limit.get("atol", 0.0) + limit.get("rtol", 0.0) * float(want[finite].abs().max())
+    return float(difference.abs().max()), tolerance, ""
+
+
+def _compare_levels(got: Tensor, want: Tensor) -> tuple[float, float, str]:
+    """8-bit frames: at most one level, on at most 0.1 % of the values."""
+    difference = (got.long() - want.long()).abs()
+    share = float((difference > 0).double().mean())
+    note = f"{share:.2%} of the values differ, at most 0.1 % may" if share > 1e-3 else ""
+    return float(difference.max()), 1.0, note

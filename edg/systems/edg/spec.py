@@ -1,0 +1,275 @@
+"""What a model is, as frozen dataclasses. Every number that could differ between two checkpoints is a field here.
+
+The published values are in `edg/systems/edg/presets.py`; the published YAML files are read by `released.py`.
+A dataclass that cannot be built (widths that do not divide, an option nobody implements) raises UsageError at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from edg.core.errors import UsageError
+from edg.diffusion.schedule import ScheduleSpec
+
+GROUPS = 32  # every GroupNorm of this family
+
+
+def need(ok: bool, given: str, expected: str) -> None:
+    if not ok:
+        raise UsageError(given, expected=expected)
+
+
+@dataclass(frozen=True)
+class UNetSpec:
+    """The denoiser. Names are the published constructor's where it has one.
+
+    image_tokens: image tokens per frame; text_tokens: how many context tokens are text, counted from the first.
+    num_heads counts only where num_head_channels is -1. init_heads: heads of the first temporal attention.
+    temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every temporal transformer.
+    """
+
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    attention_resolutions: tuple[int, ...]
+    num_heads: int
+    num_head_channels: int
+    transformer_depth: int
+    context_dim: int
+    text_tokens: int
+    image_tokens: int
+    temporal_length: int | None
+    dropout: float
+    use_linear: bool
+    conv_resample: bool
+    resblock_updown: bool
+    use_scale_shift_norm: bool
+    temporal_conv: bool
+    tempspatial_aware: bool
+    temporal_attention: bool
+    addition_attention: bool
+    init_heads: int
+    temporal_selfatt_only: bool
+    adapter_width: int
+    use_relative_position: bool
+    use_causal_attention: bool
+    image_cross_attention: bool
+    image_cross_attention_scale_learnable: bool
+    fs_condition: bool
+    default_fs: int
+
+    def __post_init__(self) -> None:
+        widths = [self.model_channels, *(self.model_channels * m for m in self.channel_mult)]
+        need(all(w % GROUPS == 0 for w in widths), f"UNet widths {widths}", f"multiples of {GROUPS}")
+        need(len(self.channel_mult) > 0, "an empty channel_mult", "one factor per level")
+        fixed = self.num_head_channels > 0
+        need(fixed or self.num_heads > 0, "neither num_heads nor num_head_channels", "one of them")
+        need(fixed or not self.addition_attention, "addition_attention with num_heads alone", "num_head_channels")
+        for level, mult in enumerate(self.channel_mult):
+            width = self.model_channels * mult
+            unit = self.num_head_channels if fixed else self.num_heads
+            last = level == len(self.channel_mult) - 1  # the middle block always attends
+            used = 2**level in self.attention_resolutions or last
+            need(not used or width % unit == 0, f"width {width} at level {level}", f"a multiple of {unit} (heads)")
+        lengthy = self.use_relative_position or self.use_causal_attention
+        need(
+            not lengthy or self.temporal_length is not None,
+            "relative positions or a causal mask without temporal_length",
+            "temporal_length, in frames",
+        )
+
+    def heads(self, width: int) -> tuple[int, int]:
+        """(number of heads, channels per head) of the attention at `width` channels."""
+        if self.num_head_channels > 0:
+            return width // self.num_head_channels, self.num_head_channels
+        return self.num_heads, width // self.num_heads
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width of the latent must be a multiple of, so that skips meet their equals."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True)
+class VAESpec:
+    """KL autoencoder. attn_resolutions are compared with `resolution` halved per level, not with the real input."""
+
+    in_channels: int
+    out_channels: int
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    resolution: int
+    z_channels: int
+    embed_dim: int
+    dropout: float
+
+    def __post_init__(self) -> None:
+        need(len(self.ch_mult) > 0, "an empty ch_mult", "one factor per level")
+        widths = [self.ch, *(self.ch * m for m in self.ch_mult)]
+        need(all(w % GROUPS == 0 for w in widths), f"autoencoder widths {widths}", f"multiples of {GROUPS}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class ClipVisionSpec:
+    """image_size: pixels the image is resized to. head_width: channels per head."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    head_width: int
+    mlp_ratio: float
+
+
+@dataclass(frozen=True)
+class ClipTextSpec:
+    """context_length: tokens per prompt, padding included."""
+
+    context_length: int
+    vocab_size: int
+    width: int
+    heads: int
+    layers: int
+    mlp_ratio: float
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """One CLIP. Each tower keeps some of the other's parameters in its checkpoint, so both halves are described."""
+
+    embed_dim: int
+    vision: ClipVisionSpec
+    text: ClipTextSpec
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """layer: "last" runs all blocks, "penultimate" all but the last; both end with ln_final."""
+
+    clip: ClipSpec
+    layer: Literal["last", "penultimate"]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The image tower; its output are all tokens after the last block."""
+
+    clip: ClipSpec
+
+
+@dataclass(frozen=True)
+class ResamplerSpec:
+    """Image tokens -> num_queries context tokens per frame (or for all frames, where video_length is None)."""
+
+    dim: int
+    depth: int
+    dim_head: int
+    heads: int
+    num_queries: int
+    embedding_dim: int
+    output_dim: int
+    ff_mult: float
+    video_length: int | None
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Text -> one vector per frame: num_queries learned queries (width) attend to the text (context_dim)."""
+
+    num_queries: int
+    width: int
+    context_dim: int
+    heads: int
+    dim_head: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole model: parts, schedule and what the checkpoint was trained for.
+
+    adapter_design: what the text adapter looks like where there is one; whether there is one, `adapter` tells.
+    height, width: pixels, the size it was trained at. frames: clip length; image tokens belong to frames.
+    fps_condition_type: "fps" (frames per second) or "fs" (frame stride), the meaning of the fs input.
+    towers_seed: None, or the seed that text and image towers are rebuilt from instead of being stored.
+    """
+
+    name: str
+    unet: UNetSpec
+    vae: VAESpec
+    text: TextSpec
+    image: ImageSpec
+    resampler: ResamplerSpec
+    adapter_design: AdapterSpec
+    schedule: ScheduleSpec
+    parameterization: Literal["v", "eps"]
+    scale_factor: float
+    fps_condition_type: Literal["fps", "fs"]
+    perframe_ae: bool
+    height: int
+    width: int
+    frames: int
+    towers_seed: int | None
+
+    def __post_init__(self) -> None:
+        unet, text, resampler = self.unet, self.text.clip.text, self.resampler
+        z = self.vae.embed_dim
+        need(unet.out_channels == z, f"UNet output of {unet.out_channels} channels", f"the latent's {z}")
+        need(unet.in_channels == 2 * z, f"UNet input of {unet.in_channels} channels", f"2 x the latent's {z}")
+        need(text.width == unet.context_dim, f"text of width {text.width}", f"context_dim {unet.context_dim}")
+        need(
+            text.context_length == unet.text_tokens,
+            f"{text.context_length} text tokens per prompt",
+            f"the UNet's text_tokens {unet.text_tokens}",
+        )
+        vision = self.image.clip.vision.width
+        need(vision == resampler.embedding_dim, f"image tokens of width {vision}", f"{resampler.embedding_dim}")
+        need(
+            resampler.output_dim == unet.context_dim,
+            f"resampler output of width {resampler.output_dim}",
+            f"context_dim {unet.context_dim}",
+        )
+        design = self.adapter_design
+        need(
+            (design.width, design.context_dim) == (unet.adapter_width, text.width),
+            f"adapter of widths {design.width}, {design.context_dim}",
+            f"{unet.adapter_width}, {text.width}",
+        )
+        unit = self.size_multiple
+        need(
+            self.height % unit == 0 and self.width % unit == 0,
+            f"size {self.height}x{self.width}",
+            f"multiples of {unit}",
+        )
+
+    @property
+    def adapter(self) -> AdapterSpec | None:
+        """The text-to-temporal adapter, None where the model has none."""
+        return None if self.unet.temporal_selfatt_only else self.adapter_design
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.embed_dim
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return self.vae.factor
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width in pixels must be multiples of (64 for the published models)."""
+        return self.vae.factor * self.unet.size_multiple
+
+    def with_adapter(self, on: bool = True) -> ModelSpec:
+        """This model with the text adapter (or without)."""
+        return replace(self, unet=replace(self.unet, temporal_selfatt_only=not on))

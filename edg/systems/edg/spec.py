@@ -67,13 +67,21 @@ class UNetSpec:
         need(len(self.channel_mult) > 0, "an empty channel_mult", "one factor per level")
         fixed = self.num_head_channels > 0
         need(fixed or self.num_heads > 0, "neither num_heads nor num_head_channels", "one of them")
-        need(fixed or not self.addition_attention, "addition_attention with num_heads alone", "num_head_channels")
+        need(
+            fixed or not self.addition_attention,
+            "addition_attention with num_heads alone",
+            "num_head_channels",
+        )
         for level, mult in enumerate(self.channel_mult):
             width = self.model_channels * mult
             unit = self.num_head_channels if fixed else self.num_heads
             last = level == len(self.channel_mult) - 1  # the middle block always attends
             used = 2**level in self.attention_resolutions or last
-            need(not used or width % unit == 0, f"width {width} at level {level}", f"a multiple of {unit} (heads)")
+            need(
+                not used or width % unit == 0,
+                f"width {width} at level {level}",
+                f"a multiple of {unit} (heads)",
+            )
         lengthy = self.use_relative_position or self.use_causal_attention
         need(
             not lengthy or self.temporal_length is not None,
@@ -232,7 +240,9 @@ class ModelSpec:
             f"the UNet's text_tokens {unet.text_tokens}",
         )
         vision = self.image.clip.vision.width
-        need(vision == resampler.embedding_dim, f"image tokens of width {vision}", f"{resampler.embedding_dim}")
+        need(
+            vision == resampler.embedding_dim, f"image tokens of width {vision}", f"{resampler.embedding_dim}"
+        )
         need(
             resampler.output_dim == unet.context_dim,
             f"resampler output of width {resampler.output_dim}",

@@ -1,0 +1,281 @@
+"""Attention over space (with text and image tokens) and over time (with the text adapter's projection).
+
+Layouts: spatial blocks see (N, L, D) with N = B*T and L = h*w; temporal blocks see (B*h*w, T, D).
+Sources: DynamiCrafter (Xing et al. 2023, section 3.2, dual-stream image injection), EDG for `cc_projection`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from edg.systems.edg.spec import UNetSpec
+from edg.systems.edg.vae import GroupNorm
+
+GRID = 65_535
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    return rearrange(x, "b l (h d) -> b h l d", h=heads)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt d) v, all (b, heads, L, d). Cut on b, which CUDA's kernels count in 16 bits."""
+    parts = zip(*(part.split(GRID) for part in (q, k, v)), strict=True)
+    done = [F.scaled_dot_product_attention(*part, is_causal=causal) for part in parts]
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    return rearrange(x, "b h l d -> b l (h d)")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the frames attend to: text (N, L, D) and, where image cross-attention is on, image tokens (N, L', D)."""
+
+    text: Tensor
+    image: Tensor | None
+
+    @staticmethod
+    def split(context: Tensor, frames: int, spec: UNetSpec) -> Context:
+        """The first text_tokens of context (B, L, D) are text. The rest are image tokens: image_tokens per frame where
+        the length is exactly text_tokens + image_tokens * frames, else the same tokens for every frame."""
+        text, image = context[:, : spec.text_tokens], context[:, spec.text_tokens :]
+        text_N = repeat(text, "b l d -> (b t) l d", t=frames)
+        if not spec.image_cross_attention or image.shape[1] == 0:
+            return Context(text_N, None)
+        if image.shape[1] == spec.image_tokens * frames:
+            return Context(text_N, rearrange(image, "b (t l) d -> (b t) l d", t=frames))
+        return Context(text_N, repeat(image, "b l d -> (b t) l d", t=frames))
+
+
+class SpatialAttention(nn.Module):
+    """Attention within a frame: to itself (context_dim None) or to text and, with `image`, to image tokens.
+
+    out = to_out(softmax(q k^T / sqrt d) v + s softmax(q k_ip^T / sqrt d) v_ip), s = 1 or tanh(alpha) + 1.
+    """
+
+    def __init__(
+        self, width: int, context_dim: int | None, heads: int, dim_head: int, dropout: float, image="none"
+    ):
+        super().__init__()
+        inner, source = heads * dim_head, context_dim or width
+        self.heads = heads
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_k = nn.Linear(source, inner, bias=False)
+        self.to_v = nn.Linear(source, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, width), nn.Dropout(dropout))
+        self.image = image
+        if image != "none":
+            self.to_k_ip = nn.Linear(source, inner, bias=False)
+            self.to_v_ip = nn.Linear(source, inner, bias=False)
+        if image == "learned":
+            self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        text = x if context is None else context.text
+        q = split_heads(self.to_q(x), self.heads)
+        out = self._attend(q, self.to_k(text), self.to_v(text))
+        if context is not None and context.image is not None:
+            from_image = self._attend(q, self.to_k_ip(context.image), self.to_v_ip(context.image))
+            out = out + (from_image * (torch.tanh(self.alpha) + 1) if self.image == "learned" else from_image)
+        return self.to_out(merge_heads(out))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, split_heads(k, self.heads), split_heads(v, self.heads))
+
+
+class RelativePosition(nn.Module):
+    """A vector per distance j - i (key index minus query index), clipped to +-reach (Shaw et al. 2018)."""
+
+    def __init__(self, dim_head: int, reach: int):
+        super().__init__()
+        self.reach = reach
+        self.embeddings_table = nn.Parameter(torch.empty(2 * reach + 1, dim_head))
+        if not self.embeddings_table.is_meta:
+            nn.init.xavier_uniform_(self.embeddings_table)
+
+    def forward(self, frames: int) -> Tensor:
+        """(frames, frames, dim_head)."""
+        index = torch.arange(frames, device=self.embeddings_table.device)
+        distance = (index[None, :] - index[:, None]).clamp(-self.reach, self.reach)
+        return self.embeddings_table[distance + self.reach]
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over the frames of one cell, x (B*h*w, T, D); optionally causal, optionally with relative positions.
+
+    scores_ij = (q_i k_j + q_i r^k_(j-i)) / sqrt d;  out_i = sum_j softmax_j (v_j + r^v_(j-i)).
+    """
+
+    def __init__(
+        self, width: int, heads: int, dim_head: int, dropout: float, causal: bool, reach: int | None
+    ):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads, self.causal = heads, causal
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_k = nn.Linear(width, inner, bias=False)
+        self.to_v = nn.Linear(width, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, width), nn.Dropout(dropout))
+        self.relative = reach is not None
+        if reach is not None:
+            self.relative_position_k = RelativePosition(dim_head, reach)
+            self.relative_position_v = RelativePosition(dim_head, reach)
+
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
+        q, k, v = (split_heads(part(x), self.heads) for part in (self.to_q, self.to_k, self.to_v))
+        if self.relative:
+            out = self._relative(q, k, v)
+        else:
+            out = attend(q, k, v, self.causal)
+        return self.to_out(merge_heads(out))
+
+    def _relative(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        frames, scale = q.shape[2], q.shape[3] ** -0.5
+        by_key = torch.einsum("bhid,bhjd->bhij", q, k)
+        by_distance = torch.einsum("bhid,ijd->bhij", q, self.relative_position_k(frames))
+        scores = (by_key + by_distance).float() * scale
+        if self.causal:
+            future = torch.ones(frames, frames, dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(future, -torch.finfo(scores.dtype).max)
+        p = scores.softmax(-1).to(v.dtype)
+        return p @ v + torch.einsum("bhij,ijd->bhid", p, self.relative_position_v(frames))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.proj = nn.Linear(width_in, 2 * width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Linear(gelu gate), dropout, Linear; four times as wide inside."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Block(nn.Module):
+    """Pre-norm: x + attn1(x), x + attn2(x, context), x + ff(x)."""
+
+    def __init__(self, width: int, attn1: nn.Module, attn2: nn.Module, dropout: float):
+        super().__init__()
+        self.attn1, self.attn2 = attn1, attn2
+        self.ff = FeedForward(width, dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with its parameters at zero, so that the residual branch it ends starts as nothing."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            nn.init.zeros_(parameter)
+    return module
+
+
+def _project(use_linear: bool, convolution: type[nn.Module], width_in: int, width_out: int) -> nn.Module:
+    return nn.Linear(width_in, width_out) if use_linear else convolution(width_in, width_out, 1)
+
+
+class SpatialTransformer(nn.Module):
+    """x (N, C, h, w) + proj_out(blocks(proj_in(norm x))), each frame by itself, with text and image tokens."""
+
+    def __init__(self, spec: UNetSpec, width: int):
+        super().__init__()
+        heads, dim_head = spec.heads(width)
+        inner, drop = heads * dim_head, 0.0  # the released transformers never receive the dropout rate
+        image = "none"
+        if spec.image_cross_attention:
+            image = "learned" if spec.image_cross_attention_scale_learnable else "fixed"
+        self.use_linear = spec.use_linear
+        self.norm = GroupNorm(width, eps=1e-6)
+        self.proj_in = _project(spec.use_linear, nn.Conv2d, width, inner)
+        self.transformer_blocks = nn.ModuleList(
+            Block(
+                inner,
+                SpatialAttention(inner, None, heads, dim_head, drop),
+                SpatialAttention(inner, spec.context_dim, heads, dim_head, drop, image),
+                drop,
+            )
+            for _ in range(spec.transformer_depth)
+        )
+        self.proj_out = zeroed(_project(spec.use_linear, nn.Conv2d, inner, width))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        height, y = x.shape[2], self.norm(x)
+        if not self.use_linear:
+            y = self.proj_in(y)
+        y = rearrange(y, "n c h w -> n (h w) c")
+        if self.use_linear:
+            y = self.proj_in(y)
+        for block in self.transformer_blocks:
+            y = block(y, context)
+        if self.use_linear:
+            y = self.proj_out(y)
+        y = rearrange(y, "n (h w) c -> n c h w", h=height)
+        if not self.use_linear:
+            y = self.proj_out(y)
+        return x + y
+
+
+class TemporalTransformer(nn.Module):
+    """x (B, C, T, h, w) + proj_out(blocks(proj_in(norm x))), each cell by itself, over its frames.
+
+    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, temporal_context)), where frame
+    t of every cell meets vector t of temporal_context (B, T, adapter_width).
+    """
+
+    def __init__(self, spec: UNetSpec, width: int, heads: int, dim_head: int, use_linear: bool, causal: bool):
+        super().__init__()
+        inner, drop = heads * dim_head, 0.0
+        reach = spec.temporal_length if spec.use_relative_position else None
+        self.use_linear = use_linear
+        self.norm = GroupNorm(width, eps=1e-6)
+        self.proj_in = _project(use_linear, nn.Conv1d, width, inner)
+        if not spec.temporal_selfatt_only:
+            self.cc_projection = nn.Linear(spec.adapter_width + inner, inner)
+        self.transformer_blocks = nn.ModuleList(
+            Block(
+                inner,
+                TemporalAttention(inner, heads, dim_head, drop, causal, reach),
+                TemporalAttention(inner, heads, dim_head, drop, causal, reach),
+                drop,
+            )
+            for _ in range(spec.transformer_depth)
+        )
+        self.proj_out = zeroed(_project(use_linear, nn.Conv1d, inner, width))
+
+    def forward(self, x: Tensor, temporal_context: Tensor | None = None) -> Tensor:
+        b, _, _, h, w = x.shape
+        y = rearrange(self.norm(x), "b c t h w -> (b h w) c t")
+        y = rearrange(y, "m c t -> m t c") if self.use_linear else y
+        y = self.proj_in(y)
+        y = y if self.use_linear else rearrange(y, "m c t -> m t c")
+        if hasattr(self, "cc_projection"):
+            words = repeat(temporal_context, "b t d -> (b h w) t d", h=h, w=w)
+            y = self.cc_projection(torch.cat([y, words.to(y.dtype)], dim=-1))
+        for block in self.transformer_blocks:
+            y = block(y)
+        y = y if self.use_linear else rearrange(y, "m t c -> m c t")
+        y = self.proj_out(y)
+        y = y if self.use_linear else rearrange(y, "m c t -> m t c")
+        return x + rearrange(y, "(b h w) t c -> b c t h w", b=b, h=h, w=w)

@@ -1,0 +1,263 @@
+"""The denoiser: a UNet over frames, with attention and convolution over time in between.
+
+Inside, tensors are (N, C, h, w) with N = B*T, frames of a clip next to each other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from edg.core.errors import UsageError
+from edg.systems.edg.attention import Context, SpatialTransformer, TemporalTransformer, zeroed
+from edg.systems.edg.spec import UNetSpec
+from edg.systems.edg.vae import GroupNorm
+
+
+def sinusoid(position_B: Tensor, width: int) -> Tensor:
+    """[cos(p w_i) | sin(p w_i)], w_i = exp(-ln(1e4) i / (width/2)), in float32: (B, width)."""
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=position_B.device)
+    angles = position_B.float()[:, None] * torch.exp(-math.log(10_000.0) * index / half)
+    waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(waves, (0, width % 2))
+
+
+class Downsample(nn.Module):
+    """Half the size: a 3x3 convolution of stride 2, or the mean of 2x2 cells."""
+
+    def __init__(self, width: int, learned: bool):
+        super().__init__()
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size: nearest neighbour, then (learned) a 3x3 convolution."""
+
+    def __init__(self, width: int, learned: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1) if learned else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class TemporalConv(nn.Module):
+    """x (B, C, T, h, w) + four (GroupNorm over the whole clip, SiLU, convolution over three frames)."""
+
+    def __init__(self, width: int, dropout: float, spatial_aware: bool):
+        super().__init__()
+        high, wide = ((3, 3, 1), (3, 1, 3)) if spatial_aware else ((3, 1, 1), (3, 1, 1))
+        for i, kernel in enumerate((high, wide, high, wide), start=1):
+            convolution = nn.Conv3d(width, width, kernel, padding=tuple(k // 2 for k in kernel))
+            drop = [nn.Dropout(dropout)] if i > 1 else []
+            steps = [GroupNorm(width, eps=1e-5), nn.SiLU(), *drop, convolution]
+            setattr(self, f"conv{i}", nn.Sequential(*steps))
+        zeroed(self.conv4[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
+
+
+class ResBlock(nn.Module):
+    """Residual block told the time by `emb`; resample is "none", "up" or "down" (done inside both branches)."""
+
+    def __init__(self, spec: UNetSpec, width_in: int, width_out: int, resample: str = "none"):
+        super().__init__()
+        self.scale_shift, self.resample = spec.use_scale_shift_norm, resample
+        emb_out = 2 * width_out if self.scale_shift else width_out
+        self.in_layers = nn.Sequential(
+            GroupNorm(width_in, eps=1e-5), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * spec.model_channels, emb_out))
+        self.out_layers = nn.Sequential(
+            GroupNorm(width_out, eps=1e-5),
+            nn.SiLU(),
+            nn.Dropout(spec.dropout),
+            zeroed(nn.Conv2d(width_out, width_out, 3, padding=1)),
+        )
+        same = width_in == width_out
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1)
+        if spec.temporal_conv and resample == "none":
+            self.temopral_conv = TemporalConv(width_out, spec.dropout, spec.tempspatial_aware)
+
+    def forward(self, x: Tensor, emb: Tensor, batch: int) -> Tensor:
+        h = self._resized(self.in_layers[:-1](x))
+        h = self.in_layers[-1](h)
+        shift = self.emb_layers(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        else:
+            h = self.out_layers(h + shift)
+        h = self.skip_connection(self._resized(x)) + h
+        if not hasattr(self, "temopral_conv"):
+            return h
+        h = self.temopral_conv(rearrange(h, "(b t) c h w -> b c t h w", b=batch))
+        return rearrange(h, "b c t h w -> (b t) c h w")
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resample == "down" else x
+
+
+class Stage(nn.Sequential):
+    """Layers in a row, each given what its kind needs."""
+
+    def forward(
+        self, x: Tensor, emb: Tensor, context: Context, temporal_context: Tensor | None, batch: int
+    ) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb, batch)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            elif isinstance(layer, TemporalTransformer):
+                y = layer(rearrange(x, "(b t) c h w -> b c t h w", b=batch), temporal_context)
+                x = rearrange(y, "b c t h w -> (b t) c h w")
+            else:
+                x = layer(x)
+        return x
+
+
+def _attention(spec: UNetSpec, width: int) -> list[nn.Module]:
+    heads, dim_head = spec.heads(width)
+    layers: list[nn.Module] = [SpatialTransformer(spec, width)]
+    if spec.temporal_attention:
+        causal = spec.use_causal_attention
+        layers.append(TemporalTransformer(spec, width, heads, dim_head, spec.use_linear, causal))
+    return layers
+
+
+def _embedding(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+
+
+class UNet(nn.Module):
+    """y = UNet(x, t, context, fs): x is the noisy latent, concatenated with the image latent on the channels."""
+
+    def __init__(self, spec: UNetSpec):
+        super().__init__()
+        self.spec = spec
+        width = spec.model_channels
+        self.time_embed = _embedding(width)
+        if spec.fs_condition:
+            self.fps_embedding = _embedding(width)
+            zeroed(self.fps_embedding[-1])
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(spec.in_channels, width, 3, padding=1))])
+        if spec.addition_attention:
+            first = TemporalTransformer(spec, width, spec.init_heads, spec.num_head_channels, False, False)
+            self.init_attn = Stage(first)
+        skips = self._build_down()
+        deepest = width * spec.channel_mult[-1]
+        self.middle_block = Stage(
+            ResBlock(spec, deepest, deepest), *_attention(spec, deepest), ResBlock(spec, deepest, deepest)
+        )
+        self._build_up(skips)
+        self.out = nn.Sequential(
+            GroupNorm(width * spec.channel_mult[0], eps=1e-5),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(width * spec.channel_mult[0], spec.out_channels, 3, padding=1)),
+        )
+
+    def _build_down(self) -> list[int]:
+        """Append the stages of the way down; returns the widths on the skip stack."""
+        spec = self.spec
+        skips = [spec.model_channels]
+        for level, mult in enumerate(spec.channel_mult):
+            width = spec.model_channels * mult
+            attend = 2**level in spec.attention_resolutions
+            for _ in range(spec.num_res_blocks):
+                layers = [ResBlock(spec, skips[-1], width), *(_attention(spec, width) if attend else [])]
+                self.input_blocks.append(Stage(*layers))
+                skips.append(width)
+            if level != len(spec.channel_mult) - 1:
+                down = ResBlock(spec, width, width, "down") if spec.resblock_updown else None
+                self.input_blocks.append(Stage(down or Downsample(width, spec.conv_resample)))
+                skips.append(width)
+        return skips
+
+    def _build_up(self, skips: list[int]) -> None:
+        spec, skips = self.spec, list(skips)
+        self.output_blocks = nn.ModuleList()
+        current = skips[-1]
+        for level, mult in reversed(list(enumerate(spec.channel_mult))):
+            width = spec.model_channels * mult
+            attend = 2**level in spec.attention_resolutions
+            for i in range(spec.num_res_blocks + 1):
+                layers = [
+                    ResBlock(spec, current + skips.pop(), width),
+                    *(_attention(spec, width) if attend else []),
+                ]
+                current = width
+                if level and i == spec.num_res_blocks:
+                    up = ResBlock(spec, width, width, "up") if spec.resblock_updown else None
+                    layers.append(up or Upsample(width, spec.conv_resample))
+                self.output_blocks.append(Stage(*layers))
+
+    def embed(self, t_B: Tensor, fs_B: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """MLP(sinusoid(t)) + MLP_fps(sinusoid(fs)), (B, 4 model_channels); fs None is the spec's default_fs."""
+        width = self.spec.model_channels
+        emb = self.time_embed(sinusoid(t_B, width).to(dtype))
+        if self.spec.fs_condition:
+            fs_B = torch.full_like(t_B, self.spec.default_fs) if fs_B is None else fs_B
+            emb = emb + self.fps_embedding(sinusoid(fs_B, width).to(dtype))
+        return emb
+
+    def forward(
+        self,
+        x_BCTHW: Tensor,
+        t_B: Tensor,
+        context_BLD: Tensor,
+        fs_B: Tensor | None = None,
+        temporal_context: Tensor | None = None,
+    ) -> Tensor:
+        """The raw prediction (B, out_channels, T, h, w), in x's dtype.
+
+        x_BCTHW: (B, in_channels, T, h, w). t_B: timesteps 0..999. context_BLD: text then image tokens.
+        fs_B: frames per second or frame stride, as the checkpoint was trained. temporal_context: (B, T, adapter_width).
+        Raises UsageError where size, context or adapter input do not fit the spec.
+        """
+        self._check(x_BCTHW, context_BLD, temporal_context)
+        batch, _, frames, _, _ = x_BCTHW.shape
+        dtype = self.out[-1].weight.dtype
+        emb = self.embed(t_B, fs_B, dtype).repeat_interleave(frames, dim=0)
+        context = Context.split(context_BLD.to(dtype), frames, self.spec)
+        rest = (emb, context, temporal_context, batch)
+        h = rearrange(x_BCTHW.to(dtype), "b c t h w -> (b t) c h w")
+        skips = []
+        for i, stage in enumerate(self.input_blocks):
+            h = stage(h, *rest)
+            if i == 0 and self.spec.addition_attention:
+                h = self.init_attn(h, *rest)
+            skips.append(h)
+        h = self.middle_block(h, *rest)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), *rest)
+        return rearrange(self.out(h), "(b t) c h w -> b c t h w", b=batch).to(x_BCTHW.dtype)
+
+    def _check(self, x: Tensor, context: Tensor, temporal_context: Tensor | None) -> None:
+        spec = self.spec
+        unit, frames = spec.size_multiple, x.shape[2]
+        if x.shape[3] % unit or x.shape[4] % unit:
+            raise UsageError(f"a latent of {x.shape[3]}x{x.shape[4]}", expected=f"multiples of {unit}")
+        if spec.image_cross_attention and context.shape[1] < spec.text_tokens:
+            raise UsageError(
+                f"a context of {context.shape[1]} tokens", expected=f"{spec.text_tokens} text tokens + image"
+            )
+        if spec.use_causal_attention and frames > spec.temporal_length:
+            raise UsageError(f"{frames} frames", expected=f"at most temporal_length {spec.temporal_length}")
+        if spec.temporal_selfatt_only:
+            return
+        wanted = (x.shape[0], frames, spec.adapter_width)
+        if temporal_context is None or tuple(temporal_context.shape) != wanted:
+            given = "none" if temporal_context is None else tuple(temporal_context.shape)
+            raise UsageError(f"temporal_context {given} for a UNet with text adapter", expected=str(wanted))

@@ -1,0 +1,3 @@
+"""edg: extrapolating and decoupling image-to-video models."""
+
+__version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Errors a user can act on: what was given, what was expected, what to do, and the exit code that goes with it."""
+"""Errors a user can act on: what was given, what was expected, what to do, and the exit code."""
 
 from __future__ import annotations
 

@@ -1,0 +1,164 @@
+"""YAML to frozen dataclasses and back, strictly: an unknown key is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edg.core.errors import BadFileError, UsageError, nearest
+
+C = TypeVar("C")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as plain dictionaries and lists, interpolations resolved.
+
+    Raises BadFileError when it is missing, UsageError when it is not YAML or not a mapping.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = Path(path)
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8-sig")), resolve=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
+    except (YAMLError, OmegaConfBaseException, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not valid YAML: {reason}") from error
+    if not isinstance(value, dict) or (len(value) == 1 and next(iter(value.values())) is None):
+        raise UsageError(f"{path} holds {type(value).__name__}", expected="a mapping of settings")
+    return value
+
+
+def load(cls: type[C], path: str | Path) -> C:
+    """The dataclass `cls` filled from a YAML file."""
+    return build(cls, read_yaml(path), str(path))
+
+
+def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """The dataclass `cls` from a mapping: nested dataclasses, tuples, Literals and Optionals are checked.
+
+    where: what to call the mapping in errors, e.g. a file name. Raises UsageError.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where or cls.__name__} is {values!r}", expected="a mapping")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in values:
+        if key not in fields:
+            raise UsageError(
+                f"unknown key {_join(where, key)!r}", expected=", ".join(fields), fix=nearest(key, fields)
+            )
+    missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
+    if missing:
+        raise UsageError(f"{where or cls.__name__} has no {', '.join(missing)}", expected=f"a {cls.__name__}")
+    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+
+
+def to_dict(value: Any) -> Any:
+    """A dataclass (or anything inside one) as plain dictionaries, lists and scalars, for YAML or JSON."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(value: Any) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(value)))
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}: {key}" if where.endswith((".yaml", ".yml")) else f"{where}.{key}".lstrip(".")
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `hint`; UsageError when it is another."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, where)
+    if origin is typing.Literal:
+        return _check(
+            value in arguments,
+            value,
+            where,
+            "one of " + ", ".join(map(str, arguments)),
+            str(value),
+            arguments,
+        )
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    if origin in (tuple, list):
+        return _convert_sequence(origin, arguments, value, where)
+    if origin in (dict, Mapping) or hint is dict:
+        _check(isinstance(value, Mapping), value, where, "a mapping")
+        inner = arguments[1] if arguments else Any
+        return {key: _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_union(arguments: tuple, value: Any, where: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    choices = [argument for argument in arguments if argument is not type(None)]
+    for choice in choices[:-1]:
+        try:
+            return _convert(choice, value, where)
+        except UsageError:
+            continue
+    return _convert(choices[-1], value, where)
+
+
+def _convert_sequence(origin: type, arguments: tuple, value: Any, where: str) -> Any:
+    _check(isinstance(value, (list, tuple)), value, where, "a list")
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        _check(len(value) == len(arguments), value, where, f"{len(arguments)} values")
+        inner = list(arguments)
+    else:
+        inner = [arguments[0] if arguments else Any] * len(value)
+    return origin(_convert(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(inner, value, strict=True)))
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    right = isinstance(value, hint) and not (isinstance(value, bool) and hint in (int, float))
+    return _check(
+        right,
+        value,
+        where,
+        {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+            hint, getattr(hint, "__name__", str(hint))
+        ),
+    )
+
+
+def _check(ok: bool, value: Any, where: str, expected: str, name: str = "", known: tuple = ()) -> Any:
+    if not ok:
+        raise UsageError(
+            f"{where} is {value!r}", expected=expected, fix=nearest(name, map(str, known)) if name else ""
+        )
+    return value

@@ -1,0 +1,85 @@
+"""Several processes, or one: the same program with and without torchrun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from edg.core.errors import UsageError
+
+T = TypeVar("T")
+# Ranks wait for each other only at the start and at the end of a run, which may take hours. A rank that dies
+# is noticed by torchrun, which ends the others; this limit is for a rank that hangs.
+PATIENCE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes, the local_rank-th on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def shard(self, items: Sequence[T]) -> list[T]:
+        """This rank's share: contiguous, sizes differ by at most one, possibly empty."""
+        base, extra = divmod(len(items), self.size)
+        start = base * self.rank + min(extra, self.rank)
+        return list(items[start : start + base + (self.rank < extra)])
+
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's value on every rank."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank; also a barrier."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def world_from_environment() -> World:
+    """What torchrun says (RANK, WORLD_SIZE, LOCAL_RANK), or a world of one."""
+    try:
+        numbers = [int(os.environ.get(name, default)) for name, default in _VARIABLES]
+    except ValueError as error:
+        raise UsageError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error})") from error
+    return World(*numbers)
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def world(device: str = "cpu") -> Iterator[World]:
+    """The world of this process; with more than one a group is opened (gloo, on cuda nccl as well)."""
+    here = world_from_environment()
+    if here.size == 1:
+        yield here
+        return
+    import torch.distributed as dist
+
+    with_nccl = device.startswith("cuda") and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", timeout=PATIENCE)
+    try:
+        yield here
+    finally:
+        dist.destroy_process_group()

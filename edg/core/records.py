@@ -1,0 +1,203 @@
+"""Files that are there completely or not at all: temporary file, fsync, rename; folder locks; hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import secrets
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from edg.core.errors import BadFileError, MachineError
+
+TEMPORARY = ".edg-tmp"
+LOCK = ".edg.lock"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def machine_error(error: OSError, path: Path) -> MachineError | None:
+    """The error to show for a write that the machine refused, or None when it is something else."""
+    if error.errno in _FULL:
+        return MachineError(
+            f"no room left while writing {path}", fix="free some space or choose another folder"
+        )
+    if error.errno in _REFUSED:
+        reason = os.strerror(error.errno)
+        return MachineError(f"cannot write {path}: {reason}", fix="choose a folder that can be written")
+    return None
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to the disk and renamed to `path`.
+
+    On any exception, signals included, the temporary file is removed and `path` stays as it was.
+    Raises MachineError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    name = f"{TEMPORARY}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
+    temporary = path.with_name(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise machine_error(error, path) or error from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems cannot flush a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove temporary files of processes that no longer run (or older than a day); returns how many."""
+    stale = [path for path in folder.glob(f"{TEMPORARY}-*") if _is_stale(path)]
+    for path in stale:
+        with suppress(OSError):
+            path.unlink()
+    return len(stale)
+
+
+def _is_stale(path: Path) -> bool:
+    host, _, rest = path.name[len(TEMPORARY) + 1 :].partition("-")
+    pid = rest.partition("-")[0]
+    if host == _host() and pid.isdigit() and not _alive(int(pid)):
+        return True
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > 86400
+    return False
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # a former process with our number: we have not written yet
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON in `path`; BadFileError when it is torn or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFileError(f"cannot read {path} as JSON: {error}") from error
+
+
+def hash_value(value: Any) -> str:
+    """sha256 of a JSON-like value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
+    """sha256 of a file's bytes, read in blocks. Raises BadFileError when it cannot be read."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(block))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+    except OSError as error:
+        raise BadFileError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def cached_sha256(path: str | Path) -> str:
+    """sha256 of a large file, remembered in the user's cache folder while its size and time stay the same."""
+    path = Path(path).resolve()
+    status = path.stat()
+    key = hash_value([str(path), status.st_size, status.st_mtime_ns, status.st_ino])[:32]
+    note = _cache_folder() / "sha256" / key
+    with suppress(OSError):
+        known = note.read_text().strip()
+        if len(known) == 64:
+            return known
+    digest = sha256_file(path)
+    with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
+        write_text(note, digest)
+    return digest
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "edg"
+
+
+def ensure_writable(folder: str | Path) -> Path:
+    """Make `folder` and prove that a file can be written in it. Raises MachineError."""
+    folder = Path(folder)
+    probe = folder / f"{TEMPORARY}-{_host()}-{os.getpid()}-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"edg")
+    except OSError as error:
+        raise machine_error(error, folder) or MachineError(f"cannot write {folder}: {error}") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return folder
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. The lock goes with the process, so a killed run leaves nothing behind.
+
+    Raises MachineError naming the holder when another run has it.
+    """
+    import fcntl
+
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise MachineError(
+                f"{folder} is locked by {holder}", fix="wait for that run or give another --savedir"
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+                raise
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on host {platform.node()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,231 @@
+"""Pictures and frames to and from files. Frames are uint8 (T, H, W, 3), networks see [-1, 1].
+
+What a picture file becomes: EXIF rotation applied, transparency laid on white, CMYK and palettes to RGB,
+16-bit grey scaled by 1/257, float grey taken as 0..1, the first picture of an animation.
+"""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edg.core.errors import BadFileError, EdgError, UsageError
+from edg.core.records import atomic_path
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+MAX_PIXELS = 64_000_000
+
+
+# ---- pictures in -------------------------------------------------------------------------------------------
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture file as uint8 RGB (H, W, 3).
+
+    Raises BadFileError when it is missing, not a file, not a picture, cut short, or above 64 megapixels.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    _need_regular_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                _need_reasonable_size(path, image.size)
+                image.load()
+                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except EdgError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "") from error
+    except MemoryError as error:
+        raise _too_large(path, "") from error
+    except Exception as error:  # Pillow's readers raise nearly every kind for broken files
+        reason = str(error).replace(str(path), path.name) or type(error).__name__
+        raise BadFileError(
+            f"cannot read the image {path}: {reason}", expected="a jpg, png or webp file"
+        ) from error
+
+
+def _need_regular_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise BadFileError(f"cannot open the image {path}: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise BadFileError(f"{path} is not a file", expected="an image file")
+    if path.stat().st_size == 0:
+        raise BadFileError(f"the image {path} is empty (0 bytes)")
+
+
+def _need_reasonable_size(path: Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise _too_large(path, f" ({size[0]}x{size[1]})")
+
+
+def _too_large(path: Path, size: str) -> BadFileError:
+    return BadFileError(
+        f"the image {path} is too large{size}", expected="at most 64 megapixels", fix="shrink it first"
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # Pillow clips 16-bit grey at 255 instead of scaling it
+        grey = np.clip(np.round(np.asarray(image).astype(np.float64) / 257), 0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        grey = np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255
+        return Image.fromarray(np.round(grey).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit_image(image: np.ndarray, height: int, width: int, crop: bool = False) -> torch.Tensor:
+    """uint8 (H, W, 3) to float32 (3, height, width) in [-1, 1].
+
+    crop False: resized to exactly this size, the aspect ratio is not kept (released; antialiased bilinear).
+    crop True: resized to cover the size, then cut in the centre.
+    """
+    import torch
+    from PIL import Image, ImageOps
+
+    picture, size = Image.fromarray(image), (width, height)
+    bilinear = Image.Resampling.BILINEAR
+    picture = ImageOps.fit(picture, size, bilinear) if crop else picture.resize(size, bilinear)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return (pixels.float() / 255 - 0.5) / 0.5
+
+
+# ---- frames out --------------------------------------------------------------------------------------------
+
+
+def to_uint8(video: torch.Tensor, loop: bool = False) -> np.ndarray:
+    """float (3, T, H, W) in about [-1, 1] to uint8 (T, H, W, 3): clamped, then truncated, as released.
+
+    loop: the last frame, a copy of the first, is dropped.
+    """
+    import torch
+
+    frames = (video.float().clamp(-1, 1) + 1) / 2 * 255
+    frames = frames.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return frames[:-1] if loop else frames
+
+
+def write_video(
+    path: str | Path, frames: np.ndarray, fps: float = 8, crf: int = 10, comment: str = ""
+) -> None:
+    """uint8 (T, H, W, 3) to an H.264 mp4 (yuv420p), atomically; `comment` becomes the file's comment tag.
+
+    One encoder thread: the same frames give the same file whatever the number of cores.
+    Raises UsageError for an odd height or width, MachineError when it cannot be written.
+    """
+    import av
+
+    frames = np.ascontiguousarray(frames)
+    _, height, width, channels = frames.shape
+    assert frames.dtype == np.uint8 and channels == 3
+    if height % 2 or width % 2:
+        raise UsageError(f"cannot write a video of {width}x{height}", expected="an even width and height")
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        container.metadata["comment"] = comment
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def read_frames(path: str | Path) -> np.ndarray:
+    """All frames of a video file as uint8 (T, H, W, 3). Raises BadFileError when it cannot be read."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadFileError(f"cannot read the video {path}: {reason}") from error
+    if not frames:
+        raise BadFileError(f"the video {path} holds no frame")
+    return np.stack(frames)
+
+
+def read_comment(path: str | Path) -> str:
+    """The comment tag of a video file ("" when there is none)."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return container.metadata.get("comment", "")
+    except (av.FFmpegError, OSError) as error:
+        raise BadFileError(f"cannot read the video {path}: {error}") from error
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """uint8 (H, W, 3) to a picture file (png, jpg, webp by its name), atomically."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary)
+
+
+# ---- contact sheet -----------------------------------------------------------------------------------------
+
+
+def contact_sheet(clips: Iterable[tuple[str, np.ndarray]], columns: int = 6, width: int = 160) -> np.ndarray:
+    """One row per clip, `columns` evenly spaced frames `width` pixels wide under its label; uint8 (H, W, 3).
+
+    clips: (label, uint8 frames (T, H, W, 3)); an iterator is read one clip at a time.
+    """
+    rows = [_sheet_row(label, frames, columns, width) for label, frames in clips]
+    assert rows, "a contact sheet needs a clip"
+    return np.concatenate(rows)
+
+
+def _sheet_row(label: str, frames: np.ndarray, columns: int, width: int, gap: int = 4) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageFont
+
+    height = max(1, round(width * frames.shape[1] / frames.shape[2]))
+    small = width < frames.shape[2]
+    method = Image.Resampling.BILINEAR if small else Image.Resampling.NEAREST
+    total = columns * (width + gap) + gap
+    row = Image.new("RGB", (total, height + 18 + gap), "white")
+    font = ImageFont.load_default(12)
+    ImageDraw.Draw(row).text((gap, 2), _clipped(label, font, total - 2 * gap), fill="black", font=font)
+    for column, index in enumerate(_evenly(len(frames), columns)):
+        picture = Image.fromarray(frames[index]).resize((width, height), method)
+        row.paste(picture, (gap + column * (width + gap), 18))
+    return np.asarray(row)
+
+
+def _clipped(label: str, font, width: float) -> str:
+    if font.getlength(label) <= width:
+        return label
+    while label and font.getlength(label + "...") > width:
+        label = label[:-1]
+    return label + "..."
+
+
+def _evenly(count: int, columns: int) -> Sequence[int]:
+    """`columns` indices from 0 to count - 1, first and last included."""
+    if count <= columns:
+        return range(count)
+    return [round(i * (count - 1) / (columns - 1)) for i in range(columns)]

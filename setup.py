@@ -1,0 +1,28 @@
+"""`pip install -e .` makes the `edg` command; the packages it needs are those of requirements.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+REQUIREMENTS = [
+    line for line in (HERE / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")
+]
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "edg/__init__.py").read_text().splitlines()
+    if "__version__ =" in line
+)
+
+setup(
+    name="edg",
+    version=VERSION,
+    description="Extrapolating and decoupling image-to-video models: more motion from a still image",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["edg", "edg.*"]),
+    package_data={"edg": ["sprites/weights/*.safetensors", "**/*.yaml"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"tests": ["pytest>=8", "ruff>=0.6", "hypothesis>=6", "psutil"]},
+    entry_points={"console_scripts": ["edg=edg.cli:entry"]},
+)

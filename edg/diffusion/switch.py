@@ -1,0 +1,68 @@
+"""Several networks in one run: one after the other by timestep (the swap at T), or blended. Raw predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from edg.diffusion.ddim import Step
+from edg.diffusion.prediction import Denoiser
+
+
+def check_boundaries(sets: int, boundaries: Sequence[float]) -> None:
+    """Raise ValueError unless there is one boundary between each two sets and they fall."""
+    if len(boundaries) != sets - 1:
+        raise ValueError(f"{sets} parameter sets need {sets - 1} boundaries, not {len(boundaries)}")
+    if any(a <= b for a, b in zip(boundaries, boundaries[1:], strict=False)):
+        raise ValueError(f"boundaries {tuple(boundaries)} do not fall")
+
+
+def set_index(t: int, boundaries: Sequence[float]) -> int:
+    """Which set acts at timestep t: the first k with t > boundaries[k], else the last."""
+    return next((k for k, boundary in enumerate(boundaries) if t > boundary), len(boundaries))
+
+
+def switch(denoisers: Sequence[Denoiser] | Mapping[str, Denoiser], boundaries: Sequence[float]) -> Denoiser:
+    """Denoiser k while t > boundaries[k] (strictly), the last one below all boundaries.
+
+    Every sample of a batch is judged by its own t; a network is called only where some sample needs it. With
+    two sets and one boundary T this is EDG's: dyn while t > T, then con.
+    """
+    ordered = list(denoisers.values()) if isinstance(denoisers, Mapping) else list(denoisers)
+    check_boundaries(len(ordered), boundaries)
+
+    def switched(x: Tensor, t_B: Tensor) -> Tensor:
+        chosen = [set_index(t, boundaries) for t in t_B.tolist()]
+        used = sorted(set(chosen))
+        out = ordered[used[0]](x, t_B)
+        for k in used[1:]:
+            mine = torch.tensor([c == k for c in chosen], device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+            out = torch.where(mine, ordered[k](x, t_B), out)
+        return out
+
+    return switched
+
+
+def blend(dyn: Denoiser, con: Denoiser, weight: Callable[[Tensor], Tensor] | None = None) -> Denoiser:
+    """w(t) dyn + (1 - w(t)) con at every step; w(t) = t / 1000 by default.
+
+    Guided with scale s this equals EDG's unused soft switch, whose guidance weights are s t / 1000 for dyn and
+    s (1 - t / 1000) for con around the blended unconditional prediction.
+    """
+    share = weight or (lambda t_B: t_B / 1000)
+
+    def blended(x: Tensor, t_B: Tensor) -> Tensor:
+        w = share(t_B).to(x).reshape(-1, *[1] * (x.ndim - 1))
+        return w * dyn(x, t_B) + (1 - w) * con(x, t_B)
+
+    return blended
+
+
+def phases(plan: Sequence[Step], boundaries: Sequence[float]) -> list[tuple[int, list[Step]]]:
+    """A plan cut where the set changes: [(set index, its steps)], in order of execution, none empty."""
+    check_boundaries(len(boundaries) + 1, boundaries)
+    grouped = groupby(plan, key=lambda step: set_index(step.t, boundaries))
+    return [(k, list(steps)) for k, steps in grouped]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from edg.core.errors import UsageError
+from edg.core.errors import EdgError, UsageError
 
 T = TypeVar("T")
 # Ranks wait for each other only at the start and at the end of a run, which may take hours. A rank that dies
@@ -44,6 +44,21 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def first(self, function: Callable[[], T]) -> T:
+        """function() of rank 0, for every rank; after its EdgError the others leave with the error's code."""
+        value, failure = None, None
+        if self.is_first:
+            try:
+                value = function()
+            except EdgError as error:
+                failure = error
+        value, code = self.broadcast((value, failure.exit_code if failure else 0))
+        if failure:
+            raise failure
+        if code:
+            raise SystemExit(code)
+        return value
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on every rank; also a barrier."""

@@ -1,0 +1,198 @@
+"""A prompt folder: images and their prompts, paired before anything else happens.
+
+Two layouts:
+- one `.txt` with a prompt per line. Images are paired by name when their names begin with the line's number
+  (`3.png`, `03-boat.jpg` belong to line 3; counted from 0 when an image 0 exists, else from 1), otherwise in
+  natural order (2 before 10), and only when there are as many images as prompts;
+- one `.txt` per image, of the same name (`boat.jpg`, `boat.txt`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edg.core.errors import BadFileError, UsageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+STEM_BYTES = 160
+_NUMBER = re.compile(r"(\d+)(?![\d])")
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and its image, the index-th of its folder."""
+
+    index: int
+    prompt: str
+    image: Path
+
+    @property
+    def name(self) -> str:
+        """`0003-boat`: unique in the folder, safe as the stem of a file."""
+        return f"{self.index:04d}-{safe_stem(self.image.stem)}"
+
+
+def read_folder(folder: str | Path) -> list[Pair]:
+    """The pairs of a prompt folder, in order. Raises UsageError where they do not pair, BadFileError."""
+    folder = Path(folder)
+    images, texts = _list(folder)
+    if not images:
+        raise UsageError(f"no image in {folder}", expected=f"files ending in {', '.join(SUFFIXES)}")
+    if _is_text_per_image(images, texts):
+        return [Pair(i, _read_single(image.with_suffix(".txt")), image) for i, image in enumerate(images)]
+    if len(texts) != 1:
+        names = ", ".join(path.name for path in texts[:10]) or "none"
+        raise UsageError(
+            f"{len(texts)} prompt files in {folder} ({names})",
+            expected="exactly one .txt with a prompt per line, or one .txt per image",
+        )
+    prompts = read_prompts(texts[0])
+    return [Pair(i, prompt, image) for i, (prompt, image) in enumerate(_pair(prompts, images, folder))]
+
+
+def _list(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images and text files of a folder in natural order; hidden files are not seen."""
+    try:
+        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_key)
+    except OSError as error:
+        raise BadFileError(f"cannot read the prompt folder {folder}: {error.strerror}") from error
+    images = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    return images, [path for path in entries if path.suffix.lower() == ".txt"]
+
+
+def natural_key(path: Path) -> tuple:
+    """Sorts digits as numbers, then by the name itself so that the order is total."""
+    parts = re.split(r"(\d+)", unicodedata.normalize("NFC", path.name))
+    return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), path.name
+
+
+def _is_text_per_image(images: Sequence[Path], texts: Sequence[Path]) -> bool:
+    stems = [image.stem for image in images]
+    return len(set(stems)) == len(stems) and sorted(stems) == sorted(text.stem for text in texts)
+
+
+def _read_single(path: Path) -> str:
+    prompts = read_prompts(path)
+    if len(prompts) != 1:
+        raise UsageError(
+            f"{path} holds {len(prompts)} prompts", expected="one line, for the image of that name"
+        )
+    return prompts[0]
+
+
+# ---- text --------------------------------------------------------------------------------------------------
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a text file, one per line, stripped. UTF-8 or (with its mark) UTF-16; any line ends.
+
+    Blank lines at the end are ignored; one elsewhere would shift the pairing: UsageError with its number.
+    """
+    text = _decode(Path(path))
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UsageError(f"{path} holds no prompt", expected="one prompt per line")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            raise UsageError(
+                f"line {number} of {path} is blank", expected="a prompt", fix="remove or fill the line"
+            )
+        if "\x00" in line:
+            raise UsageError(f"line {number} of {path} holds a NUL character", expected="text in UTF-8")
+    return [unicodedata.normalize("NFC", line) for line in lines]
+
+
+def _decode(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadFileError(f"cannot read {path}: {error.strerror}") from error
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"line {number} of {path} is not valid {encoding[:6].rstrip('-').upper()}",
+            expected="a text file in UTF-8",
+            fix="save it again as UTF-8",
+        ) from error
+
+
+# ---- pairing -----------------------------------------------------------------------------------------------
+
+
+def _pair(prompts: Sequence[str], images: Sequence[Path], folder: Path) -> list[tuple[str, Path]]:
+    by_line = _by_number(images, len(prompts))
+    if by_line is None:
+        if len(prompts) != len(images):
+            raise _unpaired(prompts, images, min(len(prompts), len(images)), folder)
+        return list(zip(prompts, images, strict=True))
+    for line in range(len(prompts)):
+        if line not in by_line:
+            raise _mismatch(
+                f"prompt {line + 1} ({_short(prompts[line])}) has no image", prompts, images, folder
+            )
+    surplus = [image for line, image in sorted(by_line.items()) if line >= len(prompts)]
+    if surplus:
+        raise _mismatch(f"image {surplus[0].name} has no prompt", prompts, images, folder)
+    return [(prompt, by_line[line]) for line, prompt in enumerate(prompts)]
+
+
+def _by_number(images: Sequence[Path], count: int) -> dict[int, Path] | None:
+    """Line (from 0) -> image when every image's name begins with a number of its own and these fit the lines.
+
+    They fit when they run without a gap or hit every line; else they mean something else (years, say): None.
+    """
+    found = [_NUMBER.match(image.stem) for image in images]
+    numbers = [int(match[1]) for match in found if match]
+    if len(set(numbers)) != len(images):
+        return None
+    first = 0 if 0 in numbers else 1
+    lines = {number - first: image for number, image in zip(numbers, images, strict=True)}
+    unbroken = sorted(lines) == list(range(len(lines)))
+    return lines if unbroken or all(line in lines for line in range(count)) else None
+
+
+def _unpaired(prompts: Sequence[str], images: Sequence[Path], first: int, folder: Path) -> UsageError:
+    if len(images) > len(prompts):
+        return _mismatch(f"image {images[first].name} has no prompt", prompts, images, folder)
+    return _mismatch(f"prompt {first + 1} ({_short(prompts[first])}) has no image", prompts, images, folder)
+
+
+def _mismatch(what: str, prompts: Sequence[str], images: Sequence[Path], folder: Path) -> UsageError:
+    return UsageError(
+        f"{what}: {len(prompts)} prompts and {len(images)} images in {folder}",
+        expected="one image per prompt",
+        fix="name the images by line (01.png, 02.png, ...) or make the counts agree",
+    )
+
+
+def _short(prompt: str, length: int = 40) -> str:
+    return repr(prompt if len(prompt) <= length else prompt[: length - 3] + "...")
+
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+
+def safe_stem(stem: str) -> str:
+    """A stem that every file system takes: NFC, unsafe characters replaced, at most 160 bytes.
+
+    A stem that had to change ends in a short hash of the original, so that different stems stay different.
+    """
+    plain = unicodedata.normalize("NFC", stem)
+    clean = _UNSAFE.sub("_", plain).strip()
+    if len(clean.encode()) > STEM_BYTES:
+        clean = clean.encode()[: STEM_BYTES - 9].decode(errors="ignore")
+    if clean == plain:
+        return clean
+    digest = hashlib.blake2b(plain.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    return f"{clean}-{digest}"

@@ -1,0 +1,304 @@
+"""Requests x ranks -> clips in a folder. To resume, run the same command again.
+
+A clip is finished when its record says so, with the same settings, and its video is the file that the record
+describes. Files appear complete or not at all, the video before its record: nothing half-written counts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from edg.core.dist import World
+from edg.core.errors import BadFileError, EdgError, SomeFailedError, UsageError
+from edg.core.records import (
+    ensure_writable,
+    hash_value,
+    lock_folder,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+)
+from edg.runner.progress import Meter, say
+from edg.systems.base import Request, Result
+
+SHEET = "contact_sheet.png"
+SHEET_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to make, and where.
+
+    shared: settings that all clips have in common and that decide the pixels (system, spec, parameter sets,
+    dtype, options); compared when a run is resumed. notes: recorded, not compared (paths, versions, device).
+    """
+
+    requests: Sequence[Request]
+    outdir: Path
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    fps: float = 8
+    crf: int = 10
+    chunk: int = 8
+    overwrite: bool = False
+
+    def video(self, request: Request) -> Path:
+        return self.outdir / f"{request.id}.mp4"
+
+    def record(self, request: Request) -> Path:
+        return self.outdir / f"{request.id}.json"
+
+    def settings(self, request: Request) -> dict[str, Any]:
+        """Everything that decides the clip's file. Raises BadFileError when the image cannot be read."""
+        return {
+            "id": request.id,
+            "prompt": request.prompt,
+            "image_sha256": sha256_file(request.image),
+            "seed": request.seed,
+            "frames": request.frames,
+            "height": request.height,
+            "width": request.width,
+            "fps": self.fps,
+            "crf": self.crf,
+            **self.shared,
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended, over all ranks."""
+
+    made: int
+    skipped: int
+    failed: Mapping[str, str]  # request id -> reason
+
+
+def run(job: Run, system: Any, load: Callable[[], Any], world: World | None = None) -> Summary:
+    """Make the clips of `job` that are not finished yet, this rank's share of them.
+
+    system: `generate(model, requests, progress)`. load: gives the model, called only when there is work.
+    Raises UsageError when a finished clip has other settings, MachineError when the folder cannot be had or
+    written, SomeFailedError (at the end) when clips failed; the other ranks leave with its code.
+    """
+    world = world or World()
+    with ExitStack() as stack:
+        pending = world.first(lambda: _prepare(job, stack))
+        mine = world.shard(pending)
+        failed = _make(job, system, load, [job.requests[index] for index in mine], Meter(not world.is_first))
+        everyone = world.gather((len(mine), failed))
+        failures = {key: reason for _, part in everyone for key, reason in part.items()}
+        summary = Summary(len(pending) - len(failures), len(job.requests) - len(pending), failures)
+        world.first(lambda: _finish(job, summary))
+    if failures and not world.is_first:
+        raise SystemExit(SomeFailedError.exit_code)
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise SomeFailedError(
+            f"{len(failures)} of {len(job.requests)} clips failed, first {name}: {reason}",
+            fix="run the same command again when the cause is gone: only these are made again",
+        )
+    return summary
+
+
+def _prepare(job: Run, stack: ExitStack) -> list[int]:
+    """Rank 0, before anything is made: take the folder and decide what is left to do."""
+    ids = [request.id for request in job.requests]
+    assert len(set(ids)) == len(ids), "request ids must be unique"
+    ensure_writable(job.outdir)
+    stack.enter_context(lock_folder(job.outdir))
+    remove_leftovers(job.outdir)
+    pending = [i for i, request in enumerate(job.requests) if not is_finished(job, request)]
+    if len(pending) < len(ids):
+        say(f"{len(ids) - len(pending)} of {len(ids)} clips are finished already in {job.outdir}")
+    return pending
+
+
+# ---- what is finished --------------------------------------------------------------------------------------
+
+
+def is_finished(job: Run, request: Request) -> bool:
+    """Whether the clip is there, complete, and made with these settings.
+
+    Raises UsageError when it is there with other settings, unless the job overwrites.
+    """
+    record = _read_record(job.record(request))
+    if record.get("status") != "done" or not _is_intact(job.video(request), record):
+        return False
+    with suppress(BadFileError):  # an image that is gone now makes the clip fail later, with its reason
+        settings = job.settings(request)
+        if record.get("settings_hash") == hash_value(settings):
+            return True
+        if not job.overwrite:
+            difference = first_difference(record.get("settings", {}), settings)
+            raise UsageError(
+                f"{job.video(request)} was made with other settings ({difference})",
+                fix="use --overwrite to make it again, or another --savedir",
+            )
+    return False
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    with suppress(BadFileError):
+        record = read_json(path)
+        return record if isinstance(record, dict) else {}
+    return {}
+
+
+def _is_intact(video: Path, record: Mapping[str, Any]) -> bool:
+    with suppress(BadFileError):
+        return sha256_file(video) == record.get("video_sha256")
+    return False
+
+
+def first_difference(then: Any, now: Any, where: str = "") -> str:
+    """`options.eta: 1.0 then, 0.5 now` for the first place where nested values differ ("" when nowhere)."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in [*now, *(key for key in then if key not in now)]:
+            inner = f"{where}.{key}".lstrip(".")
+            if key not in then or key not in now:
+                return f"{inner}: {_show(then.get(key))} then, {_show(now.get(key))} now"
+            if difference := first_difference(then[key], now[key], inner):
+                return difference
+        return ""
+    same = hash_value(then) == hash_value(now)
+    return "" if same else f"{where or 'settings'}: {_show(then)} then, {_show(now)} now"
+
+
+def _show(value: Any, length: int = 60) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+# ---- making ------------------------------------------------------------------------------------------------
+
+
+def _make(
+    job: Run, system: Any, load: Callable[[], Any], requests: list[Request], meter: Meter
+) -> dict[str, str]:
+    """This rank's clips, a chunk at a time; returns the failed ones with their reasons."""
+    failed: dict[str, str] = {}
+    model = None
+    for start in range(0, len(requests), job.chunk):
+        chunk = requests[start : start + job.chunk]
+        began = time.monotonic()
+        ready = []
+        for request in chunk:
+            reason = _unreadable(request)
+            if reason:
+                failed[request.id] = _fail(job, request, reason)
+            else:
+                ready.append(request)
+        if ready and model is None:
+            model = load()
+        for result in system.generate(model, ready, meter) if ready else ():
+            reason = _save(job, result, time.monotonic() - began, len(ready))
+            if reason:
+                failed[result.request.id] = _fail(job, result.request, reason)
+        meter.close()
+    return failed
+
+
+def _unreadable(request: Request) -> str:
+    from edg.core.video import read_image
+
+    try:
+        read_image(request.image)
+    except BadFileError as error:
+        return str(error)
+    return ""
+
+
+def _save(job: Run, result: Result, seconds: float, together: int) -> str:
+    """Write a result's video, then its record; returns the reason when that failed."""
+    from edg.core.video import write_video
+
+    request = result.request
+    if result.frames is None:
+        return result.error or "the system gave no frames and no reason"
+    warnings = _warnings(result)
+    try:
+        settings = job.settings(request)
+        write_video(
+            job.video(request), result.frames, job.fps, job.crf, json.dumps(settings, ensure_ascii=False)
+        )
+        record = _record(job, request, "done", settings) | {
+            "video": job.video(request).name,
+            "video_sha256": sha256_file(job.video(request)),
+            "video_frames": len(result.frames),
+            "warnings": warnings,
+            "info": dict(result.info),
+            "seconds_since_chunk_start": round(seconds, 2),
+            "clips_in_chunk": together,
+        }
+        write_json(job.record(request), record)
+    except EdgError as error:
+        return str(error)
+    say(f"made {job.video(request)} ({seconds:.1f} s)")
+    for warning in warnings:
+        say(f"  warning: {warning}")
+    return ""
+
+
+def _fail(job: Run, request: Request, reason: str) -> str:
+    """Record that a clip failed, leave no video of it, and hand the reason back."""
+    say(f"failed {request.id}: {reason}")
+    try:
+        settings = job.settings(request)
+    except BadFileError:
+        settings = None
+    with suppress(OSError, EdgError):  # on a full disk the failure is only told
+        job.video(request).unlink(missing_ok=True)
+        write_json(job.record(request), _record(job, request, "failed", settings) | {"error": reason})
+    return reason
+
+
+def _record(job: Run, request: Request, status: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "status": status,
+        "settings_hash": hash_value(settings),
+        "settings": settings,
+        "image": str(request.image),
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **job.notes,
+    }
+
+
+def _warnings(result: Result) -> list[str]:
+    frames = result.frames
+    return ["every pixel of the video has the same value"] if frames.min() == frames.max() else []
+
+
+# ---- at the end --------------------------------------------------------------------------------------------
+
+
+def _finish(job: Run, summary: Summary) -> None:
+    """Rank 0, after everybody: the contact sheet of all finished clips, when there is something new."""
+    from edg.core.video import contact_sheet, write_image
+
+    sheet = job.outdir / SHEET
+    if summary.made or not sheet.exists():
+        clips = list(islice(_finished_clips(job), SHEET_ROWS))
+        if clips:
+            write_image(sheet, contact_sheet(clips))
+    say(
+        f"{summary.made} made, {summary.skipped} finished before, {len(summary.failed)} failed: "
+        f"{job.outdir} ({SHEET})"
+    )
+
+
+def _finished_clips(job: Run) -> Iterator[tuple[str, Any]]:
+    from edg.core.video import read_frames
+
+    for request in job.requests:
+        if _read_record(job.record(request)).get("status") == "done":
+            with suppress(BadFileError):
+                yield f"{request.id}: {request.prompt}", read_frames(job.video(request))

@@ -1,0 +1,134 @@
+"""Prompt folders: what pairs, what does not, and what the error says."""
+
+import re
+import time
+
+import pytest
+
+from edg.core.errors import UsageError
+from edg.data.prompts import read_folder, read_prompts, safe_stem
+
+
+def folder(path, images, text="one\ntwo\nthree\n", name="prompts.txt"):
+    for image in images:
+        (path / image).write_bytes(b"x")
+    if text is not None:
+        data = text if isinstance(text, bytes) else text.encode()
+        (path / name).write_bytes(data)
+    return path
+
+
+def pairs(path):
+    return {pair.image.name: pair.prompt for pair in read_folder(path)}
+
+
+def test_by_order_is_natural(tmp_path):
+    path = folder(tmp_path, ["b10.png", "b2.png", "B1.JPG"])
+    assert pairs(path) == {"B1.JPG": "one", "b2.png": "two", "b10.png": "three"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_by_number(tmp_path, first):
+    names = [f"{first + 2:02d}-a.png", f"{first:02d}-z.jpeg", f"{first + 1:02d}.webp"]
+    assert [p.image.name for p in read_folder(folder(tmp_path, names))] == [names[1], names[2], names[0]]
+
+
+def test_numbers_that_are_not_lines_fall_back_to_order(tmp_path):
+    path = folder(tmp_path, ["2019-a.png", "1998-b.png", "2024.png"])
+    assert pairs(path) == {"1998-b.png": "one", "2019-a.png": "two", "2024.png": "three"}
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (["1.png", "2.png"], r"prompt 3 \('three'\) has no image: 3 prompts and 2 images"),
+        (["1.png", "2.png", "3.png", "4.png"], "image 4.png has no prompt: 3 prompts and 4 images"),
+        (["a.png", "b.png"], r"prompt 3 \('three'\) has no image"),
+        (["a.png", "b.png", "c.png", "d.png"], "image d.png has no prompt"),
+        ([], "no image in"),
+    ],
+)
+def test_what_does_not_pair(tmp_path, images, message):
+    with pytest.raises(UsageError, match=message):
+        read_folder(folder(tmp_path, images))
+
+
+def test_no_text_or_two(tmp_path):
+    folder(tmp_path, ["a.png"], text=None)
+    with pytest.raises(UsageError, match="0 prompt files"):
+        read_folder(tmp_path)
+    folder(tmp_path, [], name="x.txt"), folder(tmp_path, [], name="y.txt")
+    with pytest.raises(UsageError, match=re.escape("2 prompt files") + r".*x\.txt, y\.txt"):
+        read_folder(tmp_path)
+
+
+def test_text_per_image(tmp_path):
+    folder(tmp_path, ["cat.png"], "a cat", "cat.txt")
+    folder(tmp_path, ["dog.JPG"], "a dog", "dog.txt")
+    assert pairs(tmp_path) == {"cat.png": "a cat", "dog.JPG": "a dog"}
+
+
+def test_same_stem_twice_stays_two(tmp_path):
+    names = [p.name for p in read_folder(folder(tmp_path, ["a.png", "a.jpg", "A.png"]))]
+    assert len({name.casefold() for name in names}) == 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"one\r\ntwo\r\n",
+        b"\xef\xbb\xbfone\ntwo",
+        "one\ntwo\n\n".encode("utf-16"),
+        b"one\rtwo",
+        b"  one \n two\n",
+    ],
+)
+def test_encodings_and_line_ends(tmp_path, data):
+    (tmp_path / "p.txt").write_bytes(data)
+    assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"one\n\ntwo\n", "line 2 of .* is blank"),
+        (b"one\ntw\xff\n", "line 2 of .* is not valid UTF"),
+        (b"", "holds no prompt"),
+        ("one\ntwo".encode("utf-16-le"), "line 1 of .* holds a NUL"),
+    ],
+)
+def test_bad_text_names_its_line(tmp_path, data, message):
+    (tmp_path / "p.txt").write_bytes(data)
+    with pytest.raises(UsageError, match=message):
+        read_prompts(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(
+    "stem, same",
+    [
+        ("a boat", True),
+        ("ünï-😀", True),
+        ("..", True),
+        ("-rf", True),
+        ("a/b", False),
+        ("x" * 300, False),
+        ("a\nb", False),
+    ],
+)
+def test_safe_stems(stem, same):
+    safe = safe_stem(stem)
+    assert (safe == stem) == same
+    assert "/" not in safe and "\n" not in safe and len(safe.encode()) <= 170
+
+
+def test_safe_stem_is_nfc_and_different_stems_stay_different():
+    assert safe_stem("u\u0308") == "ü"
+    assert safe_stem("a/b") != safe_stem("a:b")
+
+
+def test_ten_thousand_prompts_are_read_quickly(tmp_path):
+    folder(tmp_path, [f"{i}.png" for i in range(10_000)], "\n".join(f"prompt {i}" for i in range(10_000)))
+    start = time.perf_counter()
+    found = read_folder(tmp_path)
+    assert time.perf_counter() - start < 2
+    assert found[2345].prompt == "prompt 2345" and found[2345].image.name == "2345.png"

@@ -1,0 +1,218 @@
+"""The runner with a fake system: what is finished, what is made again, what fails, who may write."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fakes import FakeSystem, job  # noqa: E402
+
+from edg.core.errors import MachineError, SomeFailedError, UsageError  # noqa: E402
+from edg.core.records import LOCK, read_json  # noqa: E402
+from edg.core.video import read_frames  # noqa: E402
+from edg.runner.sample import first_difference, run  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def go(plan, **system):
+    fake = FakeSystem(**system)
+    return run(plan, fake, lambda: "model"), fake.log
+
+
+def frames(plan):
+    return {r.id: read_frames(plan.video(r)) for r in plan.requests}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_makes_everything_once(tmp_path):
+    plan = job(tmp_path)
+    summary, log = go(plan)
+    assert (summary.made, summary.skipped) == (3, 0)
+    record = read_json(plan.record(plan.requests[1]))
+    assert record["status"] == "done" and record["settings"]["prompt"] == "prompt 1"
+    assert record["video_frames"] == 4 and len(record["settings"]["image_sha256"]) == 64
+    assert sorted(p.name for p in plan.outdir.iterdir() if not p.name.startswith(".")) == sorted(
+        [f"{r.id}.{kind}" for r in plan.requests for kind in ("mp4", "json")] + ["contact_sheet.png"]
+    )
+    summary, log = go(plan)
+    assert (summary.made, summary.skipped, log) == (0, 3, [])
+
+
+def test_the_model_is_not_loaded_when_nothing_is_left(tmp_path):
+    go(job(tmp_path))
+    run(job(tmp_path), FakeSystem(), lambda: pytest.fail("loaded"))
+
+
+def test_chunks_do_not_change_frames(tmp_path):
+    plans = [job(tmp_path / str(chunk), count=5, chunk=chunk) for chunk in (1, 2, 8)]
+    logs = [go(plan)[1] for plan in plans]
+    assert [len(log) for log in logs] == [5, 3, 1]
+    assert same(frames(plans[0]), frames(plans[1])) and same(frames(plans[0]), frames(plans[2]))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "gone", "record cut", "record gone", "other video"])
+def test_half_written_is_made_again(tmp_path, damage):
+    plan = job(tmp_path)
+    go(plan)
+    before, victim = frames(plan), plan.requests[1]
+    video, record = plan.video(victim), plan.record(victim)
+    {
+        "empty": lambda: video.write_bytes(b""),
+        "cut": lambda: video.write_bytes(video.read_bytes()[:300]),
+        "gone": video.unlink,
+        "record cut": lambda: record.write_text(record.read_text()[:50]),
+        "record gone": record.unlink,
+        "other video": lambda: video.write_bytes(plan.video(plan.requests[0]).read_bytes()),
+    }[damage]()
+    _, log = go(plan)
+    assert log == [[victim.id]] and same(before, frames(plan))
+
+
+def test_other_settings_are_an_error_and_overwrite_redoes(tmp_path):
+    go(job(tmp_path))
+    with pytest.raises(UsageError, match=r"0000-x_sample0.mp4 .*\(seed: 1 then, 2 now\).*--overwrite"):
+        go(job(tmp_path, seed=2))
+    other = dataclasses.replace(job(tmp_path), shared={"options": {"eta": 0.5}})
+    with pytest.raises(UsageError, match=r"options\.eta: 1\.0 then, 0\.5 now"):
+        go(other)
+    _, log = go(dataclasses.replace(other, overwrite=True))
+    assert len(log[0]) == 3
+    assert go(other)[1] == []
+
+
+def test_a_changed_image_is_another_setting(tmp_path):
+    plan = job(tmp_path)
+    go(plan)
+    from edg.core.video import write_image
+
+    write_image(plan.requests[2].image, np.full((8, 8, 3), 77, np.uint8))
+    with pytest.raises(UsageError, match="image_sha256"):
+        go(plan)
+
+
+def test_failures_do_not_stop_the_others(tmp_path):
+    plan = job(tmp_path, count=4)
+    plan.requests[0].image.write_bytes(b"not an image")
+    with pytest.raises(
+        SomeFailedError, match=r"2 of 4 clips failed, first 0000-x_sample0: cannot read the image"
+    ):
+        go(plan, fail=["0002-x_sample0"])
+    assert read_json(plan.record(plan.requests[2]))["error"] == "the latent is not finite"
+    assert read_json(plan.record(plan.requests[0]))["status"] == "failed"
+    assert not plan.video(plan.requests[2]).exists() and plan.video(plan.requests[3]).exists()
+    with pytest.raises(SomeFailedError, match="1 of 4"):
+        assert go(plan)[1] == [["0002-x_sample0"]]
+
+
+def test_an_interrupted_run_continues(tmp_path):
+    whole, cut = job(tmp_path / "a", count=5), job(tmp_path / "b", count=5)
+    go(whole)
+    with pytest.raises(KeyboardInterrupt):
+        go(cut, boom_after=2)
+    assert go(cut)[1] == [[r.id for r in cut.requests[2:]]]
+    assert same(frames(whole), frames(cut))
+
+
+def test_a_locked_folder_names_its_holder(tmp_path):
+    plan = job(tmp_path)
+    plan.outdir.mkdir(parents=True)
+    with open(plan.outdir / LOCK, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"pid {os.getpid()} on host here"), file.flush()
+        with pytest.raises(MachineError, match=f"locked by pid {os.getpid()} on host here"):
+            go(plan)
+    go(plan)
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(MachineError, match="cannot write"):
+        go(job(tmp_path))
+
+
+def test_first_difference():
+    assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": (1, 2)}}) == ""
+    assert first_difference({"a": 1}, {"b": 1}) == "b: nothing then, 1 now"
+    assert first_difference({"a": 1, "b": 2}, {"a": 1}) == "b: 2 then, nothing now"
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+from fakes import FakeSystem, job
+from edg.core.dist import world
+from edg.runner.sample import run
+class Slow(FakeSystem):
+    def generate(self, *args):
+        for result in super().generate(*args):
+            time.sleep({pause})
+            yield result
+with world("cpu") as here:
+    run(job(Path({folder!r}), count={count}, chunk=2), Slow(fail={fail!r}), lambda: None, here)
+"""
+
+
+def start(folder, *, ranks=1, count=5, pause=0.0, fail=()):
+    text = PROGRAM.format(
+        tests=str(Path(__file__).parent),
+        root=str(ROOT),
+        folder=str(folder),
+        count=count,
+        pause=pause,
+        fail=fail,
+    )
+    script = folder / "program.py"
+    folder.mkdir(parents=True, exist_ok=True)
+    script.write_text(text)
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script)], env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_at_any_moment(tmp_path):
+    whole, cut = job(tmp_path / "a", count=5), job(tmp_path / "b", count=5)
+    go(whole)
+    process = start(tmp_path / "b", pause=0.5)
+    while not list(cut.outdir.glob("*.mp4")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (cut.outdir / f".edg-tmp-{'0' * 8}-1-x.mp4").write_bytes(b"of another host, kept for a day")
+    _, log = go(cut)
+    assert 0 < sum(map(len, log)) < 5 and same(frames(whole), frames(cut))
+
+
+def test_more_ranks_give_the_same_frames(tmp_path):
+    whole, parts = job(tmp_path / "a", count=3), job(tmp_path / "b", count=3)
+    go(whole)
+    process = start(tmp_path / "b", ranks=2, count=3)
+    assert process.wait(120) == 0, process.stderr.read()
+    assert same(frames(whole), frames(parts)) and (parts.outdir / "contact_sheet.png").exists()
+    assert json.loads(parts.record(parts.requests[0]).read_text())["status"] == "done"
+
+
+def test_a_rank_with_failures_makes_the_whole_fail_after_all_are_done(tmp_path):
+    parts = job(tmp_path, count=3)
+    process = start(tmp_path, ranks=2, count=3, fail=("0002-x_sample0",))
+    assert process.wait(120) != 0
+    assert [parts.video(r).exists() for r in parts.requests] == [True, True, False]
+    assert (parts.outdir / "contact_sheet.png").exists()

@@ -36,15 +36,17 @@ def merge_heads(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """What the frames attend to: text (N, L, D) and, where image cross-attention is on, image tokens (N, L', D)."""
+    """What the frames attend to: text (N, L, D) and, where image cross-attention is on, image tokens (N, L',
+    D)."""
 
     text: Tensor
     image: Tensor | None
 
     @staticmethod
     def split(context: Tensor, frames: int, spec: UNetSpec) -> Context:
-        """The first text_tokens of context (B, L, D) are text. The rest are image tokens: image_tokens per frame where
-        the length is exactly text_tokens + image_tokens * frames, else the same tokens for every frame."""
+        """The first text_tokens of context (B, L, D) are text. The rest are image tokens: image_tokens per
+        frame where the length is exactly text_tokens + image_tokens * frames, else the same tokens for every
+        frame."""
         text, image = context[:, : spec.text_tokens], context[:, spec.text_tokens :]
         text_N = repeat(text, "b l d -> (b t) l d", t=frames)
         if not spec.image_cross_attention or image.shape[1] == 0:
@@ -108,7 +110,8 @@ class RelativePosition(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention over the frames of one cell, x (B*h*w, T, D); optionally causal, optionally with relative positions.
+    """Self-attention over the frames of one cell, x (B*h*w, T, D); optionally causal, optionally with
+    relative positions.
 
     scores_ij = (q_i k_j + q_i r^k_(j-i)) / sqrt d;  out_i = sum_j softmax_j (v_j + r^v_(j-i)).
     """
@@ -130,10 +133,7 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, context: None = None) -> Tensor:
         q, k, v = (split_heads(part(x), self.heads) for part in (self.to_q, self.to_k, self.to_v))
-        if self.relative:
-            out = self._relative(q, k, v)
-        else:
-            out = attend(q, k, v, self.causal)
+        out = self._relative(q, k, v) if self.relative else attend(q, k, v, self.causal)
         return self.to_out(merge_heads(out))
 
     def _relative(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -197,7 +197,8 @@ def _project(use_linear: bool, convolution: type[nn.Module], width_in: int, widt
 
 
 class SpatialTransformer(nn.Module):
-    """x (N, C, h, w) + proj_out(blocks(proj_in(norm x))), each frame by itself, with text and image tokens."""
+    """x (N, C, h, w) + proj_out(blocks(proj_in(norm x))), each frame by itself, with text and image
+    tokens."""
 
     def __init__(self, spec: UNetSpec, width: int):
         super().__init__()
@@ -240,8 +241,8 @@ class SpatialTransformer(nn.Module):
 class TemporalTransformer(nn.Module):
     """x (B, C, T, h, w) + proj_out(blocks(proj_in(norm x))), each cell by itself, over its frames.
 
-    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, temporal_context)), where frame
-    t of every cell meets vector t of temporal_context (B, T, adapter_width).
+    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, temporal_context)),
+    where frame t of every cell meets vector t of temporal_context (B, T, adapter_width).
     """
 
     def __init__(self, spec: UNetSpec, width: int, heads: int, dim_head: int, use_linear: bool, causal: bool):

@@ -1,15 +1,17 @@
-"""What a model is, as frozen dataclasses. Every number that could differ between two checkpoints is a field here.
+"""What a model is, as frozen dataclasses: every number in which two checkpoints could differ is a field here.
 
-The published values are in `edg/systems/edg/presets.py`; the published YAML files are read by `released.py`.
-A dataclass that cannot be built (widths that do not divide, an option nobody implements) raises UsageError at once.
+The published values are in `presets.py`; the published YAML files are read by `released.py`. A dataclass that
+cannot be built (widths that do not divide, an option nobody implements) raises UsageError at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from edg.core.errors import UsageError
+from edg.core.errors import UsageError, nearest
 from edg.diffusion.schedule import ScheduleSpec
 
 GROUPS = 32  # every GroupNorm of this family
@@ -24,9 +26,10 @@ def need(ok: bool, given: str, expected: str) -> None:
 class UNetSpec:
     """The denoiser. Names are the published constructor's where it has one.
 
-    image_tokens: image tokens per frame; text_tokens: how many context tokens are text, counted from the first.
-    num_heads counts only where num_head_channels is -1. init_heads: heads of the first temporal attention.
-    temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every temporal transformer.
+    image_tokens: image tokens per frame; text_tokens: how many context tokens are text, counted from the
+    first. num_heads counts only where num_head_channels is -1. init_heads: heads of the first temporal
+    attention. temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every
+    temporal transformer.
     """
 
     in_channels: int
@@ -103,7 +106,8 @@ class UNetSpec:
 
 @dataclass(frozen=True)
 class VAESpec:
-    """KL autoencoder. attn_resolutions are compared with `resolution` halved per level, not with the real input."""
+    """KL autoencoder. attn_resolutions are compared with `resolution` halved per level, not with the real
+    input."""
 
     in_channels: int
     out_channels: int
@@ -153,7 +157,8 @@ class ClipTextSpec:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """One CLIP. Each tower keeps some of the other's parameters in its checkpoint, so both halves are described."""
+    """One CLIP. Each tower keeps some of the other's parameters in its checkpoint, so both halves are
+    described."""
 
     embed_dim: int
     vision: ClipVisionSpec
@@ -177,7 +182,8 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ResamplerSpec:
-    """Image tokens -> num_queries context tokens per frame (or for all frames, where video_length is None)."""
+    """Image tokens -> num_queries context tokens per frame (or for all frames, where video_length is
+    None)."""
 
     dim: int
     depth: int
@@ -205,9 +211,9 @@ class AdapterSpec:
 class ModelSpec:
     """A whole model: parts, schedule and what the checkpoint was trained for.
 
-    adapter_design: what the text adapter looks like where there is one; whether there is one, `adapter` tells.
-    height, width: pixels, the size it was trained at. frames: clip length; image tokens belong to frames.
-    fps_condition_type: "fps" (frames per second) or "fs" (frame stride), the meaning of the fs input.
+    adapter_design: what the text adapter looks like where there is one; whether there is one, `adapter`
+    tells. height, width: pixels, the size it was trained at. frames: clip length; image tokens belong to
+    frames. fps_condition_type: "fps" (frames per second) or "fs" (frame stride), the meaning of the fs input.
     towers_seed: None, or the seed that text and image towers are rebuilt from instead of being stored.
     """
 
@@ -283,3 +289,35 @@ class ModelSpec:
     def with_adapter(self, on: bool = True) -> ModelSpec:
         """This model with the text adapter (or without)."""
         return replace(self, unet=replace(self.unet, temporal_selfatt_only=not on))
+
+
+def load_spec(name: str | Path) -> ModelSpec:
+    """A known model by name (`dynamicrafter-512`, `sprites`, ...) or a YAML file: ours, or one in the
+    published layout.
+
+    Raises UsageError for an unknown name or key, BadFileError for a file that cannot be read.
+    """
+    from edg.core import config
+    from edg.systems.edg.presets import PRESETS
+
+    known = str(name).replace("_", "-")
+    if known in PRESETS:
+        return PRESETS[known]
+    if Path(name).suffix not in (".yaml", ".yml"):
+        names = ", ".join(PRESETS)
+        raise UsageError(
+            f"no model is called {str(name)!r}", expected=f"{names} or a .yaml", fix=nearest(known, PRESETS)
+        )
+    values = config.read_yaml(name)
+    if isinstance(values.get("model"), Mapping):
+        return from_published(values, name=Path(name).stem)
+    return config.build(ModelSpec, values, str(name))
+
+
+def from_published(
+    values: Mapping[str, Any], clip: Mapping[str, Any] | None = None, name: str = "published"
+) -> ModelSpec:
+    """The spec of a published YAML file's content; see `released.from_published`."""
+    from edg.systems.edg import released
+
+    return released.from_published(values, clip, name)

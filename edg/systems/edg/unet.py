@@ -67,7 +67,8 @@ class TemporalConv(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block told the time by `emb`; resample is "none", "up" or "down" (done inside both branches)."""
+    """Residual block told the time by `emb`; resample is "none", "up" or "down" (done inside both
+    branches)."""
 
     def __init__(self, spec: UNetSpec, width_in: int, width_out: int, resample: str = "none"):
         super().__init__()
@@ -142,7 +143,8 @@ def _embedding(width: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """y = UNet(x, t, context, fs): x is the noisy latent, concatenated with the image latent on the channels."""
+    """y = UNet(x, t, context, fs): x is the noisy latent, concatenated with the image latent on the
+    channels."""
 
     def __init__(self, spec: UNetSpec):
         super().__init__()
@@ -204,7 +206,8 @@ class UNet(nn.Module):
                 self.output_blocks.append(Stage(*layers))
 
     def embed(self, t_B: Tensor, fs_B: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """MLP(sinusoid(t)) + MLP_fps(sinusoid(fs)), (B, 4 model_channels); fs None is the spec's default_fs."""
+        """MLP(sinusoid(t)) + MLP_fps(sinusoid(fs)), (B, 4 model_channels); fs None is the spec's
+        default_fs."""
         width = self.spec.model_channels
         emb = self.time_embed(sinusoid(t_B, width).to(dtype))
         if self.spec.fs_condition:
@@ -223,8 +226,8 @@ class UNet(nn.Module):
         """The raw prediction (B, out_channels, T, h, w), in x's dtype.
 
         x_BCTHW: (B, in_channels, T, h, w). t_B: timesteps 0..999. context_BLD: text then image tokens.
-        fs_B: frames per second or frame stride, as the checkpoint was trained. temporal_context: (B, T, adapter_width).
-        Raises UsageError where size, context or adapter input do not fit the spec.
+        fs_B: frames per second or frame stride, as the checkpoint was trained. temporal_context: (B, T,
+        adapter_width). Raises UsageError where size, context or adapter input do not fit the spec.
         """
         self._check(x_BCTHW, context_BLD, temporal_context)
         batch, _, frames, _, _ = x_BCTHW.shape

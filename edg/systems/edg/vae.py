@@ -81,7 +81,8 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size: one row and column of zeros at the bottom and right, then a 3x3 convolution of stride 2."""
+    """Half the size: one row and column of zeros at the bottom and right, then a 3x3 convolution of stride
+    2."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -114,7 +115,8 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention where the level has it, then the resampling."""
+    """Residual blocks of one resolution, each followed by attention where the level has it, then the
+    resampling."""
 
     def __init__(self, width_in: int, width: int, blocks: int, attend: bool, dropout: float):
         super().__init__()
@@ -162,7 +164,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (N, z_channels, h, w) -> pixels (N, 3, f h, f w). `up` is stored from the finest level to the coarsest."""
+    """Latents (N, z_channels, h, w) -> pixels (N, 3, f h, f w). `up` is stored from the finest level to the
+    coarsest."""
 
     def __init__(self, spec: VAESpec):
         super().__init__()
@@ -188,7 +191,8 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder with the 1x1 convolutions around the latent. Knows nothing of the latent's scale factor."""
+    """Encoder and decoder with the 1x1 convolutions around the latent. Knows nothing of the latent's scale
+    factor."""
 
     def __init__(self, spec: VAESpec):
         super().__init__()

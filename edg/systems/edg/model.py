@@ -1,0 +1,105 @@
+"""The whole model under the published key names: denoiser, autoencoder, towers, projector, adapter,
+schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from edg.diffusion.schedule import Schedule, make_schedule
+from edg.systems.edg.adapter import QFormer, over_frames
+from edg.systems.edg.encoders import ImageEncoder, ImageProjector, TextEncoder
+from edg.systems.edg.spec import ModelSpec
+from edg.systems.edg.unet import UNet
+from edg.systems.edg.vae import AutoencoderKL, Posterior
+
+
+class LatentVideoModel(nn.Module):
+    """Parts of a checkpoint as attributes, and what a sampler or trainer asks of them. Latents are float32
+    outside; inside, every part computes in the dtype of its own weights. Schedule buffers are float32
+    always."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.model = nn.ModuleDict({"diffusion_model": UNet(spec.unet)})
+        self.first_stage_model = AutoencoderKL(spec.vae)
+        self.cond_stage_model = TextEncoder(spec.text)
+        self.embedder = ImageEncoder(spec.image)
+        self.image_proj_model = ImageProjector(spec.resampler)
+        if spec.adapter is not None:
+            self.queries = nn.Parameter(torch.randn(spec.adapter.num_queries, spec.adapter.width))
+            self.qformer = QFormer(spec.adapter)
+        self.buffer_names = tuple(self.schedule_buffers())
+        for name, value in self.schedule_buffers().items():
+            self.register_buffer(name, torch.empty_like(value, device=self.device).copy_(value))
+
+    @property
+    def unet(self) -> UNet:
+        return self.model["diffusion_model"]
+
+    @property
+    def device(self) -> torch.device:
+        return self.image_proj_model.latents.device
+
+    def schedule_buffers(self) -> dict[str, Tensor]:
+        """The schedule that the spec computes, on the CPU; a checkpoint's own values take its place when
+        loaded."""
+        with torch.device("cpu"):
+            return make_schedule(self.spec.schedule, self.spec.parameterization).buffers()
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the loaded parameter set, on the CPU."""
+        return Schedule.from_buffers({name: getattr(self, name).cpu() for name in self.buffer_names})
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """(B, text_tokens, D)."""
+        return self.cond_stage_model.encode(prompts)
+
+    def encode_image(self, image_B3HW: Tensor) -> Tensor:
+        """Image in [-1, 1] -> context tokens (B, image_tokens * frames, D)."""
+        return self.image_proj_model(self.embedder(image_B3HW))
+
+    def encode_frames(self, x_N3HW: Tensor) -> Posterior:
+        """Frames in [-1, 1] -> the posterior of their unscaled latents, float32."""
+        vae = self.first_stage_model
+        posterior = vae.encode(x_N3HW.to(vae.quant_conv.weight.dtype))
+        return Posterior(posterior.mean.float(), posterior.logvar.float())
+
+    def decode_latents(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
+        """Scaled latents -> frames (B, 3, T, H, W), float32, about in [-1, 1]. chunk: frames decoded at
+        once."""
+        vae, batch = self.first_stage_model, len(z_BCTHW)
+        z = rearrange(z_BCTHW, "b c t h w -> (b t) c h w") / self.spec.scale_factor
+        z = z.to(vae.quant_conv.weight.dtype)
+        frames = torch.cat([vae.decode(part).float() for part in z.split(chunk or len(z))])
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
+
+    def temporal_context(self, text_BLD: Tensor, frames: int | None = None) -> Tensor | None:
+        """What the adapter tells each frame, (B, T, adapter width); None without adapter. frames: None is the
+        spec's."""
+        if self.spec.adapter is None:
+            return None
+        text = text_BLD[:, : self.spec.unet.text_tokens].to(self.queries.dtype)
+        return over_frames(self.qformer(self.queries, text), frames or self.spec.frames)
+
+    def predict(
+        self,
+        x_BCTHW: Tensor,
+        t_B: Tensor,
+        context_BLD: Tensor,
+        concat_BCTHW: Tensor,
+        fs_B: Tensor | None = None,
+        temporal_context: Tensor | None = None,
+    ) -> Tensor:
+        """The raw prediction (v or eps, as the spec says) for noisy latents x at timesteps t, in x's shape
+        and dtype.
+
+        concat_BCTHW: the image's latent on every frame. The rest as in UNet.forward.
+        """
+        x = torch.cat([x_BCTHW, concat_BCTHW.to(x_BCTHW.dtype)], dim=1)
+        return self.unet(x, t_B, context_BLD, fs_B, temporal_context)

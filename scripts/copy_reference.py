@@ -1,4 +1,5 @@
-"""Copy a reference folder without the inputs that its input rule can remake: `python scripts/copy_reference.py SRC DST`.
+"""Copy a reference folder without the inputs that its input rule can remake: `python
+scripts/copy_reference.py SRC DST`.
 
 Expected outputs and inputs without a rule are copied bit for bit; index.json gets the new sizes and hashes.
 """

@@ -1,4 +1,4 @@
-"""Analytic-Init (Zhao et al. 2024, conditional image leakage): where to start when sampling begins at M < 1000."""
+"""Analytic-Init (Zhao et al. 2024): where to start when sampling begins at M < 1000."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from edg.diffusion.schedule import Schedule
 def analytic_init(
     expectation: Tensor, trace_cov_per_dim: Tensor | float, schedule: Schedule, start: int, eps: Tensor
 ) -> Tensor:
-    """x_T = s E[x0] + sqrt(1 - s^2 + s^2 TrCov / d) eps, with s = sqrt(abar_{M-1}): the Gaussian nearest to q(x_{M-1}).
+    """x_T = s E[x0] + sqrt(1 - s^2 + s^2 TrCov / d) eps, with s = sqrt(abar_{M-1}).
 
-    expectation: E[x0], shape of the latent. trace_cov_per_dim: trace of x0's covariance over its dimension (scalar, or
-    anything that broadcasts). start: M in 1..N. eps ~ N(0, 1) of the latent's shape. With zero terminal SNR and M = N
-    this is eps itself. Raises ValueError for M out of range.
+    The isotropic Gaussian nearest to the noised data at timestep M - 1.
+
+    expectation: E[x0], shape of the latent. trace_cov_per_dim: trace of x0's covariance over its dimension
+    (scalar, or anything that broadcasts). start: M in 1..N. eps ~ N(0, 1) of the latent's shape. With zero
+    terminal SNR and M = N this is eps itself. Raises ValueError for M out of range.
     """
     count = len(schedule.sqrt_alphas_cumprod)
     if not 1 <= start <= count:

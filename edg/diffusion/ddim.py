@@ -53,10 +53,11 @@ def ddim_plan(
 ) -> list[Step]:
     """The steps of a run, the first executed (noisiest) first.
 
-    start: M, sampling begins at timestep M - 1; it changes the timesteps alone. eta: 0 is deterministic, 1 ancestral.
-    sigma = eta sqrt((1 - a_prev) / (1 - a) (1 - a / a_prev)) (Song et al. 2021, equation 16). The last step leads to
-    abar_0, not to 1, and its x0 is not rescaled. released: timesteps as the published code computes them, see
-    `timesteps`; -1 is the last entry of every table. Raises ValueError for a timestep the schedule does not have.
+    start: M, sampling begins at timestep M - 1; it changes the timesteps alone. eta: 0 is deterministic, 1
+    ancestral. sigma = eta sqrt((1 - a_prev) / (1 - a) (1 - a / a_prev)) (Song et al. 2021, equation 16). The
+    last step leads to abar_0, not to 1, and its x0 is not rescaled. released: timesteps as the published code
+    computes them, see `timesteps`; -1 is the last entry of every table. Raises ValueError for a timestep the
+    schedule does not have.
     """
     visited = timesteps(spacing, steps, start, released)
     abar = schedule.alphas_cumprod.double().cpu().numpy()
@@ -77,7 +78,9 @@ def ddim_plan(
 
 
 def ddim(denoise_x0: Denoiser, x: Tensor, plan: Sequence[Step], noise: Noise) -> Iterator[State]:
-    """Walk a plan (or a part of it) from x, yielding after each step; plan[:k], then plan[k:], is bit-equal to one run.
+    """Walk a plan, or a part of it, from x, yielding after each step.
+
+    Walking plan[:k] and then plan[k:] is bit-equal to walking it at once.
 
     denoise_x0: (x_BCTHW, t_B) -> x0, see `to_x0`. noise is asked for at every step, also where sigma is 0.
     """

@@ -10,7 +10,8 @@ from edg.diffusion.prediction import Denoiser
 def rescale_noise(guided: Tensor, reference: Tensor, amount: float) -> Tensor:
     """g (v std(reference) / std(v)) + (1 - g) v: the guided prediction at the conditional one's contrast.
 
-    amount: g in 0..1. std is unbiased, over all but the batch dimension. Source: Lin et al. 2024, equations 15, 16.
+    amount: g in 0..1. std is unbiased, over all but the batch dimension.
+    Source: Lin et al. 2024, equations 15 and 16.
     """
     if amount == 0:
         return guided
@@ -22,8 +23,8 @@ def rescale_noise(guided: Tensor, reference: Tensor, amount: float) -> Tensor:
 def classifier_free(cond: Denoiser, uncond: Denoiser | None, scale: float, rescale: float = 0.0) -> Denoiser:
     """v = u + s (c - u), then `rescale_noise` against c (Ho and Salimans 2022, equation 6, with s = 1 + w).
 
-    scale: s; at 1 the unconditional network is never called and nothing is rescaled. The combination is computed in
-    x's dtype, whatever the networks' own. Raises ValueError without `uncond` at any other scale.
+    scale: s; at 1 the unconditional network is never called and nothing is rescaled. The combination is
+    computed in x's dtype, whatever the networks' own. Raises ValueError without `uncond` at any other scale.
     """
     if scale == 1:
         return cond
@@ -42,9 +43,9 @@ def image_guidance(
 ) -> Denoiser:
     """v = v0 + s_img (v_img - v0) + s (v_full - v_img), then `rescale_noise` against v_full.
 
-    full: text and image; image: empty text and the image; null: neither. scale: s of the text, image_scale: s_img.
-    Networks whose weight is zero are not called: only `full` when both scales are 1 (then nothing is rescaled).
-    Source: Brooks et al. 2023 (InstructPix2Pix), equation 3.
+    full: text and image; image: empty text and the image; null: neither. scale: s of the text, image_scale:
+    s_img. Networks whose weight is zero are not called: only `full` when both scales are 1 (then nothing is
+    rescaled). Source: Brooks et al. 2023 (InstructPix2Pix), equation 3.
     """
     if scale == 1 and image_scale == 1:
         return full

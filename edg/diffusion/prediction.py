@@ -28,7 +28,7 @@ def rates(schedule: Schedule, t_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor
 
 
 def x0_from(prediction: Tensor, x: Tensor, signal, noise, parameterization: Parameterization) -> Tensor:
-    """x0 from a prediction at x. v: s x - n v; eps: (x - n eps) / s. Raises ValueError for an unknown kind."""
+    """x0 from a prediction at x. v: s x - n v; eps: (x - n eps) / s. ValueError for an unknown kind."""
     if parameterization == "v":
         return signal * x - noise * prediction
     if parameterization == "eps":

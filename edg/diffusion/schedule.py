@@ -1,7 +1,7 @@
 """Noise schedules and timestep lists of the DynamiCrafter family.
 
-Forward process (Ho et al. 2020, equation 4): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, with abar_t the product of
-(1 - beta) up to and including t; t = 0 is the least noisy timestep, 999 of 1000 the noisiest.
+Forward process (Ho et al. 2020, equation 4): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, with abar_t the
+product of (1 - beta) up to and including t; t = 0 is the least noisy timestep, 999 of 1000 the noisiest.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Spacing = Literal["uniform", "uniform_trailing", "quad"]
 class ScheduleSpec:
     """What defines a schedule.
 
-    timesteps: length N. linear_start, linear_end: first and last beta (their square roots are interpolated linearly).
+    timesteps: length N.
+    linear_start, linear_end: first and last beta; their square roots are interpolated linearly.
     zero_terminal_snr: shift and scale sqrt(abar) so that it ends in 0 (Lin et al. 2024, algorithm 1).
-    base_scale: final factor of the dynamic rescale of x0, reached after turning_step timesteps; None is no rescale.
+    base_scale: factor of x0 from turning_step on, where the dynamic rescale ends; None is no rescale.
     """
 
     linear_start: float
@@ -37,10 +38,10 @@ class ScheduleSpec:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The persistent buffers of a published checkpoint, float32, all of shape (N,) but scale_arr (turning_step + N,).
+    """The persistent buffers of a published checkpoint: float32 (N,), scale_arr (turning_step + N,).
 
-    posterior_*: mean coefficients, variance and log variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 6
-    and 7), the log clipped at 1e-20. The two sqrt_recip buffers are zeros for v-prediction.
+    posterior_*: mean coefficients, variance and log variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020,
+    equations 6 and 7), the log clipped at 1e-20. The two sqrt_recip buffers are zeros for v-prediction.
     """
 
     betas: Tensor
@@ -64,7 +65,7 @@ class Schedule:
 
     @classmethod
     def from_buffers(cls, buffers: Mapping[str, Tensor]) -> Schedule:
-        """The schedule a checkpoint (or module) holds; other names are ignored. Raises ValueError for a missing one."""
+        """The schedule a checkpoint or module holds, other names ignored. ValueError for a missing one."""
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in buffers and name != "scale_arr"]
         if missing:
@@ -77,7 +78,8 @@ class Schedule:
         """Weights (N,) of the variational bound's terms, not stored in checkpoints.
 
         eps: beta^2 / (2 posterior_variance (1 - beta) (1 - abar)) (Ho et al. 2020, equation 12); x0:
-        sqrt(abar) / (2 (2 - abar)), as the published code has it; v: ones. Entry 0, where the variance is 0, repeats entry 1.
+        sqrt(abar) / (2 (2 - abar)), as the published code has it; v: ones. Entry 0, where the variance is 0,
+        repeats entry 1.
         """
         if parameterization == "v":
             return torch.ones_like(self.betas)
@@ -146,8 +148,8 @@ def timesteps(spacing: Spacing, steps: int, start: int = 1000, released: bool = 
       uniform           0, c, 2c, ... < M, plus 1, c = M // S: may hold more than S entries
       uniform_trailing  round-half-even(M, M - c, ... > 0) - 1, c = M / S: begins at M - 1
       quad              floor(linspace(0, sqrt(0.8 M), S)^2) + 1
-    Clean lists (the default) lie in 0..M-1 without repeats. released: as the published code computes them in floating
-    point: it may visit -1 (read as the last entry), M itself or a timestep twice.
+    Clean lists (the default) lie in 0..M-1 without repeats. released: as the published code computes them in
+    floating point: it may visit -1 (read as the last entry), M itself or a timestep twice.
     Raises ValueError for an unknown spacing and for steps or start below 1.
     """
     if steps < 1 or start < 1:

@@ -1,4 +1,4 @@
-"""Several networks in one run: one after the other by timestep (the swap at T), or blended. Raw predictions."""
+"""Several networks in one run: one after the other (the swap at timestep T), or blended; raw predictions."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def switch(denoisers: Sequence[Denoiser] | Mapping[str, Denoiser], boundaries: S
 def blend(dyn: Denoiser, con: Denoiser, weight: Callable[[Tensor], Tensor] | None = None) -> Denoiser:
     """w(t) dyn + (1 - w(t)) con at every step; w(t) = t / 1000 by default.
 
-    Guided with scale s this equals EDG's unused soft switch, whose guidance weights are s t / 1000 for dyn and
-    s (1 - t / 1000) for con around the blended unconditional prediction.
+    Guided with scale s this equals EDG's unused soft switch, whose guidance weights are s t / 1000 for dyn
+    and s (1 - t / 1000) for con around the blended unconditional prediction.
     """
     share = weight or (lambda t_B: t_B / 1000)
 

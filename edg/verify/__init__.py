@@ -1,4 +1,4 @@
-"""`edg verify`: recompute every case of a reference folder with the functions that `merge` and `sample` use."""
+"""`edg verify`: recompute a reference folder with the functions that `merge` and `sample` use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FAILED, UNKNOWN = 1, 2  # exit codes of `edg verify` alone
 
 
 def default_folder() -> Path:
-    """tests/reference of the source tree or of the current directory. Raises UsageError where there is none."""
+    """tests/reference of the source tree or of the current directory. UsageError where there is none."""
     from edg.core.errors import UsageError
 
     for root in (Path(__file__).parents[2], Path.cwd()):
@@ -30,8 +30,9 @@ def main(
 ) -> int:
     """Print one row per case; 0 when all pass, 1 when any fails, 2 when none fails but a case is unknown.
 
-    device: cpu, cuda, cuda:1... dtype: float32, bf16 or fp16, what the networks run in (relative L2 error at most
-    3e-2 and 5e-3 for the 16-bit ones); schedules, tokens and merges stay float32. only: names, groups or patterns.
+    device: cpu, cuda, cuda:1... only: names, groups or patterns of them.
+    dtype: float32, bf16 or fp16, what the networks run in (relative L2 error at most 3e-2 and 5e-3 for the
+    16-bit ones); schedules, tokens and merges stay float32.
     """
     from edg.verify import cases
 
@@ -55,8 +56,10 @@ def row(verdict) -> str:
 
 
 def summary(verdicts: Sequence) -> str:
-    counts = {status: sum(v.status == status for v in verdicts) for status in ("pass", "FAIL", "unknown")}
-    return f"{len(verdicts)} cases: {counts['pass']} passed, {counts['FAIL']} failed, {counts['unknown']} unknown"
+    count = {status: sum(v.status == status for v in verdicts) for status in ("pass", "FAIL", "unknown")}
+    return (
+        f"{len(verdicts)} cases: {count['pass']} passed, {count['FAIL']} failed, {count['unknown']} unknown"
+    )
 
 
 def exit_code(verdicts: Sequence) -> int:

@@ -1,6 +1,6 @@
 """The rules by which a reference folder's weights and inputs are made, so that they need not be stored.
 
-Every tensor follows from a seed and a name: a wrong checkpoint key gives a wrong tensor, hence a wrong output.
+Every tensor follows from a seed and a name, so that a wrong checkpoint key gives a wrong output.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def fill(
     dtype: torch.dtype | None = None,
     keep: Collection[str] = SCHEDULE_BUFFERS,
 ) -> nn.Module:
-    """Fill every floating tensor of `target.state_dict()` by the weight rule, one tensor at a time; returns `target`.
+    """Fill every floating tensor of the target's state dict by the weight rule, one by one; returns it.
 
-    prefix: what stands before a key of `target` in a checkpoint. keep: full keys left as they are (integer tensors
-    are always left). A module on the meta device gets real storage on `device` (default CPU); with `dtype` the
-    stored tensors are cast to it. Persistent buffers that are kept must already be real.
+    prefix: what stands before a key of `target` in a checkpoint. keep: full keys left as they are (integer
+    tensors are always left). A module on the meta device gets real storage on `device` (default CPU); with
+    `dtype` the stored tensors are cast to it. Persistent buffers that are kept must already be real.
     """
     for key, old in list(target.state_dict(keep_vars=True).items()):
         name = prefix + key

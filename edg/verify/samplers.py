@@ -67,7 +67,7 @@ def branch(case: Case, networks: Sequence[Denoiser], use: Sequence[int], kind: s
 
 
 def conditioned(case: Case, denoise, name: str, kind: str) -> Denoiser:
-    """Set `name` with its context and the latent that is concatenated on channels, computed in the case's dtype."""
+    """Set `name` with its context and concatenated latent, computed in the case's dtype."""
     extra = {}
     if case.has_input(f"{name}.temporal_context"):
         extra["temporal_context"] = case.input(f"{name}.temporal_context").to(case.dtype)
@@ -81,7 +81,7 @@ def conditioned(case: Case, denoise, name: str, kind: str) -> Denoiser:
 
 
 def network(case: Case, name: str):
-    """(x, concat, t, context) -> raw prediction: a stub, or the UNet the case describes with weights by rule."""
+    """(x, concat, t, context) -> raw prediction: a stub, or the described UNet with weights by rule."""
     if f"unet_config_{name}" not in case.raw:
         return {"dyn": stub_dyn, "con": stub_con}[name]
     from edg.systems.edg.released import unet_spec

@@ -16,7 +16,7 @@ from edg.verify.cases import Case
 
 
 def schedule_spec(config: Mapping[str, Any]) -> ScheduleSpec:
-    """The schedule of a published model configuration; absent keys have the published constructors' defaults."""
+    """The schedule of a published configuration; absent keys have the published constructor's defaults."""
     if config.get("beta_schedule", "linear") != "linear":
         raise ValueError(f"beta_schedule {config['beta_schedule']!r} is not known, only linear")
     return ScheduleSpec(

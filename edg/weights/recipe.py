@@ -1,0 +1,203 @@
+"""A merge as data: inputs, outputs, steps, seed. Written as YAML, and carried inside every file it made.
+
+    inputs: {base: base.ckpt, tuned: tuned.ckpt}     # the first is the base
+    seed: 123
+    outputs:
+      dyn: [{op: dynamic, alpha: 0.25, beta: 0.75, drop_rate: 0.7}]
+      con: [{op: consistent, alpha: 1.0, beta: 0.25, where: [temporal, "*.bias"]}]
+
+Of the steps of an output the first whose `where` matches a tensor is applied; what no step matches is the
+base's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edg.core.errors import UsageError, nearest
+from edg.weights import keys
+from edg.weights.masks import GENERATOR
+from edg.weights.steps import Consistent, Copy, Dynamic, Step, make_step
+
+MISSING = ("identity", "error", "drop")
+DTYPES = ("", "float32", "float16", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """inputs: name -> path, the base first. outputs: name -> steps.
+
+    seed, generator: of the DARE masks. missing: what to do with names that not all inputs have: `identity`
+    (an input without any adapter key stands for the identity adapter, everything else is an error),
+    `error`, or `drop` (released). mask_scalars: DARE masks 0-d tensors too (released). dtype: of the
+    outputs, '' for the base's.
+    """
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, tuple[Step, ...]]
+    seed: int = 0
+    generator: str = GENERATOR
+    missing: str = "identity"
+    mask_scalars: bool = True
+    dtype: str = ""
+    notes: str = field(default="", compare=False)
+
+    def __post_init__(self):
+        _choice("missing", self.missing, MISSING)
+        _choice("dtype", self.dtype, DTYPES)
+        _choice("generator", self.generator, (GENERATOR,))
+        if len(self.inputs) < 1:
+            raise UsageError("a recipe without inputs", expected="inputs: {base: FILE, ...}")
+        if not self.outputs:
+            raise UsageError("a recipe without outputs", expected="outputs: {NAME: [steps]}")
+        for output, steps in self.outputs.items():
+            if output != Path(output).name or output.startswith(".") or not output:
+                raise UsageError(f"output name {output!r}", expected="a plain file stem")
+            for step in steps:
+                _check_step(output, step, list(self.inputs))
+
+    def step_for(self, output: str, name: str) -> Step:
+        for step in self.outputs[output]:
+            if not step.where or keys.matches(name, step.where):
+                return step
+        return Copy()
+
+
+def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        listed = ", ".join(repr(a) for a in allowed)
+        raise UsageError(f"{what}: {value!r}", expected=f"one of {listed}", fix=nearest(str(value), allowed))
+
+
+def _check_step(output: str, step: Step, names: list[str]) -> None:
+    for name in step.used(names):
+        if name not in names:
+            raise UsageError(
+                f"{output}: no input {name!r}", expected=", ".join(names), fix=nearest(name, names)
+            )
+    weights = getattr(step, "weights", None)
+    if weights is not None and len(weights) != len(names):
+        raise UsageError(
+            f"{output}: linear with {len(weights)} weights", expected=f"{len(names)}, one per input"
+        )
+    models = len(getattr(step, "of", ()) or names[1:])
+    scaling = getattr(step, "scaling", 1.0)
+    if isinstance(scaling, tuple) and len(scaling) != models:
+        raise UsageError(
+            f"{output}: {step.op} with {len(scaling)} scalings", expected=f"{models}, one per model"
+        )
+    if len(names) < 2 and step.op not in ("copy", "linear"):
+        raise UsageError(f"{output}: {step.op} with one input", expected="a base and at least one more")
+    for where in step.where:
+        if where.isidentifier() and where not in keys.KINDS and nearest(where, keys.KINDS):
+            raise UsageError(
+                f"{output}: where: {where!r} is no module kind",
+                expected="one of " + ", ".join(keys.KINDS) + " or a pattern with * in it",
+                fix=nearest(where, keys.KINDS),
+            )
+
+
+def edg_recipe(
+    base: str,
+    tuned: str,
+    *,
+    dyn_alpha: float = 0.25,
+    dyn_beta: float = 0.75,
+    con_alpha: float = 1.0,
+    con_beta: float = 0.25,
+    drop_rate: float = 0.7,
+    con: str = "released",
+    seed: int = 123,
+    missing: str = "identity",
+    dtype: str = "",
+) -> Recipe:
+    """The published pair of merges: outputs `dyn` and `con`. con: 'released' or 'anchored'
+    (`ops.consistent`).
+
+    0-d tensors are masked only with con='released', as the released code does."""
+    return Recipe(
+        inputs={"base": str(base), "tuned": str(tuned)},
+        outputs={
+            "dyn": (Dynamic(alpha=dyn_alpha, beta=dyn_beta, drop_rate=drop_rate),),
+            "con": (Consistent(alpha=con_alpha, beta=con_beta, drop_rate=drop_rate, form=con),),
+        },
+        seed=seed,
+        missing=missing,
+        mask_scalars=con == "released",
+        dtype=dtype,
+    )
+
+
+def to_dict(recipe: Recipe) -> dict:
+    """Plain data, ready for YAML or JSON; `from_dict` reads it back equal."""
+
+    def plain(step: Step) -> dict:
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(step).items()}
+        return {"op": step.op} | {
+            k: v for k, v in values.items() if v is not None and not (k == "where" and not v)
+        }
+
+    table = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    table["inputs"] = dict(recipe.inputs)
+    table["outputs"] = {name: [plain(s) for s in steps] for name, steps in recipe.outputs.items()}
+    return {k: v for k, v in table.items() if k != "notes" or v}
+
+
+def from_dict(data: object, place: str = "recipe") -> Recipe:
+    """A recipe from plain data. Raises UsageError for anything unknown, naming the nearest."""
+    if not isinstance(data, dict):
+        raise UsageError(f"{place} is no table", expected="inputs, outputs, seed, ...")
+    known = {f.name: f for f in dataclasses.fields(Recipe)}
+    for key in data:
+        if key not in known:
+            raise UsageError(
+                f"{place} has no setting {key!r}", expected=", ".join(known), fix=nearest(str(key), known)
+            )
+    values = dict(data)
+    inputs, outputs = values.get("inputs") or {}, values.get("outputs") or {}
+    if not isinstance(inputs, dict) or not all(isinstance(v, (str, type(None))) for v in inputs.values()):
+        raise UsageError(f"{place}: inputs", expected="a table NAME: PATH")
+    if not isinstance(outputs, dict):
+        raise UsageError(f"{place}: outputs", expected="a table NAME: [steps]")
+    values["inputs"] = {str(k): v or "" for k, v in inputs.items()}
+    values["outputs"] = {
+        str(name): tuple(
+            make_step(step, f"{place}: {name}") for step in (steps if isinstance(steps, list) else [steps])
+        )
+        for name, steps in outputs.items()
+    }
+    seed, scalars = values.get("seed", 0), values.get("mask_scalars", True)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise UsageError(f"{place}: seed: {seed!r}", expected="a whole number from 0 to 2^64 - 1")
+    if not isinstance(scalars, bool):
+        raise UsageError(f"{place}: mask_scalars: {scalars!r}", expected="true or false")
+    return Recipe(**values)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from YAML: a path, or the name of one in configs/merge. Raises UsageError."""
+    import yaml
+
+    place = find_recipe(path)
+    try:
+        data = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{place} cannot be read: {' '.join(str(error).split())}"[:300]) from error
+    return from_dict(data, str(place))
+
+
+def find_recipe(path: str | Path) -> Path:
+    folder = Path(__file__).resolve().parents[2] / "configs" / "merge"
+    shipped = {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+    if str(path) in shipped:
+        return shipped[str(path)]
+    if not Path(path).is_file():
+        raise UsageError(
+            f"no recipe {path}",
+            expected="a YAML file or one of " + ", ".join(shipped),
+            fix=nearest(str(path), shipped),
+        )
+    return Path(path)

@@ -1,0 +1,97 @@
+"""Files that hold only what a merge changed: finding, checking and joining the base they refer to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edg.core.errors import BadFileError
+
+if TYPE_CHECKING:
+    from edg.weights.store import Weights
+
+_KNOWN: dict[
+    tuple, str
+] = {}  # (path, size, mtime, inode) -> sha256, so that dyn and con hash their base once
+
+
+def sha256_file(path: Path) -> str:
+    stat = os.stat(path)
+    key = (os.fspath(Path(path).resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if key not in _KNOWN:
+        with open(path, "rb") as file:
+            _KNOWN[key] = hashlib.file_digest(file, "sha256").hexdigest() if HAS_DIGEST else _digest(file)
+    return _KNOWN[key]
+
+
+HAS_DIGEST = hasattr(hashlib, "file_digest")
+
+
+def _digest(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 22):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def combined(hashes: Sequence[tuple[str, str]]) -> str:
+    """One SHA-256 for a checkpoint: its file's own, or for shards that of the lines 'sha256  filename'."""
+    if len(hashes) == 1:
+        return hashes[0][1]
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def sha256_weights(weights: Weights) -> str:
+    return combined([(file.path.name, sha256_file(file.path)) for file in weights.files])
+
+
+def candidates(owner: Path, base: dict) -> list[Path]:
+    """Where the base may lie: beside the file, under CKPT_PATH, then where it was when the merge ran."""
+    recorded = Path(base["path"])
+    found = [owner.parent / recorded.name]
+    if base.get("relative"):
+        found.append(owner.parent / base["relative"])
+    root = Path(os.environ.get("CKPT_PATH", "ckpt"))
+    parts = [p for p in recorded.parts if p not in ("/", "..", ".")]
+    found += [root.joinpath(*parts[-n:]) for n in range(min(3, len(parts)), 0, -1)]
+    return list(dict.fromkeys([*found, recorded]))
+
+
+def complete(weights: Weights, open_weights: Callable[..., Weights], check: bool, depth: int = 8) -> Weights:
+    """Join `weights` with the base it names. Raises BadFileError when the base is missing or another one."""
+    from edg.weights.store import Weights
+
+    base = weights.provenance["base"]
+    if not isinstance(base, dict) or not all(isinstance(base.get(k), str) for k in ("path", "sha256")):
+        raise BadFileError(f"{weights.path}: its reference to a base is malformed")
+    tried = []
+    for path in candidates(weights.path, base):
+        if not path.exists() or path.resolve() == weights.path.resolve():
+            continue
+        found = open_weights(path, check_base=check)
+        if check and sha256_weights(found) != base["sha256"]:
+            tried.append(str(path))
+            continue
+        if not check and sum(file.size for file in found.files) != base.get("bytes"):
+            tried.append(str(path))
+            continue
+        absent = set(weights.provenance.get("absent", ()))
+        tensors = {n: t for n, t in found.tensors.items() if n not in absent} | weights.tensors
+        return Weights(
+            weights.path,
+            weights.container,
+            tensors,
+            metadata=weights.metadata,
+            notes=[*weights.notes, f"{len(weights.tensors)} tensors over the base {path}"],
+            files=[*weights.files, *found.files],
+        )
+    what = f"its base {tried[0]} has changed" if tried else f"its base {base['path']} is not there"
+    raise BadFileError(
+        f"{weights.path} holds only what a merge changed, and {what}",
+        expected=f"the base with SHA-256 {base['sha256'][:16]}...",
+        fix="put it beside this file or under CKPT_PATH, or merge again with --full",
+    )

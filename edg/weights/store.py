@@ -1,0 +1,303 @@
+"""A checkpoint as a lazy mapping name -> tensor: .ckpt/.pt/.pth, .safetensors, sharded folders, and our
+own files.
+
+Opening reads names, shapes and places only. Tensors are read by positioned reads, whole or in parts, so
+memory does not depend on the size of the file, and no code that a file may contain ever runs
+(`pickle_machine`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edg.core.errors import BadFileError
+from edg.weights import keys, reference
+from edg.weights.pickle_machine import TensorRef
+from edg.weights.safetensors_reader import open_safetensors
+from edg.weights.sniff import sniff
+from edg.weights.tensors import InputFile, MemoryTensor, StoredTensor, TensorInfo
+from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Weights", "open_weights", "TensorInfo"]
+INNER = ("state_dict", "module", "model", "params", "weights")  # tables that may hold the tensors
+DAMAGED = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError, struct.error)
+
+
+class Weights(Mapping):
+    """Tensors of a checkpoint by published name.
+
+    path; container: 'zip' | 'safetensors' | 'sharded' | 'legacy' | 'memory'; metadata: texts stored in the
+    file; notes: what was ignored or renamed; tensors: name -> StoredTensor; files: every file read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        container: str,
+        tensors: Mapping[str, StoredTensor],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        notes: list[str] | None = None,
+        files: list[InputFile] | None = None,
+    ):
+        self.path, self.container = Path(path), container
+        self.metadata, self.notes, self.files = dict(metadata or {}), list(notes or []), list(files or [])
+        try:
+            names, more = keys.normalise(tensors)
+        except ValueError as error:
+            raise BadFileError(f"{path}: {error}") from error
+        self.tensors = {name: tensors[stored] for name, stored in names.items()}
+        self.stored_names = names
+        self.notes += more
+        self.records: dict[str, ZipEntry] = {}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], path: str = "memory") -> Weights:
+        """A mapping over tensors that are already in memory."""
+        return cls(Path(path), "memory", {name: MemoryTensor(t) for name, t in tensors.items()})
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The whole tensor, freshly allocated on the CPU in its stored dtype."""
+        return self.tensors[name].load()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        return self.tensors[name].info
+
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: tensor.info for name, tensor in self.tensors.items()}
+
+    def read_into(self, name: str, start_element: int, out: torch.Tensor) -> None:
+        """Fill the contiguous 1-d CPU tensor `out` with elements start_element.. (row-major), converting
+        dtype."""
+        self.tensors[name].read_into(start_element, out)
+
+    @property
+    def provenance(self) -> dict:
+        """What `edg merge` wrote about this file ({} for foreign files)."""
+        try:
+            found = json.loads(self.metadata.get("edg", "{}"))
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def check_unchanged(self) -> None:
+        """Raise BadFileError when a file was modified since it was opened."""
+        for file in self.files:
+            file.check_unchanged()
+
+    def verify(self) -> int:
+        """Compare every zip record with its CRC-32; returns how many were compared. Raises BadFileError."""
+        for name, entry in self.records.items():
+            if not check_crc(self.files[0], entry):
+                raise BadFileError(
+                    f"{self.path}: {self._tensor_in(entry)} does not match its CRC-32 ({name})",
+                    expected="unaltered bytes",
+                    fix="download the file again",
+                )
+        return len(self.records)
+
+    def _tensor_in(self, entry: ZipEntry) -> str:
+        inside = [
+            n for n, t in self.tensors.items() if entry.offset <= t.where[1] < entry.offset + entry.size
+        ]
+        return inside[0] if inside else "a record"
+
+
+def open_weights(path: str | os.PathLike, *, check_base: bool = True) -> Weights:
+    """Open a checkpoint file or a sharded folder for lazy reading.
+
+    A file in which `edg merge` stored only what changed opens as the complete mapping; check_base=False
+    skips the check of the base's SHA-256 then. Raises BadFileError (exit 3) for anything that is not a
+    readable checkpoint.
+    """
+    path = Path(path)
+    try:
+        weights = _open(path)
+        return (
+            reference.complete(weights, open_weights, check_base)
+            if weights.provenance.get("base")
+            else weights
+        )
+    except BadFileError:
+        raise
+    except DAMAGED as error:
+        raise BadFileError(
+            f"{path} is damaged: {type(error).__name__} {error}"[:300],
+            expected="a checkpoint",
+            fix="download it again",
+        ) from error
+
+
+def _open(path: Path) -> Weights:
+    if path.is_dir() or path.name.endswith(".index.json"):
+        return _open_sharded(path)
+    if path.exists() and not path.is_file():
+        raise BadFileError(f"{path} is not a regular file", expected="a checkpoint")
+    file = InputFile(path)
+    kind = sniff(file)
+    if kind == "safetensors":
+        tensors, metadata = open_safetensors(file)
+        return Weights(path, kind, tensors, metadata=metadata, notes=_name_note(path, kind), files=[file])
+    if kind == "legacy":
+        return _open_legacy(path, file)
+    top, records, notes = open_zip(file)
+    table, metadata, more = _find_table(path, top)
+    refs = {name: value for name, value in table.items() if isinstance(value, TensorRef)}
+    tensors = {name: file_tensor(file, records, name, ref) for name, ref in refs.items()}
+    notes += _name_note(path, kind) + more
+    weights = Weights(path, kind, tensors, metadata=metadata, notes=notes, files=[file])
+    weights.records = {f"data/{ref.storage.key}": records[f"data/{ref.storage.key}"] for ref in refs.values()}
+    return weights
+
+
+def _name_note(path: Path, kind: str) -> list[str]:
+    suffix = path.suffix.lower()
+    if kind == "safetensors" and suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        return [f"named {suffix} but is a safetensors file"]
+    return (
+        ["named .safetensors but is a torch checkpoint"] if kind == "zip" and suffix == ".safetensors" else []
+    )
+
+
+def _find_table(
+    path: Path, top: object, leaf: type | tuple = TensorRef
+) -> tuple[dict, dict[str, str], list[str]]:
+    """(name -> leaf or other, metadata, notes): the table of tensors inside the top object of a
+    checkpoint."""
+    if not isinstance(top, dict):
+        raise BadFileError(
+            f"{path} holds no table of tensors", expected="a state dict", fix="save model.state_dict()"
+        )
+
+    def count(value: object) -> int:
+        return sum(isinstance(v, leaf) for v in value.values()) if isinstance(value, dict) else 0
+
+    table, notes = top, []
+    inner = next((key for key in INNER if count(top.get(key))), None)
+    if inner is None and not count(top):
+        inner = next((key for key, value in top.items() if count(value)), None)
+    if inner is not None:
+        table = top[inner]
+    if not count(table):
+        if any("zero" in str(key) or "optimizer" in str(key) for key in top):
+            raise BadFileError(
+                f"{path} is an optimizer shard, not a model",
+                expected="a state dict",
+                fix="run zero_to_fp32.py first",
+            )
+        raise BadFileError(f"{path} holds no tensors by name", expected="a state dict")
+    table = {key: value for key, value in table.items() if isinstance(key, str)}
+    if len(table) > count(table):
+        notes.append(f"{len(table) - count(table)} entries that are no tensors ignored")
+    metadata = {"edg": top["edg"]} if isinstance(top.get("edg"), str) else {}
+    return table, metadata, notes
+
+
+def _open_legacy(path: Path, file: InputFile) -> Weights:
+    """A pickle from before the zip format: torch's own restricted loader, the whole file in memory."""
+    import pickle
+
+    import torch
+
+    try:
+        top = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        AttributeError,
+        ImportError,
+        *DAMAGED,
+    ) as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "blocked" in line), "")
+        raise BadFileError(
+            f"{path} is a pickle that is damaged or holds more than tensors {reason.strip()}"[:300].strip(),
+            expected="a checkpoint made by torch.save",
+            fix="we never run code from a file; save it again as a plain state dict",
+        ) from error
+    table, metadata, notes = _find_table(path, top, torch.Tensor)
+    tensors = {
+        k: MemoryTensor(v) for k, v in table.items() if isinstance(v, torch.Tensor) and not v.is_sparse
+    }
+    notes.insert(0, "an old pickle: read whole into memory")
+    return Weights(path, "legacy", tensors, metadata=metadata, notes=notes, files=[file])
+
+
+def _open_sharded(path: Path) -> Weights:
+    """A folder of shards, with or without *.index.json."""
+    folder = path if path.is_dir() else path.parent
+    index = [path] if path.is_file() else sorted(folder.glob("*.index.json"))
+    if not folder.is_dir() or (not index and path.name.endswith(".index.json")):
+        raise BadFileError(f"{path} does not exist", fix="check the path")
+    if len(index) > 1:
+        raise BadFileError(f"{folder} holds {len(index)} index files", fix="give one of them by name")
+    weight_map = _weight_map(index[0]) if index else None
+    if weight_map is not None:
+        names = sorted(set(weight_map.values()))
+    else:
+        names = sorted(
+            p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+        )
+        if any(n.startswith(("zero_pp_rank", "mp_rank", "bf16_zero_pp_rank")) for n in names):
+            raise BadFileError(f"{folder} holds DeepSpeed ZeRO shards", fix="run zero_to_fp32.py in it first")
+        if not names:
+            raise BadFileError(f"{folder} holds no weights", expected="a checkpoint or *.index.json in it")
+        if len(names) > 1 and any(not n.endswith(".safetensors") for n in names):
+            raise BadFileError(f"{folder} holds {len(names)} checkpoints", fix="give one of them by name")
+    shards = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise BadFileError(f"{index[0] if index else folder} names the shard {name}, which is missing")
+        shards[name] = _open(folder / name)
+    tensors = _gather_shards(path, shards, weight_map)
+    notes = [note for shard in shards.values() for note in shard.notes]
+    files = [file for shard in shards.values() for file in shard.files]
+    return Weights(path, "sharded", tensors, notes=notes, files=files)
+
+
+def _gather_shards(
+    path: Path, shards: dict[str, Weights], weight_map: dict | None
+) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for shard_name, shard in shards.items():
+        for name, stored in shard.stored_names.items():
+            if stored in tensors:
+                raise BadFileError(f"{path}: {stored!r} is in two shards")
+            if weight_map is None or weight_map.get(stored) == shard_name:
+                tensors[stored] = shard.tensors[name]
+    lost = [name for name in weight_map or () if name not in tensors and not name.startswith("model_ema.")]
+    if lost:
+        raise BadFileError(f"{path}: the shards lack {len(lost)} tensors of the index, first {lost[0]!r}")
+    return tensors
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        good = all(isinstance(v, str) and Path(v).name == v and v not in ("", "..") for v in found.values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BadFileError(f"{path} is no index of shards ({error})"[:300]) from error
+    if not good:
+        raise BadFileError(f"{path}: its weight_map names files outside the folder")
+    return found

@@ -43,9 +43,18 @@ Progress = Callable[[str, int, int], None]  # (phase, done, total)
 
 
 class System(Protocol):
-    """A family of models. `sets` maps a parameter set's name to its weights (a lazy mapping name -> tensor)."""
+    """A family of models. `sets`: a parameter set's name -> its weights (a lazy mapping name -> tensor)."""
 
-    def load(self, spec: Any, sets: Mapping[str, Any], *, device: str, dtype: str, resident: bool) -> Any: ...
+    def load(
+        self,
+        spec: Any,
+        sets: Mapping[str, Any],
+        *,
+        device: Any = "cpu",
+        dtype: Any = None,
+        resident: bool = False,
+        batch_size: int = 1,
+    ) -> Any: ...
 
     def generate(
         self, model: Any, requests: Sequence[Request], progress: Progress | None = None

@@ -1,0 +1,44 @@
+"""EDG on DynamiCrafter's latent video UNet (Tian et al., CVPR 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from edg.systems.base import Progress, Request, Result
+
+
+class EdgSystem:
+    """`load` once, `generate` as often as wanted; the method itself is in `generate.py`."""
+
+    def load(
+        self,
+        spec: Any,
+        sets: Mapping[str, Any],
+        *,
+        device: Any = "cpu",
+        dtype: Any = None,
+        resident: bool = False,
+        batch_size: int = 1,
+    ) -> Any:
+        """Parameter sets (name -> weights, in their order of use) on `device`; dtype None is float32."""
+        import torch
+
+        from edg.systems.edg.load import with_adapter_of
+        from edg.systems.edg.parameters import ParameterSets
+
+        return ParameterSets(
+            with_adapter_of(spec, sets.values()),
+            sets,
+            device=device,
+            dtype=dtype or torch.float32,
+            resident=resident,
+            batch_size=batch_size,
+        )
+
+    def generate(
+        self, model: Any, requests: Sequence[Request], progress: Progress | None = None
+    ) -> Iterator[Result]:
+        from edg.systems.edg.generate import generate
+
+        return generate(model, requests, progress)

@@ -13,9 +13,9 @@ from edg.core.errors import UsageError
 class SamplingOptions:
     """Everything of a run that is neither a request's own (prompt, image, seed, size) nor in the weights.
 
-    switch_at: timesteps at which the next parameter set takes over, falling; set k is used while t > switch_at[k].
+    switch_at: timesteps at which the next parameter set takes over, falling: set k acts while t > switch_at[k].
     blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.
-    start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None is the spec's default.
+    start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None is the default.
     """
 
     steps: int = 50
@@ -39,6 +39,11 @@ class SamplingOptions:
     image_latent: Literal["mode", "shared_sample", "sample_per_set"] = "shared_sample"
     timesteps: Literal["clean", "released"] = "clean"
 
+    @property
+    def guided(self) -> bool:
+        """Whether an unconditional branch is needed at all (it is not at scale 1 without image guidance)."""
+        return self.guidance_scale != 1.0 or self.image_guidance_scale is not None
+
     def released(self) -> SamplingOptions:
         """The published behaviour in one word (`--released`)."""
         return replace(self, con_prompt="empty", image_latent="sample_per_set", timesteps="released")
@@ -58,5 +63,9 @@ class SamplingOptions:
         falling = all(a > b for a, b in zip(self.switch_at, self.switch_at[1:], strict=False))
         need(falling, f"switch timesteps {self.switch_at}", "falling values")
         need(math.isfinite(self.eta) and self.eta >= 0, f"eta is {self.eta}", "eta >= 0")
-        need(math.isfinite(self.guidance_scale), f"guidance scale is {self.guidance_scale}", "a finite number")
-        need(0 <= self.guidance_rescale <= 1, f"guidance rescale is {self.guidance_rescale}", "a value in 0..1")
+        need(
+            math.isfinite(self.guidance_scale), f"guidance scale is {self.guidance_scale}", "a finite number"
+        )
+        need(
+            0 <= self.guidance_rescale <= 1, f"guidance rescale is {self.guidance_rescale}", "a value in 0..1"
+        )

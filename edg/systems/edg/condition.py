@@ -1,0 +1,101 @@
+"""Request -> condition: what one parameter set is told about a clip, for each branch of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edg.systems.edg.model import LatentVideoModel
+from edg.systems.edg.options import SamplingOptions
+
+# One clip's randomness by name: noise("x_T", shape=...), noise("step", 3, shape=...) -> N(0, 1) draws.
+Noise = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Inputs of the network beside the noisy latent. A batch of B clips with T frames.
+
+    context_BLD: text tokens, then image tokens. temporal_BTD: text per frame from the adapter, None without
+    one. concat_BCTHW: the image's latent, scaled. fs_B: frames per second (or stride), None for the default.
+    """
+
+    context_BLD: Tensor
+    temporal_BTD: Tensor | None
+    concat_BCTHW: Tensor
+    fs_B: Tensor | None
+
+    def predict(self, network: LatentVideoModel) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32."""
+
+        def denoise(x_BCTHW: Tensor, t_B: Tensor) -> Tensor:
+            prediction = network.predict(
+                x_BCTHW, t_B, self.context_BLD, self.concat_BCTHW, self.fs_B, self.temporal_BTD
+            )
+            return prediction.float()
+
+        return denoise
+
+
+def image_latent(
+    network: LatentVideoModel,
+    image_B3HW: Tensor,
+    frames: int,
+    options: SamplingOptions,
+    noises: Sequence[Noise],
+    draw: str,
+) -> Tensor:
+    """The image's latent on every frame (B, C, T, H/f, W/f), scaled; with loop or interp on first and last only.
+
+    noises: one source for each clip; `draw` names the posterior draw (the same name gives the same latent).
+    """
+    posterior = network.encode_frames(image_B3HW)
+    C, h, w = posterior.mean.shape[1:]
+
+    def latent(frame: int) -> Tensor:
+        if options.image_latent == "mode":
+            return posterior.mode()
+        noise = torch.cat([noise("posterior", draw, frame, shape=(1, C, h, w)) for noise in noises])
+        return posterior.sample(noise.to(posterior.mean))
+
+    first = latent(0)
+    if not (options.loop or options.interp):
+        return network.spec.scale_factor * first.unsqueeze(2).repeat(1, 1, frames, 1, 1)
+    out = first.new_zeros(len(first), C, frames, h, w)
+    out[:, :, 0], out[:, :, -1] = first, latent(frames - 1)
+    return network.spec.scale_factor * out
+
+
+def conditions(
+    network: LatentVideoModel,
+    prompts: Sequence[str],
+    image_B3HW: Tensor,
+    concat_BCTHW: Tensor,
+    options: SamplingOptions,
+) -> Mapping[str, Condition]:
+    """The branches that guidance needs: "full"; "null" unless the scale is 1; "image" with image guidance.
+
+    null is the negative (or empty) prompt with the tokens of the zero image, image the empty prompt with the
+    image's tokens. The concatenated latent is always present.
+    """
+    B = len(prompts)
+    fs_B = None
+    if options.frame_stride is not None:
+        fs_B = torch.full((B,), options.frame_stride, dtype=torch.long, device=image_B3HW.device)
+
+    def condition(texts: Sequence[str], image_tokens: Tensor) -> Condition:
+        text_BLD = network.encode_text(list(texts))
+        context = torch.cat([text_BLD, image_tokens], dim=1)
+        return Condition(context, network.temporal_context(text_BLD), concat_BCTHW, fs_B)
+
+    tokens = network.encode_image(image_B3HW)
+    branches = {"full": condition(prompts, tokens)}
+    if options.guided:
+        zero_image_tokens = network.encode_image(torch.zeros_like(image_B3HW))
+        branches["null"] = condition([options.negative_prompt] * B, zero_image_tokens)
+    if options.image_guidance_scale is not None:
+        branches["image"] = condition([""] * B, tokens)
+    return branches

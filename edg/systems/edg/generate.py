@@ -1,0 +1,230 @@
+"""The method: high noise with the first parameter set, low noise with the next, one network in memory.
+
+requests -> condition -> latents -> frames. Read `generate` first; it is the whole way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edg.core.errors import EdgError, UsageError
+from edg.core.seeding import generator
+from edg.core.video import fit_image, read_image, to_uint8
+from edg.diffusion.analytic_init import analytic_init
+from edg.diffusion.ddim import Step, ddim, ddim_plan
+from edg.diffusion.guidance import classifier_free, image_guidance
+from edg.diffusion.prediction import to_x0
+from edg.diffusion.switch import blend, phases
+from edg.systems.base import Progress, Request, Result
+from edg.systems.edg.condition import Condition, Noise, conditions, image_latent
+from edg.systems.edg.model import LatentVideoModel
+from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameters import ParameterSets
+
+
+@dataclass
+class Clip:
+    """A request on its way: its image, its own source of noise, and its latent so far."""
+
+    request: Request
+    image_13HW: Tensor
+    noise: Noise
+    x_1CTHW: Tensor
+    concat_1CTHW: Tensor | None = None
+    error: str = ""
+
+
+@torch.no_grad()
+def generate(
+    sets: ParameterSets, requests: Sequence[Request], progress: Progress | None = None
+) -> Iterator[Result]:
+    """Make the requests' clips, all of them one phase at a time: a parameter set is read once per call.
+
+    Results come in the order of the requests; one that failed carries its reason instead of frames. Requests
+    with other options, size or length than their neighbours form a call of their own.
+    """
+    report = progress or (lambda phase, done, total: None)
+    for _, alike in groupby(requests, key=lambda r: (r.options, r.frames, r.height, r.width)):
+        yield from _generate_alike(sets, list(alike), report)
+
+
+def _generate_alike(sets: ParameterSets, requests: list[Request], report: Progress) -> Iterator[Result]:
+    options: SamplingOptions = requests[0].options
+    clips = [start(sets, request) for request in requests]
+    denoise_all(sets, clips, options, report)
+    decoder = sets.use(len(sets.names) - 1)
+    for done, clip in enumerate(clips):
+        frames = None if clip.error else to_frames(decode(decoder, clip, options), options)
+        report("decode", done + 1, len(clips))
+        yield Result(clip.request, frames, clip.error)
+
+
+def denoise_all(
+    sets: ParameterSets, clips: Sequence[Clip], options: SamplingOptions, report: Progress = lambda *_: None
+) -> None:
+    """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them."""
+    for use, steps in plan_of_sets(sets, options):
+        networks = [sets.use(index) for index in use]
+        name = "+".join(sets.names[index] for index in use)
+        todo = [clip for clip in clips if not clip.error]
+        for at in range(0, len(todo), sets.batch_size):
+            batch = todo[at : at + sets.batch_size]
+            denoise = denoiser(networks, use, batch, options)
+            advance(batch, denoise, steps, name, report)
+
+
+def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
+    """Which parameter sets act on which steps of the plan: [(set indices, steps)], the noisiest first."""
+    check_sets(sets, options)
+    released = options.timesteps == "released"
+    try:
+        plan = ddim_plan(
+            sets.schedule, options.steps, options.spacing, options.eta, options.start, released=released
+        )
+    except ValueError as error:
+        raise UsageError(str(error), fix="choose other --ddim_steps, --M or --timestep_spacing") from error
+    if options.blend == "soft":
+        return [([0, 1], plan)]
+    return [([index], steps) for index, steps in phases(plan, options.switch_at)]
+
+
+def check_sets(sets: ParameterSets, options: SamplingOptions) -> None:
+    """Raise UsageError when the parameter sets and the switch points do not fit each other."""
+    count = len(sets.names)
+    if len(options.switch_at) != count - 1:
+        raise UsageError(
+            f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
+            expected=f"{count - 1} of them (one between each two sets)",
+        )
+    if options.blend == "soft" and not (count == 2 and sets.resident):
+        raise UsageError(
+            f"a soft blend of {count} parameter sets, {'resident' if sets.resident else 'swapped'}",
+            expected="exactly two, both in memory",
+            fix="use --resident",
+        )
+
+
+def clip_noise(request: Request) -> Noise:
+    """N(0, 1) from (seed, request id, what it is for): the same for any order, rank, chunk or resume."""
+
+    def noise(*what: object, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator(request.seed, request.id, *what))
+
+    return noise
+
+
+def start(sets: ParameterSets, request: Request) -> Clip:
+    """A request's image in [-1, 1] and its initial noise; an image that cannot be read is the clip's error."""
+    spec, options, noise = sets.spec, request.options, clip_noise(request)
+    factor = spec.latent_factor
+    shape = (1, spec.unet.out_channels, request.frames, request.height // factor, request.width // factor)
+    eps = noise("x_T", shape=shape)
+    x = eps if options.analytic_init is None else from_file(sets, Path(options.analytic_init), options, eps)
+    try:
+        pixels = fit_image(read_image(request.image), request.height, request.width, crop=options.crop)
+    except EdgError as error:
+        return Clip(request, eps, noise, x, error=str(error))
+    return Clip(request, pixels[None].to(sets.device), noise, x.to(sets.device))
+
+
+def from_file(sets: ParameterSets, path: Path, options: SamplingOptions, eps: Tensor) -> Tensor:
+    """Analytic-Init's start from a published file (Zhao et al. 2024): keys Expectation_X0 and Tr_Cov_d."""
+    from edg.weights.store import open_weights
+
+    file = open_weights(path)
+    expectation, trace = file["Expectation_X0"].float(), file["Tr_Cov_d"].float()
+    if expectation.shape != eps.shape:
+        raise UsageError(
+            f"{path} is an initial noise of shape {tuple(expectation.shape)}",
+            expected=f"{tuple(eps.shape)} for this size and length",
+        )
+    return analytic_init(expectation, trace, sets.schedule, options.start, eps)
+
+
+def denoiser(
+    networks: Sequence[LatentVideoModel], use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions
+):
+    """(x, t) -> x0: each branch of guidance over one set (or the blend of two), guided, turned into x0."""
+    told = [
+        condition_batch(network, index, batch, options) for network, index in zip(networks, use, strict=True)
+    ]
+
+    def branch(name: str):
+        raw = [condition[name].predict(net) for condition, net in zip(told, networks, strict=True)]
+        return raw[0] if len(raw) == 1 else blend(*raw)
+
+    if options.image_guidance_scale is not None:
+        guided = image_guidance(
+            branch("full"),
+            branch("image"),
+            branch("null"),
+            options.guidance_scale,
+            options.image_guidance_scale,
+            options.guidance_rescale,
+        )
+    elif options.guided:
+        guided = classifier_free(
+            branch("full"), branch("null"), options.guidance_scale, options.guidance_rescale
+        )
+    else:
+        guided = branch("full")
+    return to_x0(guided, networks[0].schedule, networks[0].spec.parameterization)
+
+
+def condition_batch(
+    network: LatentVideoModel, index: int, batch: Sequence[Clip], options: SamplingOptions
+) -> dict[str, Condition]:
+    """Conditions of parameter set `index` for a batch of clips, with that set's own encoders.
+
+    The image's latent is drawn once per clip and kept for the sets that follow, unless `sample_per_set`.
+    """
+    images = torch.cat([clip.image_13HW for clip in batch])
+    per_set = options.image_latent == "sample_per_set"
+    if per_set or any(clip.concat_1CTHW is None for clip in batch):
+        draw = f"set{index}" if per_set else "shared"
+        latents = image_latent(
+            network, images, batch[0].request.frames, options, [clip.noise for clip in batch], draw
+        )
+        for clip, latent in zip(batch, latents, strict=True):
+            clip.concat_1CTHW = latent[None]
+    concat = torch.cat([clip.concat_1CTHW for clip in batch])
+    lost = options.con_prompt == "empty" and options.guided and index > 0  # so does the release, by accident
+    told = options.text_input and not lost
+    prompts = [clip.request.prompt if told else "" for clip in batch]
+    return conditions(network, prompts, images, concat, options)
+
+
+def advance(batch: Sequence[Clip], denoise, steps: Sequence[Step], name: str, report: Progress) -> None:
+    """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
+    x = torch.cat([clip.x_1CTHW for clip in batch])
+
+    def noise(step: Step, shape: Sequence[int]) -> Tensor:
+        drawn = [clip.noise("step", step.index, shape=(1, *shape[1:])) for clip in batch]
+        return torch.cat(drawn).to(x.device)
+
+    for done, state in enumerate(ddim(denoise, x, steps, noise)):
+        report(name, done + 1, len(steps))
+        for clip, latent in zip(batch, state.x, strict=True):
+            if not clip.error and not torch.isfinite(latent).all():
+                clip.error = f"the latent is not finite after timestep {state.step.t} with {name}"
+    for clip, latent in zip(batch, state.x, strict=True):
+        clip.x_1CTHW = latent[None]
+
+
+def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> Tensor:
+    """Latent -> video (3, T, H, W), about [-1, 1]; frame by frame with `perframe_ae`."""
+    chunk = 1 if options.perframe_ae else clip.request.frames
+    return network.decode_latents(clip.x_1CTHW, chunk)[0].float().cpu()
+
+
+def to_frames(video_3THW: Tensor, options: SamplingOptions) -> np.ndarray:
+    """Video -> uint8 (T, H, W, 3); a loop leaves out its last frame, which equals the first."""
+    frames = to_uint8(video_3THW)
+    return frames[:-1] if options.loop else frames

@@ -48,7 +48,7 @@ def image_latent(
     noises: Sequence[Noise],
     draw: str,
 ) -> Tensor:
-    """The image's latent on every frame (B, C, T, H/f, W/f), scaled; with loop or interp on first and last only.
+    """The image's latent on every frame (B, C, T, H/f, W/f), scaled; loop or interp: on first and last only.
 
     noises: one source for each clip; `draw` names the posterior draw (the same name gives the same latent).
     """

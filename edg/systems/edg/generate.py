@@ -121,7 +121,7 @@ def clip_noise(request: Request) -> Noise:
 
 
 def start(sets: ParameterSets, request: Request) -> Clip:
-    """A request's image in [-1, 1] and its initial noise; an image that cannot be read is the clip's error."""
+    """A request's image in [-1, 1] and its initial noise; an unreadable image is the clip's error."""
     spec, options, noise = sets.spec, request.options, clip_noise(request)
     factor = spec.latent_factor
     shape = (1, spec.unet.out_channels, request.frames, request.height // factor, request.width // factor)

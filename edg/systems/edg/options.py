@@ -13,9 +13,9 @@ from edg.core.errors import UsageError
 class SamplingOptions:
     """Everything of a run that is neither a request's own (prompt, image, seed, size) nor in the weights.
 
-    switch_at: timesteps at which the next parameter set takes over, falling: set k acts while t > switch_at[k].
+    switch_at: timesteps at which the next set takes over, falling: set k acts while t > switch_at[k].
     blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.
-    start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None is the default.
+    start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None: default.
     """
 
     steps: int = 50

@@ -1,0 +1,298 @@
+"""Training of the autoencoder and of the denoiser (with or without the text adapter), by pytorch_lightning.
+
+    VaeTraining        weighted squared error + a small KL term
+    DenoiserTraining   v- or eps-prediction, conditions dropped for guidance, optional min-SNR weights
+    fit(module, batches, plan, folder)   runs either to plan.steps, resumes from the last checkpoint in folder
+
+A batch is a dictionary of tensors, see the two classes. What is frozen (VAE, text and image towers) may be computed
+beforehand and given in the batch; then a training step costs the denoiser alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast. lr rises linearly over `warmup` steps, then falls as a cosine to `final_lr` x lr.
+
+    ema: decay of the weights' running mean (0 is off); early on it is min(ema, (1 + step) / (10 + step)).
+    precision: of Lightning ("32-true", "bf16-mixed", ...). save_every: steps between checkpoints.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    final_lr: float = 0.05
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = 1.0
+    ema: float = 0.0
+    precision: str = "32-true"
+    save_every: int = 500
+    log_every: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Shares of the samples whose text, text and image, or image alone is replaced by the null condition."""
+
+    text: float = 0.05
+    both: float = 0.05
+    image: float = 0.05
+
+    def masks(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(text dropped, image dropped), boolean (B,), from one uniform draw per sample as the published trainer does."""
+        r = torch.rand(count, generator=generator)
+        a, b, c = self.text, self.text + self.both, self.text + self.both + self.image
+        return r < b, (r >= a) & (r < c)
+
+
+@dataclass(frozen=True)
+class DenoiserOptions:
+    """random_frame: condition on a random frame instead of frame 0. min_snr: gamma of Hang et al. 2023, None is off."""
+
+    drops: Drops = field(default_factory=Drops)
+    random_frame: bool = False
+    min_snr: float | None = None
+
+
+class _Training(pl.LightningModule):
+    """What both trainings share: the optimiser over `trainable()` and the running mean of the weights."""
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        self.plan = plan
+        self.automatic_optimization = True
+        self.average: dict[str, Tensor] = {}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        raise NotImplementedError
+
+    def configure_optimizers(self):
+        """AdamW; weight decay on matrices and kernels only."""
+        named = self.trainable()
+        groups = [
+            {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": self.plan.weight_decay},
+            {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.plan.lr, betas=self.plan.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, self.plan))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_end(self, *_args) -> None:
+        """average <- decay * average + (1 - decay) * weights."""
+        if not self.plan.ema:
+            return
+        with torch.no_grad():
+            if not self.average:
+                self.average = {n: p.detach().clone() for n, p in self.trainable().items()}
+            decay = min(self.plan.ema, (1 + self.global_step) / (10 + self.global_step))
+            for name, p in self.trainable().items():
+                self.average[name].lerp_(p, 1 - decay)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["average"] = self.average
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.average = checkpoint.get("average", {})
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the running mean in place of the trained weights (no-op without one)."""
+        for name, p in self.trainable().items():
+            if name in self.average:
+                p.copy_(self.average[name])
+
+
+def rate(step: int, plan: Plan) -> float:
+    """The learning rate at a step as a share of plan.lr."""
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    done = min((step - plan.warmup) / max(plan.steps - plan.warmup, 1), 1.0)
+    return plan.final_lr + (1 - plan.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class VaeTraining(_Training):
+    """Batch: frames (N, 3, H, W) in [-1, 1]; weight (N, 1, H, W), optional, of every pixel's squared error.
+
+    Squared error on purpose: an absolute error is smallest at the median, which for a small shape on a large background is
+    the background. kl: weight of KL(q || N(0,1)) in nats per latent value.
+    """
+
+    def __init__(self, vae: nn.Module, plan: Plan, kl: float = 1e-6):
+        super().__init__(plan)
+        self.vae, self.kl = vae, kl
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.vae.named_parameters())
+
+    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+        x = batch["frames"]
+        posterior = self.vae.encode(x)
+        z = posterior.sample(torch.randn_like(posterior.mean))
+        error = (self.vae.decode(z) - x) ** 2
+        if "weight" in batch:
+            error = error * batch["weight"]
+        return error.mean() + self.kl * posterior.kl().mean() / z[0].numel()
+
+
+class DenoiserTraining(_Training):
+    """Trains UNet, image projector and, where the model has it, the whole text adapter; the rest stays frozen.
+
+    Batch, each either precomputed or raw:
+        latents (B, C, T, h, w), scaled        or  frames (B, 3, T, H, W) in [-1, 1]
+        text (B, L, D)                         or  caption, a list of strings
+        image (B, M, W), the tower's tokens    (else computed from frames)
+        fps (B,) integers;  weight (B, 1, T, h, w), optional, of every latent value's error
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, options: DenoiserOptions | None = None):
+        super().__init__(plan)
+        self.model, self.options = model, options or DenoiserOptions()
+        model.requires_grad_(False)
+        for p in self.trainable().values():
+            p.requires_grad_(True)
+        with torch.no_grad():
+            self.null_text = model.encode_text([""])
+            self.null_image = self.image_tokens(torch.zeros(1, 3, model.spec.height, model.spec.width))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        heads = ("model.diffusion_model.", "image_proj_model.", "queries", "qformer.")
+        return {n: p for n, p in self.model.named_parameters() if n.startswith(heads)}
+
+    def image_tokens(self, image: Tensor) -> Tensor:
+        """The image tower's tokens (B, M, W) of images (B, 3, H, W) in [-1, 1], before the projector."""
+        return self.model.embedder(image)
+
+    def conditions(self, batch: dict, frame: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(latents, text, image tokens) of a batch; what is not precomputed is computed here, without gradients."""
+        with torch.no_grad():
+            if "latents" in batch:
+                z = batch["latents"]
+            else:
+                flat = rearrange(batch["frames"], "b c t h w -> (b t) c h w")
+                posterior = self.model.encode_frames(flat)
+                z = posterior.sample(torch.randn_like(posterior.mean)) * self.model.spec.scale_factor
+                z = rearrange(z, "(b t) c h w -> b c t h w", b=len(batch["frames"]))
+            text = batch["text"] if "text" in batch else self.model.encode_text(batch["caption"])
+            image = batch["image"] if "image" in batch else self.image_tokens(batch["frames"][:, :, frame])
+        return z, text, image
+
+    def training_step(self, batch: dict, _index: int) -> Tensor:
+        schedule, spec = self.model.schedule, self.model.spec
+        count = len(batch["fps"])
+        frames = spec.frames
+        frame = int(torch.randint(frames, ())) if self.options.random_frame else 0
+        z, text, image = self.conditions(batch, frame)
+        no_text, no_image = (m.to(z.device) for m in self.options.drops.masks(count))
+        text = torch.where(no_text[:, None, None], self.null_text.to(z), text)
+        image = torch.where(no_image[:, None, None], self.null_image.to(z), image)
+        concat = repeat(z[:, :, frame], "b c h w -> b c t h w", t=z.shape[2])
+        t = torch.randint(len(schedule.betas), (count,), device=z.device)
+        x0 = z if schedule.scale_arr is None else z * column(schedule.scale_arr, t)
+        noise = torch.randn_like(x0)
+        signal, sigma = (
+            column(schedule.sqrt_alphas_cumprod, t),
+            column(schedule.sqrt_one_minus_alphas_cumprod, t),
+        )
+        target = signal * noise - sigma * x0 if spec.parameterization == "v" else noise
+        context = torch.cat([text, self.model.image_proj_model(image)], dim=1)
+        time_text = self.model.temporal_context(text)
+        x = signal * x0 + sigma * noise
+        error = (
+            self.model.predict(x, t, context, concat, batch["fps"], temporal_context=time_text) - target
+        ) ** 2
+        if "weight" in batch:
+            error = error * batch["weight"]
+        return (error.mean(dim=(1, 2, 3, 4)) * self.snr_weight(t)).mean()
+
+    def snr_weight(self, t: Tensor) -> Tensor:
+        """min(SNR, gamma) / (SNR + 1) for v, / SNR for eps (Hang et al. 2023, section 3.4); ones when off."""
+        if self.options.min_snr is None:
+            return torch.ones_like(t, dtype=torch.float32)
+        a = self.model.schedule.alphas_cumprod.to(t.device)[t]
+        snr = a / (1 - a)
+        shift = 1.0 if self.model.spec.parameterization == "v" else 0.0
+        return snr.clamp(max=self.options.min_snr) / (snr + shift).clamp(min=1e-8)
+
+
+def column(table: Tensor, t: Tensor) -> Tensor:
+    """table[t] as (B, 1, 1, 1, 1)."""
+    return table.to(t.device)[t].view(-1, 1, 1, 1, 1)
+
+
+class _Log(pl.Callback):
+    """Appends {"step", "loss", "lr", "seconds"} to log.jsonl: the loss is the mean since the line before."""
+
+    def __init__(self, path: Path, every: int):
+        self.path, self.every, self.sum, self.count, self.start = path, every, 0.0, 0, time.monotonic()
+
+    def on_train_batch_end(self, trainer, module, outputs, *_args) -> None:
+        self.sum, self.count = self.sum + float(outputs["loss"]), self.count + 1
+        if trainer.global_step % self.every == 0 or trainer.global_step == module.plan.steps:
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            line = {"step": trainer.global_step, "loss": round(self.sum / self.count, 6), "lr": lr}
+            line["seconds"] = round(time.monotonic() - self.start, 1)
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.sum, self.count = 0.0, 0
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Batches without end from a table of tensors (equal first sizes) or lists: rows drawn with replacement by a seed."""
+
+    def __init__(self, table: dict, batch: int, seed: int):
+        self.table, self.batch, self.seed = table, batch, seed
+
+    def __iter__(self) -> Iterator[dict]:
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = len(next(iter(self.table.values())))
+        while True:
+            pick = torch.randint(rows, (self.batch,), generator=generator)
+            yield {
+                k: v[pick] if isinstance(v, Tensor) else [v[i] for i in pick] for k, v in self.table.items()
+            }
+
+
+def fit(module: _Training, batches: Iterable, folder: Path, accelerator: str = "auto") -> list[dict]:
+    """Train to module.plan.steps and return the log. Resumes from folder/last.ckpt; ends with the running mean in place."""
+    plan = module.plan
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.seed_everything(plan.seed, verbose=False)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    save = pl.callbacks.ModelCheckpoint(
+        folder, "last", every_n_train_steps=plan.save_every, enable_version_counter=False
+    )
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=plan.precision,
+        max_steps=plan.steps,
+        gradient_clip_val=plan.grad_clip,
+        callbacks=[save, _Log(folder / "log.jsonl", plan.log_every)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(module, batches, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    module.use_average()
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

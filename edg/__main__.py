@@ -1,0 +1,5 @@
+"""`python -m edg` is `edg`."""
+
+from edg.cli import entry
+
+entry()

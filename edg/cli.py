@@ -1,0 +1,164 @@
+"""`edg COMMAND`: a table of commands; each imports what it needs when called, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from edg.core.arguments import Parser
+from edg.core.errors import ENVIRONMENT, EdgError, UsageError, nearest
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+@dataclass(frozen=True)
+class Command:
+    """add and run are "module:function": one adds arguments to a parser, the other takes the parsed ones."""
+
+    help: str
+    add: str
+    run: str
+
+
+COMMANDS = {
+    "merge": Command(
+        "checkpoints + recipe -> parameter sets",
+        "edg.weights.commands:add_merge_arguments",
+        "edg.weights.commands:merge_command",
+    ),
+    "sample": Command(
+        "images + prompts -> clips, with one or several parameter sets",
+        "edg.runner.flags:add_sample_arguments",
+        "edg.runner.command:sample",
+    ),
+    "info": Command(
+        "what a checkpoint is, without loading it",
+        "edg.weights.commands:add_info_arguments",
+        "edg.weights.commands:info_command",
+    ),
+    "verify": Command("recompute the reference numbers", "edg.cli:add_verify_arguments", "edg.cli:verify"),
+    "doctor": Command(
+        "what this machine can run, and why not",
+        "edg.runner.doctor:add_arguments",
+        "edg.runner.doctor:doctor",
+    ),
+    "fetch": Command(
+        "download published checkpoints into CKPT_PATH",
+        "edg.runner.fetch:add_arguments",
+        "edg.runner.fetch:fetch",
+    ),
+}
+
+
+def add_verify_arguments(parser: Parser) -> None:
+    parser.add_argument("folder", nargs="?", help="a reference folder (default: tests/reference)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    parser.add_argument("--dtype", default="float32", help="float32, bf16 or fp16 (float32)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CASE", help="only these cases or groups; patterns allowed"
+    )
+
+
+def verify(args) -> int:
+    from edg.verify import main as verify_folder
+
+    return verify_folder(args.folder, device=args.device, dtype=args.dtype, only=args.only)
+
+
+# ---- entry -------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None, program: str = "edg") -> int:
+    """Run a command line; returns its exit code. A user's mistake is one line (`--debug`: a traceback)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        return _run([arg for arg in argv if arg != "--debug"], program)
+    except EdgError as error:
+        if debug:
+            raise
+        return _tell(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _tell("interrupted; the same command continues", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        told = _machine_trouble(error)
+        if debug or told is None:
+            raise
+        return _tell(told, ENVIRONMENT)
+
+
+def _run(argv: list[str], program: str) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        import edg
+
+        print(f"edg {edg.__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        fix = nearest(name, COMMANDS) or "see edg --help"
+        raise UsageError(f"edg has no command {name!r}", expected=", ".join(COMMANDS), fix=fix)
+    command = COMMANDS[name]
+    parser = Parser(prog=program if program != "edg" else f"edg {name}", description=command.help)
+    _load(command.add)(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return _load(command.run)(parser.parse_args(rest)) or 0
+
+
+def _overview() -> str:
+    usage = "usage: edg COMMAND ...   (edg COMMAND --help tells its flags)"
+    lines = [f"  {name:<10}{command.help}" for name, command in COMMANDS.items()]
+    codes = "exit codes: 0 ok, 2 usage, 3 bad input file, 4 machine, 5 some items failed, 130/143 signals"
+    return "\n".join([usage, "", *lines, "", codes])
+
+
+def _load(where: str):
+    module, function = where.split(":")
+    return getattr(import_module(module), function)
+
+
+def _tell(text: str, code: int) -> int:
+    rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    print(f"{rank}edg: error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _machine_trouble(error: Exception) -> str | None:
+    """What to say about an exception that is the machine's, None when it is a defect of ours."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        line = next(iter(str(error).splitlines()), "")
+        return f"out of memory; try --perframe_ae, --bs 1, no --resident, or --dtype fp16. {line}".rstrip()
+    if isinstance(error, OSError):
+        from pathlib import Path
+
+        from edg.core.records import machine_error
+
+        found = machine_error(error, Path(str(error.filename or "the output")))
+        return str(found) if found else None
+    return None
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception so that temporary files are removed on the way out."""
+
+
+def _terminate(number, frame):
+    raise Terminated(TERMINATED)
+
+
+def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
+    """The process: signals, a terminal that may not know unicode, and the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(main(argv, program))

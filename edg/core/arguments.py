@@ -1,0 +1,82 @@
+"""argparse with manners: the nearest name for a misspelt one, `-` and `_` alike, errors as UsageError."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+from edg.core.errors import UsageError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Unknown flags are errors that name the nearest one; `--dyn-alpha` and `--dyn_alpha` are the same."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", _Help)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        import sys
+
+        args = [self._known_spelling(arg) for arg in (sys.argv[1:] if args is None else args)]
+        namespace, extras = super().parse_known_args(args, namespace)
+        if extras:
+            self._refuse(extras)
+        return namespace, extras
+
+    def _known_spelling(self, arg: str) -> str:
+        name, equals, value = arg.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return arg
+        for other in self._option_string_actions:
+            if other.replace("-", "_") == name.replace("-", "_"):
+                return other + equals + value
+        return arg
+
+    def _refuse(self, extras: Sequence[str]) -> None:
+        flags = [extra.partition("=")[0] for extra in extras if extra.startswith("-")]
+        if not flags:
+            raise UsageError(f"{self.prog}: unexpected argument {extras[0]!r}", fix=f"see {self.prog} --help")
+        hint = nearest(flags[0], self._option_string_actions) or f"see {self.prog} --help"
+        raise UsageError(f"{self.prog}: unknown flag {flags[0]}", fix=hint)
+
+    def error(self, message: str):
+        hint = ""
+        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            hint = nearest(found[1], re.findall(r"[\w.-]+", found[2]))
+        raise UsageError(f"{self.prog}: {message}", fix=hint)
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def add_switch(parser, *names: str, default: bool | None = False, help: str = "") -> None:
+    """A flag that may stand alone (`--loop`), with a value (`--loop 0`), or be denied (`--no-loop`)."""
+    dest = names[0].lstrip("-").replace("-", "_")
+    parser.add_argument(*names, dest=dest, nargs="?", const=True, default=default, type=boolean, help=help)
+    parser.add_argument(
+        *(f"--no-{name.lstrip('-')}" for name in names),
+        dest=dest,
+        action="store_false",
+        help=argparse.SUPPRESS,
+    )
+
+
+def boolean(text: str) -> bool:
+    known = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a yes or no")
+    return known[text.lower()]

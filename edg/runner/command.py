@@ -1,0 +1,185 @@
+"""`edg sample`: flags -> requests, parameter sets and a system -> the runner."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edg.core.config import to_dict
+from edg.core.dist import World, world, world_from_environment
+from edg.core.errors import UsageError
+from edg.core.records import cached_sha256, hash_value
+from edg.data.prompts import read_folder
+from edg.runner import flags
+from edg.runner.progress import say
+from edg.runner.sample import Run, run
+from edg.systems.base import Request
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Run `edg sample`; returns the exit code. Raises EdgError."""
+    from edg import systems
+    from edg.core.device import choose, dtype_name
+
+    here = world_from_environment()
+    if here.is_first and flags.ignored(args):
+        say(f"ignored, without meaning here: {' '.join(flags.ignored(args))}")
+    paths = flags.set_paths(args)
+    spec = find_spec(args.config, paths)
+    options = flags.sampling_options(args, spec, len(paths))
+    flags.check_numbers(args, spec)
+    height, width = flags.frame_size(args, spec)
+    pairs = read_folder(args.prompt_dir or default_prompts(spec.name))
+    device, dtype = choose(args.device, args.dtype, here.local_rank)
+    sets = open_sets(paths, here)
+    requests = [
+        Request(
+            f"{pair.name}_sample{i}", pair.prompt, pair.image, args.seed, spec.frames, height, width, options
+        )
+        for pair in pairs
+        for i in range(args.n_samples)
+    ]
+    system = systems.get("edg")
+
+    def load():
+        return system.load(
+            spec,
+            sets,
+            device=device,
+            dtype=dtype,
+            resident=args.resident or args.blend == "soft",
+            batch_size=args.bs,
+        )
+
+    with world(device.type) as here:
+        identities = here.first(lambda: {name: identity(weights) for name, weights in sets.items()})
+        job = Run(
+            requests=requests,
+            outdir=Path(args.savedir) / str(args.M),
+            shared={
+                "system": "edg",
+                "model": {"name": spec.name, "spec_sha256": hash_value(to_dict(spec))},
+                "sets": identities,
+                "dtype": dtype_name(dtype),
+                "options": options_settings(options),
+            },
+            notes=notes(args, paths, spec, str(device), here),
+            fps=args.fps,
+            chunk=args.chunk,
+            overwrite=args.overwrite,
+        )
+        run(job, system, load, here)
+    return 0
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------
+
+
+def find_spec(name: str | None, paths: Mapping[str, Path]):
+    """The model: as given, or told by the first parameter set's names and shapes. Raises UsageError."""
+    from edg.systems.edg.family import identify
+    from edg.systems.edg.spec import load_spec
+    from edg.weights.store import open_weights
+
+    if name:
+        return load_spec(_published_name(name))
+    first = next(iter(paths.values()))
+    found, why = identify(open_weights(first, check_base=False))
+    if found is None:
+        raise UsageError(
+            f"cannot tell which model {first} is ({why})", expected="--config with a model or a YAML file"
+        )
+    return load_spec(found)
+
+
+def _published_name(name: str) -> str:
+    """The published configuration files by name, so that the release's command line works without them."""
+    match = re.fullmatch(r"inference_(256|512|1024)_v1\.0\.ya?ml", Path(name).name)
+    return f"dynamicrafter-{match[1]}" if match and not Path(name).exists() else name
+
+
+def open_sets(paths: Mapping[str, Path], here: World) -> dict[str, Any]:
+    """The parameter sets, opened (not read), with what is worth saying about them said once."""
+    from edg.weights.store import open_weights
+
+    sets = {name: open_weights(path) for name, path in paths.items()}
+    for name, weights in sets.items():
+        for note in weights.notes if here.is_first else ():
+            say(f"{name}: {note}")
+    return sets
+
+
+def default_prompts(model: str) -> Path:
+    """prompts/sprites for the embedded model, else prompts/scenes: here or beside the package."""
+    folder = Path("prompts") / ("sprites" if model == "sprites" else "scenes")
+    home = Path(__file__).parents[2] / folder
+    return folder if folder.exists() or not home.exists() else home
+
+
+# ---- what goes into the record -----------------------------------------------------------------------------
+
+
+def identity(weights: Any) -> dict[str, Any]:
+    """What a parameter set is, apart from where it lies: the merge that made it, or the hash of its file."""
+    provenance = getattr(weights, "provenance", {})
+    if provenance.get("recipe"):
+        kept = {
+            key: provenance[key]
+            for key in ("output", "recipe", "inputs", "base", "masks")
+            if key in provenance
+        }
+        return {"merged": _without_places(kept)}
+    return {"sha256": [cached_sha256(file.path) for file in weights.files]}
+
+
+def _without_places(value: Any) -> Any:
+    """Without paths and times, which do not change what was computed."""
+    if isinstance(value, Mapping):
+        return {
+            k: _without_places(v)
+            for k, v in value.items()
+            if k not in ("path", "relative", "made_at", "time")
+        }
+    return [_without_places(item) for item in value] if isinstance(value, list) else value
+
+
+def options_settings(options: Any) -> dict[str, Any]:
+    """The options as settings: a file counts by its content."""
+    settings = to_dict(replace(options, analytic_init=None))
+    if options.analytic_init is not None:
+        settings["analytic_init"] = cached_sha256(options.analytic_init)
+    return settings
+
+
+def notes(
+    args: argparse.Namespace, paths: Mapping[str, Path], spec: Any, device: str, here: World
+) -> dict[str, Any]:
+    return {
+        "command": ["edg", *sys.argv[1:]],
+        "set_paths": {name: str(path) for name, path in paths.items()},
+        "analytic_init_path": args.analytic_init_path,
+        "spec": to_dict(spec),
+        "device": device,
+        "batch_size": args.bs,
+        "world_size": here.size,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    import edg
+
+    found = {"edg": edg.__version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", "open_clip_torch", "pillow", "av"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

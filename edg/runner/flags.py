@@ -1,0 +1,267 @@
+"""The one table of sampling flags, for `edg sample` and scripts/infer_multi.py, and what they mean.
+
+Every flag of the released sampler is here by its own name. Defaults are those of the published run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edg.core.arguments import Parser, add_switch
+from edg.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from edg.systems.edg.options import SamplingOptions
+    from edg.systems.edg.spec import ModelSpec
+
+IGNORED = ("ckpt_path", "module", "local_rank")
+SEED_LIMIT = 2**63
+
+
+def add_sample_arguments(parser: Parser) -> None:
+    _add_inputs(parser.add_argument_group("what to make"))
+    _add_weights(parser.add_argument_group("model and parameter sets"))
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_behaviour(parser.add_argument_group("defects of the release, as options"))
+    _add_machine(parser.add_argument_group("machine and files"))
+    for name in IGNORED:
+        parser.add_argument(f"--{name}", default=None, help=argparse.SUPPRESS)
+
+
+def _add_inputs(group) -> None:
+    group.add_argument(
+        "--prompt_dir", metavar="DIR", help="images and their prompts (default: prompts/scenes)"
+    )
+    group.add_argument("--savedir", default="output", metavar="DIR", help="results go to DIR/<M> (output)")
+    group.add_argument("--n_samples", type=int, default=1, help="clips per prompt (1)")
+    group.add_argument(
+        "--seed", type=int, default=123, help="a clip's randomness is drawn from (seed, clip) (123)"
+    )
+    group.add_argument("--height", type=int, help="pixels (default: the model's)")
+    group.add_argument("--width", type=int, help="pixels (default: the model's)")
+    group.add_argument("--video_length", type=int, help="frames; only the model's own number for now")
+    group.add_argument("--fps", type=float, default=8, help="of the written file (8)")
+    add_switch(
+        group, "--text_input", default=True, help="use the prompts (on; --no-text_input: images alone)"
+    )
+    add_switch(group, "--img_crop", help="cut the image to the aspect ratio instead of stretching it")
+
+
+def _add_weights(group) -> None:
+    group.add_argument(
+        "--config", "--spec", metavar="NAME|YAML", help="the model (default: told by the weights)"
+    )
+    group.add_argument("--dynamic_path", metavar="FILE", help="used while t > T ($CKPT_PATH/merge/dyn.pt)")
+    group.add_argument("--consistency_path", metavar="FILE", help="used from T on ($CKPT_PATH/merge/con.pt)")
+    group.add_argument(
+        "--sets",
+        nargs="+",
+        metavar="NAME=FILE",
+        help="any number of parameter sets instead, in their order of use",
+    )
+    group.add_argument("--T", type=int, help="the timestep at which con takes over, 0..1000 (500)")
+    group.add_argument(
+        "--switch_at", nargs="+", type=int, metavar="T", help="falling, one between each two --sets"
+    )
+    group.add_argument(
+        "--blend", choices=("hard", "soft"), default="hard", help="soft: both, weighted by t (hard)"
+    )
+
+
+def _add_sampling(group) -> None:
+    group.add_argument("--ddim_steps", type=int, default=50, help="(50)")
+    group.add_argument("--ddim_eta", type=float, default=1.0, help="0 is deterministic (1.0)")
+    group.add_argument(
+        "--timestep_spacing", choices=("uniform", "uniform_trailing", "quad"), default="uniform_trailing",
+        help="(uniform_trailing)",
+    )  # fmt: skip
+    group.add_argument("--unconditional_guidance_scale", type=float, default=7.5, help="(7.5)")
+    group.add_argument("--guidance_rescale", type=float, default=0.7, help="0..1 (0.7)")
+    group.add_argument(
+        "--negative_prompt", nargs="?", const="", default="", metavar="TEXT", help="instead of the empty one"
+    )
+    add_switch(group, "--multiple_cond_cfg", help="guide by image and text separately")
+    group.add_argument("--cfg_img", type=float, help="image guidance scale (default: the text's)")
+    group.add_argument("--frame_stride", type=int, help="the fps or stride condition (default: the model's)")
+    group.add_argument("--M", type=int, default=1000, help="start at timestep M - 1, 1..1000 (1000)")
+    add_switch(group, "--whether_analytic_init", help="start from --analytic_init_path (0)")
+    group.add_argument("--analytic_init_path", metavar="FILE", help="published initial noise")
+    add_switch(group, "--loop", help="the last frame is the first")
+    add_switch(group, "--interp", help="first and last frame are given")
+    add_switch(group, "--perframe_ae", default=None, help="decode frame by frame (default: the model's)")
+
+
+def _add_behaviour(group) -> None:
+    group.add_argument("--released", action="store_true", help="the published behaviour for all of these")
+    group.add_argument(
+        "--con_prompt", choices=("prompt", "empty"), help="what con reads (prompt; released: empty)"
+    )
+    group.add_argument(
+        "--image_latent", choices=("mode", "shared_sample", "sample_per_set"),
+        help="the image's latent (shared_sample; released: sample_per_set)",
+    )  # fmt: skip
+    group.add_argument("--timesteps", choices=("clean", "released"), help="(clean; released can visit -1)")
+
+
+def _add_machine(group) -> None:
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
+    add_switch(group, "--resident", help="keep every parameter set in memory instead of swapping")
+    group.add_argument(
+        "--bs", type=int, default=1, help="clips per network call; 1 gives bit-equal frames (1)"
+    )
+    group.add_argument("--chunk", type=int, default=8, help="clips that share one swap of parameters (8)")
+    add_switch(group, "--overwrite", help="make clips again that were made with other settings")
+
+
+# ---- what they mean ----------------------------------------------------------------------------------------
+
+
+def ignored(args: argparse.Namespace) -> list[str]:
+    """The flags given that the release knows and that mean nothing here."""
+    return [f"--{name}" for name in IGNORED if getattr(args, name) is not None]
+
+
+def sampling_options(args: argparse.Namespace, spec: ModelSpec, sets: int) -> SamplingOptions:
+    """The flags as checked SamplingOptions, for `sets` parameter sets. Raises UsageError."""
+    from edg.systems.edg.options import SamplingOptions
+
+    options = SamplingOptions(
+        steps=args.ddim_steps,
+        eta=args.ddim_eta,
+        spacing=args.timestep_spacing,
+        guidance_scale=args.unconditional_guidance_scale,
+        guidance_rescale=args.guidance_rescale,
+        image_guidance_scale=_image_guidance(args),
+        negative_prompt=args.negative_prompt,
+        start=args.M,
+        switch_at=_switch_at(args, sets),
+        blend=args.blend,
+        frame_stride=args.frame_stride,
+        text_input=args.text_input,
+        loop=args.loop,
+        interp=args.interp,
+        crop=args.img_crop,
+        perframe_ae=spec.perframe_ae if args.perframe_ae is None else args.perframe_ae,
+        analytic_init=_analytic_init(args),
+    )
+    options = options.released() if args.released else options
+    given = {name: getattr(args, name) for name in ("con_prompt", "image_latent", "timesteps")}
+    options = replace(options, **{name: value for name, value in given.items() if value is not None})
+    options.check()
+    return options
+
+
+def _image_guidance(args: argparse.Namespace) -> float | None:
+    if not args.multiple_cond_cfg:
+        return None
+    scale = args.unconditional_guidance_scale if args.cfg_img is None else args.cfg_img
+    if not math.isfinite(scale):
+        raise UsageError(f"--cfg_img is {scale}", expected="a finite number")
+    return scale
+
+
+def _switch_at(args: argparse.Namespace, sets: int) -> tuple[int, ...]:
+    if args.switch_at is not None and args.T is not None:
+        raise UsageError("both --T and --switch_at", expected="one of them")
+    if args.switch_at is None and sets <= 2:
+        points = () if sets == 1 else (500 if args.T is None else args.T,)
+    else:
+        points = tuple(args.switch_at or ())
+    if len(points) != sets - 1:
+        raise UsageError(
+            f"{sets} parameter sets and {len(points)} switch timesteps",
+            expected=f"--switch_at with {sets - 1} values",
+        )
+    return points
+
+
+def _analytic_init(args: argparse.Namespace) -> str | None:
+    if not args.whether_analytic_init:
+        return None
+    path = args.analytic_init_path or checkpoints() / "dynamicrafter_analytic_init/initial_noise_512.pt"
+    if not Path(path).exists():
+        raise UsageError(
+            f"no initial noise at {path}", expected="--analytic_init_path", fix="edg fetch analytic-init"
+        )
+    return str(path)
+
+
+def frame_size(args: argparse.Namespace, spec: ModelSpec) -> tuple[int, int]:
+    """Height and width in pixels. Raises UsageError, with the nearest sizes, for others."""
+    sizes = (
+        args.height or spec.height if args.height != 0 else 0,
+        args.width or spec.width if args.width != 0 else 0,
+    )
+    for name, size in zip(("height", "width"), sizes, strict=True):
+        step = spec.size_multiple
+        if size < step or size % step:
+            below = max(step, size // step * step)
+            choices = f"{below} or {below + step}" if size > step else f"{step}"
+            raise UsageError(
+                f"--{name} {size}", expected=f"a multiple of {step} for {spec.name}, such as {choices}"
+            )
+    return sizes
+
+
+def check_numbers(args: argparse.Namespace, spec: ModelSpec) -> None:
+    """Raise UsageError for the first number out of its range that is not one of the sampling options."""
+    if args.video_length not in (None, spec.frames):
+        raise UsageError(
+            f"--video_length {args.video_length}",
+            expected=f"{spec.frames}, the length {spec.name} was made for",
+        )
+    if not 0 <= args.seed < SEED_LIMIT:
+        raise UsageError(f"--seed {args.seed}", expected="0 <= seed < 2^63")
+    if not (math.isfinite(args.fps) and 0 < args.fps <= 240):
+        raise UsageError(f"--fps {args.fps}", expected="0 < fps <= 240")
+    for name in ("n_samples", "bs", "chunk", "frame_stride"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} {value}", expected="at least 1")
+
+
+def checkpoints() -> Path:
+    """Where checkpoints are looked for: $CKPT_PATH, else ./ckpt."""
+    return Path(os.environ.get("CKPT_PATH") or "ckpt")
+
+
+def set_paths(args: argparse.Namespace) -> dict[str, Path]:
+    """Parameter sets by name, in their order of use. Raises UsageError."""
+    if args.sets:
+        if args.dynamic_path or args.consistency_path:
+            raise UsageError("--sets together with --dynamic_path or --consistency_path", expected="one way")
+        return _named_sets(args.sets)
+    if bool(args.dynamic_path) != bool(args.consistency_path):
+        given = "--dynamic_path" if args.dynamic_path else "--consistency_path"
+        raise UsageError(f"{given} alone", expected="both, or one set as --sets NAME=FILE")
+    if args.dynamic_path:
+        return {"dyn": Path(args.dynamic_path), "con": Path(args.consistency_path)}
+    return {name: _merged(name) for name in ("dyn", "con")}
+
+
+def _named_sets(texts: list[str]) -> dict[str, Path]:
+    sets: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in sets:
+            raise UsageError(f"--sets {text}", expected="NAME=FILE, every name once")
+        sets[name] = Path(path)
+    return sets
+
+
+def _merged(name: str) -> Path:
+    for suffix in (".pt", ".safetensors"):
+        path = checkpoints() / "merge" / (name + suffix)
+        if path.exists():
+            return path
+    raise UsageError(
+        f"no {name}.pt under {checkpoints() / 'merge'}",
+        expected="--dynamic_path and --consistency_path",
+        fix="make them with run_merge.py, or run `bash run.sh`",
+    )

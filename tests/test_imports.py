@@ -1,0 +1,127 @@
+"""The floors of the house, by `ast`: imports go down only, and every third-party guest stays in its rooms."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "edg"
+ROOMS = {
+    "core": 0, "diffusion": 0, "weights": 1, "data": 1, "metrics": 1, "sprites": 2, "systems": 3,
+    "runner": 4, "report": 4, "verify": 4, "cli": 5, "__main__": 5, "__init__": 0,
+}  # fmt: skip
+# Rooms of a lower or equal floor that a room may import from, beside its own.
+ALLOWED = {
+    "core": set(),
+    "diffusion": set(),
+    "weights": {"core"},
+    "data": {"core"},
+    "metrics": {"core"},
+    "sprites": {"core", "diffusion", "weights", "data", "metrics"},
+    "systems": {"core", "diffusion", "weights", "data"},
+}
+GUESTS = {
+    "open_clip": ("systems/edg/encoders.py", "systems/edg/load.py"),
+    "torchvision": ("runner/doctor.py",),
+    "pytorch_lightning": ("systems/*/train.py",),
+    "lightning": (),
+    "gradio": ("report/demo.py",),
+    "diffusers": ("systems/*/backend.py",),
+    "safetensors": ("weights/*.py",),
+    "av": ("core/video.py", "data/clips.py"),
+    "imageio": ("core/video.py",),
+    "decord": ("data/clips.py",),
+    "cv2": ("metrics/*.py",),
+    "huggingface_hub": ("runner/fetch.py",),
+    "omegaconf": ("core/config.py",),
+    "matplotlib": ("report/*.py",),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Dotted names of everything a file imports, wherever in the file, type checking included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(parts):
+    return Path(parts[0]).stem if parts else "__init__"
+
+
+def home(path):
+    return room(path.relative_to(PACKAGE).parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    here = home(path)
+    assert here in ROOMS, f"{here} is no room of the house"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "edg" or len(parts) < 2 or parts[1] not in ROOMS or parts[1] in (here, "__init__"):
+            continue
+        there = parts[1]
+        assert ROOMS[there] <= ROOMS[here], f"{path}: {here} imports {there}, which is above it"
+        assert here not in ALLOWED or there in ALLOWED[here], f"{path}: {here} may not import {there}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_systems_do_not_know_each_other(path):
+    parts = path.relative_to(PACKAGE).parts
+    for name in imports(path):
+        target = name.split(".")
+        if target[:2] != ["edg", "systems"] or parts[0] != "systems":
+            continue
+        if len(parts) == 3:  # a file in systems/<name>/
+            assert target[2] in (parts[1], "base"), f"{path} imports {name}"
+        else:  # the registry knows systems by their names only
+            assert target[2] == "base", f"{path} imports {name}"
+
+
+def test_generate_does_not_import_train():
+    for path in PACKAGE.glob("systems/*/generate.py"):
+        assert not any(".train" in name for name in imports(path)), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_guests_stay_in_their_rooms(path):
+    place = path.relative_to(PACKAGE)
+    for name in imports(path):
+        guest = name.split(".")[0]
+        rooms = GUESTS.get(guest, ("*",))
+        assert any(place.match(where) for where in rooms), f"{place} imports {guest}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("diffusion/*.py")), ids=lambda p: p.name)
+def test_diffusion_needs_tensors_only(path):
+    known = {"torch", "einops", "numpy", "edg", "jaxtyping", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imports(path)} <= known
+
+
+def test_scripts_are_imported_by_nobody():
+    for path in FILES:
+        assert not any(name.split(".")[0] == "scripts" for name in imports(path)), path
+
+
+def test_importing_edg_loads_nothing_heavy():
+    code = "import sys, edg, edg.cli; print([m for m in ('torch', 'numpy', 'omegaconf', 'av') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_help_is_quick():
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "edg", "--help"], cwd=ROOT, capture_output=True, check=True)
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.5

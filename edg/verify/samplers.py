@@ -90,7 +90,8 @@ def network(case: Case, name: str):
     unet = UNet(unet_spec(case.raw[f"unet_config_{name}"])).eval()
     rules.fill(unet, case.raw[f"weight_seed_{name}"], case.key_prefix)
     unet = unet.to(case.device, case.dtype)
-    stride_B = torch.tensor(case.raw["sampler"]["fs"], device=case.device)
+    stride = case.raw["sampler"].get("fs")
+    stride_B = None if stride is None else torch.tensor(stride, device=case.device)
 
     def denoise(x: Tensor, concat: Tensor, t_B: Tensor, context: Tensor, temporal_context=None) -> Tensor:
         return unet(torch.cat([x, concat], 1), t_B, context, stride_B, temporal_context)

@@ -11,26 +11,13 @@ from torch import Tensor
 
 from edg.diffusion.analytic_init import analytic_init
 from edg.diffusion.ddim import ddim_plan
-from edg.diffusion.schedule import Schedule, ScheduleSpec, linear_betas, make_schedule, timesteps
+from edg.diffusion.schedule import Schedule, linear_betas, make_schedule, timesteps
+from edg.systems.edg.released import MODEL_DEFAULTS, schedule_spec
 from edg.verify.cases import Case
 
 
-def schedule_spec(config: Mapping[str, Any]) -> ScheduleSpec:
-    """The schedule of a published configuration; absent keys have the published constructor's defaults."""
-    if config.get("beta_schedule", "linear") != "linear":
-        raise ValueError(f"beta_schedule {config['beta_schedule']!r} is not known, only linear")
-    return ScheduleSpec(
-        linear_start=config.get("linear_start", 1e-4),
-        linear_end=config.get("linear_end", 2e-2),
-        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        base_scale=config.get("base_scale", 0.7) if config.get("use_dynamic_rescale", False) else None,
-        timesteps=config.get("timesteps", 1000),
-        turning_step=config.get("turning_step", 400),
-    )
-
-
 def parameterization(config: Mapping[str, Any]) -> str:
-    return config.get("parameterization", "eps")
+    return config.get("parameterization", MODEL_DEFAULTS["parameterization"])
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:

@@ -73,6 +73,17 @@ def test_sixteen_bits_are_judged_by_relative_l2(tmp_path, dtype, limit):
     assert judged(tmp_path, want, want * (1 + 1.1 * limit), dtype=dtype).status == "FAIL"
 
 
+def test_guided_runs_of_networks_amplify_the_rounding_by_the_scale():
+    limits = {}
+    for case in cases.load_cases(REFERENCE, dtype=torch.float16):
+        for output in ("x_final", "latent", "dyn.cond.context"):
+            limits[case.name, output] = case.relative_l2(output)
+    assert limits["samp_01_open", "x_final"] == 5e-3  # stubs
+    assert limits["samp_unet_open", "x_final"] == limits["pipe_open", "latent"] == pytest.approx(7.5 * 5e-3)
+    assert limits["pipe_cfg1_open", "latent"] == limits["pipe_open", "dyn.cond.context"] == 5e-3
+    assert limits["sched_512_open", "x_final"] is None
+
+
 def test_an_index_without_a_usable_tolerance_means_two_millionths(tmp_path):
     for limit in ({"atol": None}, {"atol": NAN}, {"rtol": 0.0}):
         verdict = judged(tmp_path, torch.tensor([100.0]), torch.tensor([100.0001]), limit)

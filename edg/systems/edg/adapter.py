@@ -16,11 +16,6 @@ from edg.systems.edg.attention import attend, merge_heads, split_heads
 from edg.systems.edg.spec import AdapterSpec
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a checkpoint name belongs to the adapter."""
-    return name == "queries" or name.startswith("qformer.") or ".cc_projection." in name
-
-
 class QFormer(nn.Module):
     """Cross-attention of the queries to the text: no norm, no residual."""
 

@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from edg.systems.edg.spec import UNetSpec
-from edg.systems.edg.vae import GroupNorm
+from edg.systems.edg.vae import HALVES, GroupNorm
 
 GRID = 65_535
 
@@ -169,6 +169,16 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Statistics in x's precision; the result in the parameters' where that is 16 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype not in HALVES:
+            return super().forward(x)
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(self.weight.dtype)
+
+
 class Block(nn.Module):
     """Pre-norm: x + attn1(x), x + attn2(x, context), x + ff(x)."""
 
@@ -176,7 +186,7 @@ class Block(nn.Module):
         super().__init__()
         self.attn1, self.attn2 = attn1, attn2
         self.ff = FeedForward(width, dropout)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(width) for _ in range(3))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
@@ -223,19 +233,15 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         height, y = x.shape[2], self.norm(x)
-        if not self.use_linear:
-            y = self.proj_in(y)
+        y = y if self.use_linear else self.proj_in(y)
         y = rearrange(y, "n c h w -> n (h w) c")
-        if self.use_linear:
-            y = self.proj_in(y)
+        y = (self.proj_in(y) if self.use_linear else y).to(x.dtype)
         for block in self.transformer_blocks:
             y = block(y, context)
-        if self.use_linear:
-            y = self.proj_out(y)
+        y = y.to(self.proj_out.weight.dtype)
+        y = self.proj_out(y) if self.use_linear else y
         y = rearrange(y, "n (h w) c -> n c h w", h=height)
-        if not self.use_linear:
-            y = self.proj_out(y)
-        return x + y
+        return x + (y if self.use_linear else self.proj_out(y))
 
 
 class TemporalTransformer(nn.Module):
@@ -274,8 +280,10 @@ class TemporalTransformer(nn.Module):
         if hasattr(self, "cc_projection"):
             words = repeat(temporal_context, "b t d -> (b h w) t d", h=h, w=w)
             y = self.cc_projection(torch.cat([y, words.to(y.dtype)], dim=-1))
+        y = y.to(x.dtype)
         for block in self.transformer_blocks:
             y = block(y)
+        y = y.to(self.proj_out.weight.dtype)
         y = y if self.use_linear else rearrange(y, "m t c -> m c t")
         y = self.proj_out(y)
         y = y if self.use_linear else rearrange(y, "m c t -> m t c")

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from edg.core.errors import BadFileError
 from edg.core.seeding import generator
-from edg.systems.edg.adapter import is_adapter, make_identity
+from edg.systems.edg.adapter import make_identity
 from edg.systems.edg.family import guess
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.spec import ModelSpec
+from edg.weights.keys import is_adapter
 
 Weights = Mapping[str, Any]
 TOWERS = ("cond_stage_model.", "embedder.")

@@ -1,6 +1,7 @@
 """The denoiser: a UNet over frames, with attention and convolution over time in between.
 
-Inside, tensors are (N, C, h, w) with N = B*T, frames of a clip next to each other.
+Inside, tensors are (N, C, h, w) with N = B*T, frames of a clip next to each other. The residual stream is float32
+whatever the dtype of the parameters: norms narrow it for the branches, which are added to it again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def sinusoid(position_B: Tensor, width: int) -> Tensor:
     return F.pad(waves, (0, width % 2))
 
 
+def narrow(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), where they differ with x in the dtype of the layer's weight and the result in x's."""
+    dtype = getattr(layer, "weight", x).dtype
+    return layer(x) if dtype == x.dtype else layer(x.to(dtype)).to(x.dtype)
+
+
 class Downsample(nn.Module):
     """Half the size: a 3x3 convolution of stride 2, or the mean of 2x2 cells."""
 
@@ -35,7 +42,7 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        return narrow(self.op, x)
 
 
 class Upsample(nn.Module):
@@ -46,7 +53,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1) if learned else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return narrow(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class TemporalConv(nn.Module):
@@ -98,7 +105,7 @@ class ResBlock(nn.Module):
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
             h = self.out_layers(h + shift)
-        h = self.skip_connection(self._resized(x)) + h
+        h = narrow(self.skip_connection, self._resized(x)) + h
         if not hasattr(self, "temopral_conv"):
             return h
         h = self.temopral_conv(rearrange(h, "(b t) c h w -> b c t h w", b=batch))
@@ -125,7 +132,7 @@ class Stage(nn.Sequential):
                 y = layer(rearrange(x, "(b t) c h w -> b c t h w", b=batch), temporal_context)
                 x = rearrange(y, "b c t h w -> (b t) c h w")
             else:
-                x = layer(x)
+                x = narrow(layer, x)
         return x
 
 
@@ -235,7 +242,8 @@ class UNet(nn.Module):
         emb = self.embed(t_B, fs_B, dtype).repeat_interleave(frames, dim=0)
         context = Context.split(context_BLD.to(dtype), frames, self.spec)
         rest = (emb, context, temporal_context, batch)
-        h = rearrange(x_BCTHW.to(dtype), "b c t h w -> (b t) c h w")
+        stream = x_BCTHW.to(torch.promote_types(dtype, torch.float32))
+        h = rearrange(stream, "b c t h w -> (b t) c h w")
         skips = []
         for i, stage in enumerate(self.input_blocks):
             h = stage(h, *rest)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from edg.systems.edg.spec import GROUPS, VAESpec
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -33,16 +35,18 @@ class Posterior:
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups; in half precision statistics and affine map are float32, the result is half again."""
+    """32 groups. Where x or the parameters are in 16 bits, statistics and affine map are float32 all the same; the
+    result is 16 bits again."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__(GROUPS, channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in (torch.float16, torch.bfloat16):
+        narrow = next((t.dtype for t in (self.weight, x) if t.dtype in HALVES), None)
+        if narrow is None:
             return super().forward(x)
         y = F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
-        return y.to(x.dtype)
+        return y.to(narrow)
 
 
 class Resnet(nn.Module):

@@ -3,8 +3,8 @@
     python scripts/make_rule_checkpoint.py ckpt/dynamicrafter_512_v1/model.ckpt --seed 11
     python scripts/make_rule_checkpoint.py ckpt/dynamicrafter_cil_512_v1/timenoise.ckpt --seed 12
 
-Names, shapes and size are the published file's (10.4 GB, a few minutes); what it makes is noise. It stands for
-the real file wherever reading, merging, loading and memory are tried.
+Names, shapes and size are the published file's (10.4 GB, a few minutes); what it makes is noise. It stands
+for the real file wherever reading, merging, loading and memory are tried.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def main(
 
     device: cpu, cuda, cuda:1... only: names, groups or patterns of them.
     dtype: float32, bf16 or fp16, what the networks run in; schedules, tokens and merges stay float32. In 16
-    bits the relative L2 error of one pass is at most 3e-2 and 5e-3, of a guided run guidance scale times that.
+    bits the relative L2 error of a pass is at most 3e-2 and 5e-3, of a guided run guidance scale times that.
     """
     from edg.verify import cases
 

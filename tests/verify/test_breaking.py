@@ -7,7 +7,9 @@ import torch
 
 from edg import verify
 from edg.diffusion import ddim, guidance, prediction, schedule, switch
+from edg.systems.edg import attention
 from edg.verify import schedules
+from edg.weights import ops
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -32,6 +34,9 @@ def lopsided(function):
         (schedule, "zero_terminal_snr", "sched_512_open"),
         (schedules, "linear_betas", "sched_256_open"),
         (schedules, "analytic_init", "analytic_open"),
+        (ops, "magnitude", "merge_sparsify_open"),
+        (ops, "dare", "merge_edg2_open"),
+        (attention, "attend", "unet_b_open"),
     ],
 )
 def test_a_broken_function_is_noticed(monkeypatch, module, name, only):

@@ -1,6 +1,6 @@
 """Other settings than the recorded ones: folders in the reference's format, by a second implementation.
 
-The second implementation is numpy in float64, straight from the words of the index (`math`); it shares no code
+The second implementation is numpy in float64, straight from the words of the index (`math`), sharing no code
 with `edg.diffusion`. So `edg verify` is shown to follow the meaning of a case, not the recorded numbers.
 """
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edg.core import config
 from edg.core.errors import UsageError, nearest
 from edg.weights import keys
 from edg.weights.masks import GENERATOR
@@ -179,14 +180,13 @@ def from_dict(data: object, place: str = "recipe") -> Recipe:
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from YAML: a path, or the name of one in configs/merge. Raises UsageError."""
-    import yaml
-
     place = find_recipe(path)
-    try:
-        data = yaml.safe_load(place.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{place} cannot be read: {' '.join(str(error).split())}"[:300]) from error
-    return from_dict(data, str(place))
+    return from_dict(config.read_yaml(place), str(place))
+
+
+def is_recipe(path: str | Path) -> bool:
+    """Whether a YAML file is a recipe (has outputs) rather than a model's configuration."""
+    return "model" not in config.read_yaml(find_recipe(path))
 
 
 def find_recipe(path: str | Path) -> Path:

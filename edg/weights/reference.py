@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError
+from edg.weights.hashing import sha256_weights
 
 if TYPE_CHECKING:
     from edg.weights.store import Weights
-
-_KNOWN: dict[
-    tuple, str
-] = {}  # (path, size, mtime, inode) -> sha256, so that dyn and con hash their base once
-
-
-def sha256_file(path: Path) -> str:
-    stat = os.stat(path)
-    key = (os.fspath(Path(path).resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    if key not in _KNOWN:
-        with open(path, "rb") as file:
-            _KNOWN[key] = hashlib.file_digest(file, "sha256").hexdigest() if HAS_DIGEST else _digest(file)
-    return _KNOWN[key]
-
-
-HAS_DIGEST = hasattr(hashlib, "file_digest")
-
-
-def _digest(file) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 22):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def combined(hashes: Sequence[tuple[str, str]]) -> str:
-    """One SHA-256 for a checkpoint: its file's own, or for shards that of the lines 'sha256  filename'."""
-    if len(hashes) == 1:
-        return hashes[0][1]
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def sha256_weights(weights: Weights) -> str:
-    return combined([(file.path.name, sha256_file(file.path)) for file in weights.files])
 
 
 def candidates(owner: Path, base: dict) -> list[Path]:

@@ -15,7 +15,8 @@ from edg.weights.tensors import ITEMSIZE, MAX_NUMEL, FileTensor, InputFile, Tens
 MAX_HEADER = 100_000_000
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+    "BOOL": "bool",
     "C64": "complex64",
 }  # fmt: skip
 CODES = {name: code for code, name in DTYPES.items()}

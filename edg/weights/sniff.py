@@ -7,10 +7,12 @@ from edg.core.errors import BadFileError
 from edg.weights.tensors import InputFile
 
 ARCHIVES = {
-    b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"7z\xbc\xaf": "7z",
+    b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2",
+    b"7z\xbc\xaf": "7z",
 }  # fmt: skip
 OTHERS = {
-    b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy array", b"\x89PNG": "a PNG image",
+    b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file", b"\x93NUMPY": "a NumPy array",
+    b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image", b"%PDF": "a PDF document",
 }  # fmt: skip
 EXPECTED = "a checkpoint (.ckpt, .pt, .pth or .safetensors)"

@@ -6,12 +6,14 @@ output; the arithmetic itself is in `ops`. The first input of a recipe is the ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from edg.core import config
 from edg.core.errors import UsageError, nearest
 from edg.weights import ops
 
@@ -305,35 +307,13 @@ def make_step(data: object, place: str) -> Step:
             expected="one of " + ", ".join(STEPS),
             fix=nearest(data["op"], STEPS),
         )
-    known = {f.name: f for f in fields(kind)}
-    settings = {}
-    for key, value in data.items():
-        if key == "op":
-            continue
-        if key not in known:
-            raise UsageError(
-                f"{place}: {kind.op} has no setting {key!r}",
-                expected="one of " + ", ".join(known),
-                fix=nearest(str(key), known),
-            )
-        settings[key] = _value(f"{place}.{key}", value, str(known[key].type))
-    return kind(**settings)
-
-
-def _value(place: str, value: object, kind: str) -> object:
-    """Check a YAML value against the annotation of its field."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    if isinstance(value, (list, tuple)) and "tuple" in kind:
-        if all(isinstance(v, str) for v in value) and "str" in kind:
-            return tuple(value)
-        if "float" in kind and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-            return tuple(float(v) for v in value)
-    if isinstance(value, str) and "str" in kind:
-        return (value,) if "tuple" in kind else value
-    if value is None and "None" in kind:
-        return None
-    if number and "float" in kind and not kind.startswith("tuple"):
-        return float(value)
-    if number and kind.startswith("int") and isinstance(value, int) and value >= 0:
-        return value
-    raise UsageError(f"{place}: {value!r}"[:200], expected=kind)
+    settings = {key: value for key, value in data.items() if key != "op"}
+    for key in ("where", "of"):  # one name may stand without brackets
+        if isinstance(settings.get(key), str) and not isinstance(getattr(kind, key, ""), str):
+            settings[key] = [settings[key]]
+    step = config.build(kind, settings, f"{place}.{kind.op}")
+    for key, value in vars(step).items():
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+            raise UsageError(f"{place}.{kind.op}.{key}: {value}", expected="a finite number")
+    return step

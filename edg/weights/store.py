@@ -21,12 +21,13 @@ from edg.weights.pickle_machine import TensorRef
 from edg.weights.safetensors_reader import open_safetensors
 from edg.weights.sniff import sniff
 from edg.weights.tensors import InputFile, MemoryTensor, StoredTensor, TensorInfo
+from edg.weights.writers import write_pt, write_safetensors
 from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Weights", "open_weights", "TensorInfo"]
+__all__ = ["TensorInfo", "Weights", "open_weights", "write_pt", "write_safetensors"]
 INNER = ("state_dict", "module", "model", "params", "weights")  # tables that may hold the tensors
 DAMAGED = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError, struct.error)
 

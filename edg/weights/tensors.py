@@ -169,7 +169,7 @@ class FileTensor(StoredTensor):
         available = span + first if storage_numel is None else storage_numel
         if first < 0 or first + span > available or info.numel > MAX_NUMEL:
             raise BadFileError(
-                f"{file.path}: a tensor of shape {info.shape} starting at element {first} does not fit its storage "
+                f"{file.path}: a tensor of shape {info.shape} from element {first} does not fit its storage "
                 f"of {available} elements",
                 fix="the file is damaged",
             )

@@ -62,7 +62,7 @@ def _end_record(file: InputFile) -> tuple[int, int, int]:
     at = tail.rfind(END)
     if at < 0 or len(tail) - at < 22:
         raise BadFileError(
-            f"{file.path} is a truncated or incomplete download (no zip directory at its end, {file.size} bytes)",
+            f"{file.path} is truncated or an incomplete download (no zip directory, {file.size} bytes)",
             fix="download it again",
         )
     count, size, offset = struct.unpack_from("<HLL", tail, at + 10)
@@ -156,7 +156,8 @@ def file_tensor(file: InputFile, records: dict[str, ZipEntry], name: str, ref: T
     unit = ITEMSIZE.get(storage.dtype, 1) if storage.dtype else 1
     if not entry.stored or entry.size != storage.numel * unit or entry.offset + entry.size > file.size:
         raise BadFileError(
-            f"{file.path}: the storage of {name} has {entry.size} bytes{'' if entry.stored else ', compressed'}",
+            f"{file.path}: the storage of {name} has {entry.size} bytes"
+            + ", compressed" * (not entry.stored),
             expected=f"{storage.numel * unit} bytes, uncompressed",
             fix="download the file again",
         )

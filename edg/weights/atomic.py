@@ -1,0 +1,116 @@
+"""A file that appears whole or not at all: temporary file beside it, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from edg.core.errors import MachineError, UsageError
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class AtomicFile:
+    """Positioned writes into a hidden temporary file; `commit()` renames it to `path`, `abort()` removes it.
+
+    The temporary is locked while it lives, so leftovers of a killed run are told from those of a running
+    one, and removed at the next start. Its mode follows the umask. Raises MachineError (disk, rights),
+    UsageError (path).
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise UsageError(f"{path} is a folder", expected="a file name to write to")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            self.temporary = self.path.parent / f".{self.path.name}.edg-tmp.{os.getpid()}"
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+            self.fd = os.open(self.temporary, flags, 0o666)
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise machine_error(self.path, error) from error
+
+    def _remove_leftovers(self) -> None:
+        prefix = f".{self.path.name}.edg-tmp."
+        for old in self.path.parent.iterdir():
+            if not old.name.startswith(prefix):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(old, os.O_RDWR)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(old)
+                except BlockingIOError as error:
+                    raise MachineError(
+                        f"{self.path} is being written by another process ({old.name})",
+                        fix="wait for it to end",
+                    ) from error
+                finally:
+                    os.close(fd)
+
+    def reserve(self, size: int) -> None:
+        """Take the disk space now where the file system can (a full disk shows before any work is done)."""
+        try:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.fd, 0, size)
+        except OSError as error:
+            if error.errno in FULL_DISK:
+                self.abort()
+                raise machine_error(self.path, error) from error
+
+    def write(self, offset: int, data) -> None:
+        view, done = memoryview(data).cast("B"), 0
+        try:
+            while done < len(view):
+                done += os.pwrite(self.fd, view[done : done + (1 << 30)], offset + done)
+        except OSError as error:
+            raise machine_error(self.path, error) from error
+
+    def commit(self, size: int) -> None:
+        """Cut to `size` bytes, bring everything to the disk, take the final name."""
+        try:
+            os.ftruncate(self.fd, size)
+            os.fsync(self.fd)
+            os.replace(self.temporary, self.path)
+            self._close()
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise machine_error(self.path, error) from error
+
+    def abort(self) -> None:
+        """Remove the temporary file. Does nothing after commit."""
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self.temporary)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
+
+
+def machine_error(path: Path, error: OSError) -> MachineError:
+    if error.errno in FULL_DISK:
+        return MachineError(f"no space left for {path}", fix="free some space or choose another --outdir")
+    return MachineError(
+        f"cannot write {path}: {error.strerror or error}", fix="choose a folder you can write to"
+    )
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    file = AtomicFile(path)
+    try:
+        file.write(0, data)
+        file.commit(len(data))
+    finally:
+        file.abort()

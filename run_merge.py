@@ -1,0 +1,106 @@
+"""Merge a base and a fine-tuned checkpoint into dyn.pt and con.pt, with the flags of the released
+run_merge.py.
+
+    python run_merge.py --ckptdir ckpt --outdir ckpt/merge --dyn-alpha 0.25 --dyn-beta 0.75
+
+Both files are complete and open with torch.load(weights_only=True). `edg merge` does the same and more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def parse(argv: list[str] | None = None):
+    from edg.core.arguments import Parser
+
+    parser = Parser(prog="run_merge.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--basedir", default=".", help="folder that relative paths start from (.)")
+    parser.add_argument("--ckptdir", default=os.environ.get("CKPT_PATH", "ckpt"), help="CKPT_PATH or ckpt")
+    parser.add_argument("--outdir", default="", help="where dyn.pt and con.pt go (CKPTDIR/merge)")
+    number = parser.add_argument_group("the recipe (without --config)")
+    number.add_argument("--dyn-alpha", type=float, help="how far to walk back from the tuned model (0.25)")
+    number.add_argument("--dyn-beta", type=float, help="how much of that to add to the base (0.75)")
+    number.add_argument(
+        "--con-alpha", type=float, help="released: scale of the tuned model; anchored: strength (1)"
+    )
+    number.add_argument("--con-beta", type=float, help="how much of the thinned difference to add (0.25)")
+    number.add_argument("--drop-rate", type=float, help="part of the difference that is dropped (0.7)")
+    number.add_argument("--con", choices=("released", "anchored"), help="formula of con (released)")
+    parser.add_argument("--seed", type=int, help="of the random masks (123)")
+    parser.add_argument("--base", default="", help="CKPTDIR/dynamicrafter_512_v1/model.ckpt")
+    parser.add_argument("--tuned", default="", help="CKPTDIR/dynamicrafter_cil_512_v1/timenoise.ckpt")
+    parser.add_argument("--config", default="", help="a recipe (YAML) instead of the numbers above")
+    parser.add_argument("--format", choices=("pt", "safetensors"), default="pt")
+    parser.add_argument(
+        "--missing",
+        choices=("identity", "error", "drop"),
+        help="names not in both: identity (for a missing adapter; default), error, or drop (released)",
+    )
+    parser.add_argument("--dtype", help="of the outputs: float32, float16, bfloat16 (the base's)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+NUMBERS = ("dyn_alpha", "dyn_beta", "con_alpha", "con_beta", "drop_rate", "con")
+
+
+def recipe_from(args):
+    """The recipe that the flags describe: the published pair, or --config with --base and --tuned put in."""
+    import dataclasses
+
+    from edg.core.errors import UsageError
+    from edg.weights.recipe import edg_recipe, is_recipe, load_recipe
+
+    root = Path(args.basedir)
+    ckpt = root / args.ckptdir
+    base = str(root / args.base) if args.base else str(ckpt / "dynamicrafter_512_v1" / "model.ckpt")
+    tuned = (
+        str(root / args.tuned) if args.tuned else str(ckpt / "dynamicrafter_cil_512_v1" / "timenoise.ckpt")
+    )
+    numbers = {name: getattr(args, name) for name in NUMBERS if getattr(args, name) is not None}
+    general = {n: getattr(args, n) for n in ("seed", "missing", "dtype") if getattr(args, n) is not None}
+    if args.config and not is_recipe(args.config):
+        print(f"note: {args.config} is a model's configuration; merging does not need it")
+    elif args.config:
+        if numbers:
+            flag = "--" + next(iter(numbers)).replace("_", "-")
+            raise UsageError(
+                f"{flag} together with --config", expected="one of them", fix="set it in the recipe"
+            )
+        recipe, filled = load_recipe(args.config), {"base": base, "tuned": tuned}
+        use = {n for n, path in recipe.inputs.items() if n in filled and (not path or getattr(args, n))}
+        inputs = {n: filled[n] if n in use else path for n, path in recipe.inputs.items()}
+        return dataclasses.replace(recipe, inputs=inputs, **general)
+    return edg_recipe(base, tuned, **numbers, **general)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from edg.core.errors import EdgError
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: temporary files are removed
+    try:
+        args = parse(argv)
+    except EdgError as error:
+        print(f"run_merge.py: error: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        from edg.weights.commands import merge_and_report
+
+        out = Path(args.basedir) / (args.outdir or Path(args.ckptdir) / "merge")
+        return merge_and_report(recipe_from(args), out, full=True, format=args.format)
+    except EdgError as error:
+        if args.debug:
+            raise
+        print(f"run_merge.py: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("run_merge.py: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,7 +38,7 @@ COMMANDS = {
     "info": Command(
         "what a checkpoint is, without loading it",
         "edg.weights.commands:add_info_arguments",
-        "edg.weights.commands:info_command",
+        "edg.cli:info",
     ),
     "verify": Command("recompute the reference numbers", "edg.cli:add_verify_arguments", "edg.cli:verify"),
     "doctor": Command(
@@ -67,6 +67,17 @@ def verify(args) -> int:
     from edg.verify import main as verify_folder
 
     return verify_folder(args.folder, device=args.device, dtype=args.dtype, only=args.only)
+
+
+def info(args) -> int:
+    from edg.systems.edg.family import identify
+    from edg.weights.commands import info_command
+
+    def told(weights) -> str:
+        name, why = identify(weights)
+        return f"{name} (told by {why})" if name else f"unknown: {why}"
+
+    return info_command(args, told)
 
 
 # ---- entry -------------------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""YAML to dataclasses, strictly."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from edg.core.config import build, load, read_yaml, to_dict, to_yaml
+from edg.core.errors import BadFileError, UsageError
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner
+    mult: tuple[int, ...] = (1, 2)
+    kind: Literal["a", "b"] = "a"
+    maybe: int | None = None
+    pair: tuple[int, float] = (1, 2.0)
+    flag: bool = False
+
+
+GOOD = {"name": "x", "inner": {"size": 3}}
+
+
+def test_fill_and_back(tmp_path):
+    value = build(Outer, {**GOOD, "mult": [1, 4], "pair": [3, 4], "kind": "b"})
+    assert value == Outer("x", Inner(3), (1, 4), "b", None, (3, 4.0))
+    (tmp_path / "a.yaml").write_text(to_yaml(value))
+    assert load(Outer, tmp_path / "a.yaml") == value
+    assert to_dict(value)["inner"] == {"size": 3, "rate": 0.5}
+
+
+def test_scientific_notation_is_a_number():
+    assert build(Inner, {"size": 1, "rate": "1e-4"}).rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"nmae": 1}, "unknown key 'nmae'.*did you mean 'name'"),
+        ({"inner": {"size": 3, "rte": 1}}, r"unknown key 'inner\.rte'.*did you mean 'rate'"),
+        ({"inner": {}}, "inner has no size"),
+        ({"inner": 3}, "inner is 3; expected a mapping"),
+        ({"inner": {"size": 1.5}}, r"inner\.size is 1\.5; expected a whole number"),
+        ({"inner": {"size": True}}, "expected a whole number"),
+        ({"kind": "c"}, "kind is 'c'; expected one of a, b"),
+        ({"mult": 3}, "mult is 3; expected a list"),
+        ({"mult": [1, "x"]}, r"mult\[1\] is 'x'"),
+        ({"pair": [1]}, "expected 2 values"),
+        ({"maybe": "x"}, "maybe is 'x'; expected a whole number"),
+        ({"flag": 1}, "flag is 1; expected true or false"),
+    ],
+)
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises(UsageError, match=message):
+        build(Outer, {**GOOD, **change})
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "just text", ""])
+def test_not_a_mapping(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    if text:
+        with pytest.raises(UsageError, match="a.yaml"):
+            read_yaml(tmp_path / "a.yaml")
+    else:
+        assert read_yaml(tmp_path / "a.yaml") == {}
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(BadFileError, match="cannot read"):
+        read_yaml(tmp_path / "a.yaml")

@@ -1,0 +1,91 @@
+"""Seeds, devices, processes and argument parsing."""
+
+import pytest
+import torch
+
+from edg.core import arguments, device, dist, seeding
+from edg.core.errors import EdgError, MachineError, UsageError
+
+
+def test_seeds_are_named_and_fixed():
+    assert seeding.derive(1, "a", 2) == 7025978693720368205  # never changes: results depend on it
+    seeds = {
+        seeding.derive(*parts) for parts in [(1,), (2,), (1, "a"), (1, "a", "b"), (1, "ab"), (1, 1), (1, "1")]
+    }
+    assert len(seeds) == 7 and all(0 <= seed < 2**63 for seed in seeds)
+    first, again = (torch.randn(4, generator=seeding.generator(5, "x")) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_devices():
+    assert device.choose("cpu", "bf16") == (torch.device("cpu"), torch.bfloat16)
+    assert device.choose("cpu", "torch.float16")[1] == torch.float16
+    with pytest.raises(UsageError, match="cuda"):
+        device.choose("cdua")
+    with pytest.raises(UsageError, match="unknown dtype 'fp8'"):
+        device.choose("cpu", "fp8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_no_cuda():
+    with pytest.raises(MachineError, match="no CUDA device"):
+        device.choose("cuda")
+    assert device.choose("auto") == (torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_shards_cover_everything_once(size):
+    for count in range(12):
+        shards = [dist.World(rank, size).shard(range(count)) for rank in range(size)]
+        assert [i for shard in shards for i in shard] == list(range(count))
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_a_world_of_one():
+    here = dist.World()
+    assert here.broadcast(3) == 3 and here.gather(4) == [4] and here.first(lambda: 5) == 5
+
+    def fail():
+        raise UsageError("no")
+
+    with pytest.raises(EdgError, match="no"):
+        here.first(fail)
+
+
+def parser():
+    p = arguments.Parser(prog="x")
+    p.add_argument("--dyn_alpha", type=float, default=0.0)
+    p.add_argument("--con-beta", type=float, default=0.0)
+    p.add_argument("--kind", choices=("left", "right"))
+    arguments.add_switch(p, "--text_input", default=True)
+    return p
+
+
+@pytest.mark.parametrize("argv", [["--dyn-alpha", "1"], ["--dyn_alpha=1"], ["--dyn-alpha=1"]])
+def test_both_spellings(argv):
+    assert parser().parse_args(argv).dyn_alpha == 1
+
+
+def test_switches():
+    for argv, value in [
+        ([], True), (["--text_input"], True), (["--text-input", "0"], False), (["--no-text_input"], False),
+        (["--no-text-input"], False), (["--text_input=yes"], True),
+    ]:  # fmt: skip
+        assert parser().parse_args(argv).text_input is value
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--dyn-alhpa", "1"], "unknown flag --dyn-alhpa; did you mean '--dyn_alpha'"),
+        (["--con-bet=1"], "unknown flag --con-bet; did you mean '--con-beta'"),
+        (["--zzzzzz"], "unknown flag --zzzzzz; see x --help"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--kind", "lfet"], "did you mean 'left'"),
+        (["--dyn_alpha", "x"], "invalid float value"),
+        (["--text_input", "maybe"], "not a yes or no"),
+    ],
+)
+def test_mistakes(argv, message):
+    with pytest.raises(UsageError, match=message):
+        parser().parse_args(argv)

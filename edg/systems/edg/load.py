@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edg.core.errors import BadFileError
-from edg.core.seeding import generator
+from edg.core.seeding import derive
 from edg.systems.edg.adapter import make_identity
 from edg.systems.edg.family import guess
 from edg.systems.edg.model import LatentVideoModel
@@ -105,7 +106,8 @@ def tower_tensor(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape)
     if len(shape) < 2 and leaf == "weight":
         return torch.ones(shape)
-    drawn = torch.randn(shape, generator=generator(seed, "tower", name))
+    random = np.random.RandomState(derive(seed, "tower", name) % 2**32)  # a stream numpy has frozen for good
+    drawn = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
     if "embedding" in name or len(shape) < 2:
         return 0.02 * drawn
     fan_in = shape[0] if leaf in ("proj", "text_projection") else drawn[0].numel()

@@ -1,7 +1,7 @@
 """The denoiser: a UNet over frames, with attention and convolution over time in between.
 
-Inside, tensors are (N, C, h, w) with N = B*T, frames of a clip next to each other. The residual stream is float32
-whatever the dtype of the parameters: norms narrow it for the branches, which are added to it again.
+Inside, tensors are (N, C, h, w) with N = B*T, frames of a clip next to each other. The residual stream is
+float32 whatever the dtype of the parameters: norms narrow it for the branches, which are added to it again.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Posterior:
 
 
 class GroupNorm(nn.GroupNorm):
-    """32 groups. Where x or the parameters are in 16 bits, statistics and affine map are float32 all the same; the
-    result is 16 bits again."""
+    """32 groups. Where x or the parameters are in 16 bits, statistics and affine map are float32 all the
+    same; the result is 16 bits again."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__(GROUPS, channels, eps=eps)

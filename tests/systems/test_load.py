@@ -14,6 +14,7 @@ from edg.core.errors import BadFileError
 from edg.systems.edg.family import identify
 from edg.systems.edg.load import assign, build, load_model, rebuild_towers, with_adapter_of
 from edg.systems.edg.presets import PRESETS, SPRITES
+from edg.weights.store import open_weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -103,6 +104,14 @@ def test_old_names_and_ema_copies(spec, weights):
     old["model_ema.decay"] = torch.zeros(())
     new, other = load_model(spec, weights), load_model(spec, old)
     assert all(torch.equal(a, b) for a, b in zip(new.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_files_are_read_straight_into_the_model(spec, weights, tmp_path, dtype):
+    torch.save({"state_dict": weights}, tmp_path / "model.ckpt")
+    model = load_model(spec, open_weights(tmp_path / "model.ckpt"), dtype=dtype)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value.to(dtype)) for name, value in weights.items())
 
 
 def test_assign_keeps_the_storage(spec, weights):

@@ -18,11 +18,11 @@ from edg.systems.edg.adapter import make_identity
 from edg.systems.edg.family import guess
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.spec import ModelSpec
+from edg.systems.edg.vae import HALVES
 from edg.weights.keys import is_adapter
 
 Weights = Mapping[str, Any]
 TOWERS = ("cond_stage_model.", "embedder.")
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def build(spec: ModelSpec, device: torch.device | str = "meta") -> LatentVideoModel:
@@ -67,10 +67,9 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
     stored, targets = canonical(weights), model.state_dict()
     computed = model.schedule_buffers()
     for name, actual in stored.items():
-        value = weights[actual]
-        if name in computed and value.dtype in HALVES:
+        if name in computed and weights[actual].dtype in HALVES:
             continue  # a schedule cannot be kept in 16 bits; the spec's own takes its place below
-        targets[name].copy_(value)
+        _read(weights, actual, targets[name])
         computed.pop(name, None)
     for name, value in computed.items():
         targets[name].copy_(value)
@@ -78,6 +77,14 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
         _silence_adapter(model)
     if model.spec.towers_seed is not None and not any(name.startswith(TOWERS) for name in stored):
         rebuild_towers(model)
+
+
+def _read(weights: Weights, name: str, target: Tensor) -> None:
+    """The tensor into `target`, converted to its dtype; straight from the file where `weights` can do that."""
+    if hasattr(weights, "read_into") and target.device.type == "cpu":
+        weights.read_into(name, 0, target.view(-1))
+    else:
+        target.copy_(weights[name])
 
 
 def _silence_adapter(model: LatentVideoModel) -> None:

@@ -80,7 +80,8 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
 
 
 def _read(weights: Weights, name: str, target: Tensor) -> None:
-    """The tensor into `target`, converted to its dtype; straight from the file where `weights` can do that."""
+    """The tensor into `target`, converted to its dtype; straight from the file where `weights` can do
+    that."""
     if hasattr(weights, "read_into") and target.device.type == "cpu":
         weights.read_into(name, 0, target.view(-1))
     else:

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edg.core.errors import UsageError
+from edg.core.errors import UsageError, nearest
 from edg.systems.edg import released
 from edg.systems.edg.adapter import QFormer
 from edg.systems.edg.encoders import ImageEncoder, ImageProjector, TextEncoder
@@ -136,4 +137,18 @@ def named_spec(config: str, override: dict) -> ModelSpec:
     if f"dynamicrafter-{size}" not in PRESETS:
         raise UsageError(f"a keys case for {config!r}", expected=", ".join(PRESETS))
     spec = PRESETS[f"dynamicrafter-{size}"]
-    return replace(spec, unet=replace(spec.unet, **override))
+    for key, value in override.items():
+        spec = replace(spec, **_overridden(spec, key, value))
+    return spec
+
+
+def _overridden(spec: ModelSpec, key: str, value: Any) -> dict[str, Any]:
+    """The part of the spec that owns a published key, with the key's new value."""
+    if key == "use_dynamic_rescale":
+        base = (spec.schedule.base_scale or 0.7) if value else None
+        return {"schedule": replace(spec.schedule, base_scale=base)}
+    for part in ("unet", "resampler", "vae"):
+        if hasattr(getattr(spec, part), key):
+            plain = tuple(value) if isinstance(value, list) else value
+            return {part: replace(getattr(spec, part), **{key: plain})}
+    raise UsageError(f"override of {key!r}", fix=nearest(key, vars(spec.unet)))

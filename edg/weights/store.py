@@ -20,7 +20,7 @@ from edg.weights import keys, reference
 from edg.weights.pickle_machine import TensorRef
 from edg.weights.safetensors_reader import open_safetensors
 from edg.weights.sniff import sniff
-from edg.weights.tensors import InputFile, MemoryTensor, StoredTensor, TensorInfo
+from edg.weights.tensors import ITEMSIZE, InputFile, MemoryTensor, StoredTensor, TensorInfo
 from edg.weights.writers import write_pt, write_safetensors
 from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
 

@@ -60,7 +60,9 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     nbytes = tensor.numel() * tensor.element_size()
     if not nbytes:
         return memoryview(bytearray())
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())).cast("B")
+    array = (ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())
+    array.owner = tensor  # the view keeps the memory alive
+    return memoryview(array).cast("B")
 
 
 class InputFile:

@@ -1,0 +1,113 @@
+"""run_merge.py, `edg merge` and `edg info` from the outside."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from edg.core.errors import UsageError
+from edg.weights import commands
+from edg.weights.store import open_weights, write_pt
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run_merge():
+    spec = importlib.util.spec_from_file_location("run_merge", ROOT / "run_merge.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def published(folder, base, tuned):
+    for place, state in (("dynamicrafter_512_v1/model", base), ("dynamicrafter_cil_512_v1/timenoise", tuned)):
+        path = folder / f"{place}.ckpt"
+        path.parent.mkdir(parents=True)
+        torch.save({"state_dict": state}, path)
+
+
+def test_run_merge_with_the_published_layout(tmp_path, base, tuned, run_merge, capsys):
+    published(tmp_path / "ckpt", base, tuned)
+    flags = "--dyn-alpha 0.25 --dyn-beta 0.75 --con-alpha 1.0 --con-beta 0.0 --seed 3 --drop-rate 0.5".split()
+    assert (
+        run_merge.main(["--basedir", str(tmp_path), "--ckptdir", "ckpt", "--outdir", "ckpt/merge", *flags])
+        == 0
+    )
+    for name in ("dyn", "con"):
+        state = torch.load(tmp_path / f"ckpt/merge/{name}.pt", weights_only=True)["state_dict"]
+        assert set(state) == set(base)
+    assert all(torch.equal(state[n], tuned[n]) for n in tuned)  # con_beta 0: con is the tuned model
+    assert "complete" in capsys.readouterr().out
+
+
+def test_run_merge_errors_and_exit_codes(tmp_path, run_merge, capsys):
+    assert run_merge.main(["--ckptdir", str(tmp_path)]) == 3
+    assert "model.ckpt does not exist" in capsys.readouterr().err
+    assert run_merge.main(["--dyn-alhpa", "1"]) == 2
+    assert "--dyn-alpha" in capsys.readouterr().err
+    assert run_merge.main(["--config", "edg", "--dyn-alpha", "1"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_merge_takes_a_recipe(tmp_path, base, tuned, run_merge):
+    published(tmp_path, base, tuned)
+    out = tmp_path / "out"
+    assert run_merge.main(["--ckptdir", str(tmp_path), "--outdir", str(out), "--config", "extrapolate"]) == 0
+    made = open_weights(out / "extrapolated.pt")
+    name = "model.diffusion_model.out.2.bias"
+    assert torch.allclose(made[name], base[name] + 0.25 * (base[name] - tuned[name]))
+
+
+def call(add, run, *argv):
+    parser = argparse.ArgumentParser()
+    add(parser)
+    return run(parser.parse_args(list(argv)))
+
+
+def merge(*argv):
+    return call(commands.add_merge_arguments, commands.merge_command, *argv)
+
+
+def info(*argv):
+    return call(commands.add_info_arguments, commands.info_command, *argv)
+
+
+def test_merge_and_info(tmp_path, files, capsys):
+    base, tuned = map(str, files)
+    out = str(tmp_path / "out")
+    assert (
+        merge("edg", "--base", base, "--tuned", tuned, "--out", out, "--verify", "--quiet", "--seed", "9")
+        == 0
+    )
+    capsys.readouterr()
+    assert info(f"{out}/dyn.safetensors") == 0
+    text = capsys.readouterr().out
+    for part in ("DynamiCrafter", "adapter     no", "float32 100 %", "seed 9", "dynamic: alpha 0.25", base):
+        assert part in text, part
+
+
+def test_dry_run_writes_nothing(tmp_path, files, capsys):
+    base, tuned = map(str, files)
+    out = tmp_path / "out"
+    assert merge("edg_temporal", "--base", base, "--tuned", tuned, "--out", str(out), "--dry-run") == 0
+    assert "dynamic: 4 tensors" in capsys.readouterr().out and not out.exists()
+
+
+def test_inputs_must_be_given(files):
+    with pytest.raises(UsageError, match="names no file for tuned"):
+        merge("edg", "--base", str(files[0]))
+    with pytest.raises(UsageError, match="NAME=FILE"):
+        merge("edg", "--input", "third")
+
+
+def test_info_counts_components_and_takes_an_identifier(tmp_path, adapted, capsys):
+    write_pt(tmp_path / "x.pt", {n: t.half() for n, t in adapted.items()})
+    weights = open_weights(tmp_path / "x.pt")
+    lines = commands.describe(weights, lambda w: "some-spec" if "queries" in w else "")
+    text = "\n".join(lines)
+    assert "some-spec" in text and "adapter     yes" in text and "float16 100 %" in text
+    counts = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  ")}
+    assert counts["adapter"] == str(4 * 10 + 4 + 3 * 6 + 36) and counts["buffers"] == "10"

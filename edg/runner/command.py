@@ -127,27 +127,14 @@ def default_prompts(model: str) -> Path:
 
 
 def identity(weights: Any) -> dict[str, Any]:
-    """What a parameter set is, apart from where it lies: the merge that made it, or the hash of its file."""
-    provenance = getattr(weights, "provenance", {})
-    if provenance.get("recipe"):
-        kept = {
-            key: provenance[key]
-            for key in ("output", "recipe", "inputs", "base", "masks")
-            if key in provenance
-        }
-        return {"merged": _without_places(kept)}
+    """What a parameter set is, wherever it lies: the merge that made it (recipe, inputs), or its hash."""
+    made = getattr(weights, "provenance", {})
+    recipe, inputs = made.get("recipe"), made.get("inputs")
+    if isinstance(recipe, Mapping) and isinstance(inputs, list):
+        steps = {key: value for key, value in recipe.items() if key != "inputs"}  # there these are paths
+        hashes = {str(item.get("name")): item.get("sha256") for item in inputs}
+        return {"output": made.get("output"), "recipe": steps, "inputs": hashes}
     return {"sha256": [cached_sha256(file.path) for file in weights.files]}
-
-
-def _without_places(value: Any) -> Any:
-    """Without paths and times, which do not change what was computed."""
-    if isinstance(value, Mapping):
-        return {
-            k: _without_places(v)
-            for k, v in value.items()
-            if k not in ("path", "relative", "made_at", "time")
-        }
-    return [_without_places(item) for item in value] if isinstance(value, list) else value
 
 
 def options_settings(options: Any) -> dict[str, Any]:

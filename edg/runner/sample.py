@@ -285,14 +285,11 @@ def _finish(job: Run, summary: Summary) -> None:
     from edg.core.video import contact_sheet, write_image
 
     sheet = job.outdir / SHEET
-    if summary.made or not sheet.exists():
-        clips = list(islice(_finished_clips(job), SHEET_ROWS))
-        if clips:
-            write_image(sheet, contact_sheet(clips))
-    say(
-        f"{summary.made} made, {summary.skipped} finished before, {len(summary.failed)} failed: "
-        f"{job.outdir} ({SHEET})"
-    )
+    clips = list(islice(_finished_clips(job), SHEET_ROWS)) if summary.made or not sheet.exists() else []
+    if clips:
+        write_image(sheet, contact_sheet(clips))
+    counts = f"{summary.made} made, {summary.skipped} finished before, {len(summary.failed)} failed"
+    say(f"{counts}: {sheet if sheet.exists() else job.outdir}")
 
 
 def _finished_clips(job: Run) -> Iterator[tuple[str, Any]]:

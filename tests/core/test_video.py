@@ -174,9 +174,12 @@ def test_video_round_trip(tmp_path):
 
 
 def test_the_same_frames_give_the_same_file(tmp_path):
-    for name in "ab":
-        write_video(tmp_path / f"{name}.mp4", clip())
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    rng, path, files = np.random.default_rng(0), tmp_path / "a.mp4", set()
+    for _ in range(60):  # x264's defaults fail this: they read memory that was not written
+        write_video(path, clip(16, 64, 48))
+        files.add(path.read_bytes())
+        _ = [rng.integers(0, 255, rng.integers(100, 60_000), dtype=np.uint8) for _ in range(30)]
+    assert len(files) == 1
 
 
 def test_odd_sizes_are_refused(tmp_path):

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from edg.core.errors import UsageError
+from edg.core.errors import BadFileError, UsageError
 from edg.weights import keys
 from edg.weights.store import Weights, open_weights
 from edg.weights.tensors import TensorInfo
@@ -131,7 +131,12 @@ def add_info_arguments(parser: argparse.ArgumentParser) -> None:
 def info_command(args: argparse.Namespace, identify: Identify | None = None) -> int:
     """Print what a checkpoint is, from names and shapes alone. identify: mapping -> name of its spec, ''
     if none."""
-    weights = open_weights(args.file, check_base=args.verify)
+    try:
+        weights = open_weights(args.file, check_base=args.verify)
+    except BadFileError:  # tell what is in the file even when its base is not there
+        for line in describe(open_weights(args.file, join_base=False)):
+            print(line)
+        raise
     for line in describe(weights, identify):
         print(line)
     if args.names:

@@ -46,7 +46,7 @@ def complete(weights: Weights, open_weights: Callable[..., Weights], check: bool
             continue
         absent = set(weights.provenance.get("absent", ()))
         tensors = {n: t for n, t in found.tensors.items() if n not in absent} | weights.tensors
-        return Weights(
+        joined = Weights(
             weights.path,
             weights.container,
             tensors,
@@ -54,6 +54,8 @@ def complete(weights: Weights, open_weights: Callable[..., Weights], check: bool
             notes=[*weights.notes, f"{len(weights.tensors)} tensors over the base {path}"],
             files=[*weights.files, *found.files],
         )
+        joined.records = [*weights.records, *found.records]
+        return joined
     what = f"its base {tried[0]} has changed" if tried else f"its base {base['path']} is not there"
     raise BadFileError(
         f"{weights.path} holds only what a merge changed, and {what}",

@@ -58,7 +58,7 @@ class Weights(Mapping):
         self.tensors = {name: tensors[stored] for name, stored in names.items()}
         self.stored_names = names
         self.notes += more
-        self.records: dict[str, ZipEntry] = {}
+        self.records: list[tuple[InputFile, ZipEntry]] = []
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], path: str = "memory") -> Weights:
@@ -108,37 +108,36 @@ class Weights(Mapping):
 
     def verify(self) -> int:
         """Compare every zip record with its CRC-32; returns how many were compared. Raises BadFileError."""
-        for name, entry in self.records.items():
-            if not check_crc(self.files[0], entry):
+        for file, entry in self.records:
+            if not check_crc(file, entry):
                 raise BadFileError(
-                    f"{self.path}: {self._tensor_in(entry)} does not match its CRC-32 ({name})",
+                    f"{file.path}: {self._tensor_in(file, entry)} does not match its CRC-32",
                     expected="unaltered bytes",
                     fix="download the file again",
                 )
         return len(self.records)
 
-    def _tensor_in(self, entry: ZipEntry) -> str:
-        inside = [
-            n for n, t in self.tensors.items() if entry.offset <= t.where[1] < entry.offset + entry.size
-        ]
-        return inside[0] if inside else "a record"
+    def _tensor_in(self, file: InputFile, entry: ZipEntry) -> str:
+        for name, tensor in self.tensors.items():
+            path, offset = tensor.where
+            if path == str(file.path) and entry.offset <= offset < entry.offset + entry.size:
+                return name
+        return entry.name
 
 
-def open_weights(path: str | os.PathLike, *, check_base: bool = True) -> Weights:
+def open_weights(path: str | os.PathLike, *, check_base: bool = True, join_base: bool = True) -> Weights:
     """Open a checkpoint file or a sharded folder for lazy reading.
 
     A file in which `edg merge` stored only what changed opens as the complete mapping; check_base=False
-    skips the check of the base's SHA-256 then. Raises BadFileError (exit 3) for anything that is not a
-    readable checkpoint.
+    skips the check of the base's SHA-256 then, join_base=False shows only what is stored. Raises
+    BadFileError (exit 3) for anything that is not a readable checkpoint.
     """
     path = Path(path)
     try:
         weights = _open(path)
-        return (
-            reference.complete(weights, open_weights, check_base)
-            if weights.provenance.get("base")
-            else weights
-        )
+        if join_base and weights.provenance.get("base"):
+            weights = reference.complete(weights, open_weights, check_base)
+        return weights
     except BadFileError:
         raise
     except DAMAGED as error:
@@ -167,7 +166,8 @@ def _open(path: Path) -> Weights:
     tensors = {name: file_tensor(file, records, name, ref) for name, ref in refs.items()}
     notes += _name_note(path, kind) + more
     weights = Weights(path, kind, tensors, metadata=metadata, notes=notes, files=[file])
-    weights.records = {f"data/{ref.storage.key}": records[f"data/{ref.storage.key}"] for ref in refs.values()}
+    used = dict.fromkeys(f"data/{ref.storage.key}" for ref in refs.values())
+    weights.records = [(file, records[key]) for key in used]
     return weights
 
 
@@ -241,6 +241,9 @@ def _open_legacy(path: Path, file: InputFile) -> Weights:
     tensors = {
         k: MemoryTensor(v) for k, v in table.items() if isinstance(v, torch.Tensor) and not v.is_sparse
     }
+    strange = next((t.info.dtype for t in tensors.values() if t.info.dtype not in ITEMSIZE), "")
+    if strange:
+        raise BadFileError(f"{path} holds {strange} tensors", expected="one of " + ", ".join(ITEMSIZE))
     notes.insert(0, "an old pickle: read whole into memory")
     return Weights(path, "legacy", tensors, metadata=metadata, notes=notes, files=[file])
 
@@ -274,7 +277,9 @@ def _open_sharded(path: Path) -> Weights:
     tensors = _gather_shards(path, shards, weight_map)
     notes = [note for shard in shards.values() for note in shard.notes]
     files = [file for shard in shards.values() for file in shard.files]
-    return Weights(path, "sharded", tensors, notes=notes, files=files)
+    weights = Weights(path, "sharded", tensors, notes=notes, files=files)
+    weights.records = [record for shard in shards.values() for record in shard.records]
+    return weights
 
 
 def _gather_shards(

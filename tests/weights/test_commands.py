@@ -31,7 +31,15 @@ def published(folder, base, tuned):
 
 def test_run_merge_with_the_published_layout(tmp_path, base, tuned, run_merge, capsys):
     published(tmp_path / "ckpt", base, tuned)
-    flags = "--dyn-alpha 0.25 --dyn-beta 0.75 --con-alpha 1.0 --con-beta 0.0 --seed 3 --drop-rate 0.5".split()
+    numbers = {
+        "dyn-alpha": 0.25,
+        "dyn-beta": 0.75,
+        "con-alpha": 1.0,
+        "con-beta": 0.0,
+        "seed": 3,
+        "drop-rate": 0.5,
+    }
+    flags = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
     assert (
         run_merge.main(["--basedir", str(tmp_path), "--ckptdir", "ckpt", "--outdir", "ckpt/merge", *flags])
         == 0

@@ -1,5 +1,6 @@
 """Files that are broken, mistaken or malicious: one clear error, nothing executed, nothing but EdgError."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -53,6 +54,7 @@ def test_no_code_of_a_zip_runs_and_its_tensors_are_read(tmp_path, place):
     assert not sentinel.exists()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_code_of_a_legacy_pickle_runs(tmp_path):
     sentinel = tmp_path / "sentinel"
     top = {"state_dict": {"a": torch.ones(2)}, "x": touch(sentinel)}
@@ -95,10 +97,8 @@ def test_build_and_state_have_no_effect():
 )
 def test_bombs_and_nonsense_end_quickly(code):
     began = time.monotonic()
-    try:
+    with contextlib.suppress(pickle_machine.PickleError):
         pickle_machine.load(code)
-    except pickle_machine.PickleError:
-        pass
     assert time.monotonic() - began < 5
 
 
@@ -220,6 +220,7 @@ def samples(tmp_path_factory):
     return folder, {name: (folder / name).read_bytes() for name in ("zip", "legacy", "safetensors")}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(["zip", "legacy", "safetensors"]), data=st.data())
 def test_fuzz_only_our_errors_escape(samples, kind, data):
@@ -245,7 +246,5 @@ def test_fuzz_only_our_errors_escape(samples, kind, data):
 @settings(max_examples=150, deadline=2000)
 @given(st.binary(max_size=200))
 def test_fuzz_pickle_machine(data):
-    try:
+    with contextlib.suppress(pickle_machine.PickleError):
         pickle_machine.load(b"\x80\x02" + data)
-    except pickle_machine.PickleError:
-        pass

@@ -318,10 +318,8 @@ def test_steps_on_files(tmp_path, files, base, tuned, step, formula):
     data = {"inputs": dict(zip(("base", "tuned"), map(str, files), strict=True)), "outputs": {"x": [step]}}
     made = run(from_dict(data), tmp_path / "out")["x"]
     for name, p in base.items():
-        if formula:
-            wanted = formula(p, tuned[name])
-        else:
-            wanted = p + (p - tuned[name]) if ".1.2." in name else p
+        moved = p + (p - tuned[name]) if ".1.2." in name else p
+        wanted = formula(p, tuned[name]) if formula else moved
         assert torch.allclose(made[name], wanted, atol=1e-6), name
 
 

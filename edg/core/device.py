@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import MachineError, UsageError, nearest
@@ -71,3 +73,40 @@ def _dtype(name: str, kind: str) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32` for torch.float32, as records and flags spell it."""
     return str(dtype).removeprefix("torch.")
+
+
+def memory() -> tuple[int, int]:
+    """(total, available) bytes of main memory, within a container's limit; zeros where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        total, available = values["MemTotal"], values["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        try:
+            total = available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return 0, 0
+    limit, used = _container_memory()
+    return min(total, limit or total), min(available, limit - used if limit else available)
+
+
+def _container_memory() -> tuple[int, int]:
+    """(limit, used) bytes of this container (cgroup v2), zeros without one."""
+    try:
+        folder = Path("/sys/fs/cgroup")
+        return int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
+    except (OSError, ValueError):  # "max": no limit
+        return 0, 0
+
+
+def need_memory(size: int, device: torch.device, what: str) -> None:
+    """Raise MachineError when `size` bytes can never fit on the device, whatever else is running."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    total = torch.cuda.mem_get_info(device)[1] if on_gpu else memory()[0]
+    if total and size > total:
+        raise MachineError(
+            f"{what} need {size / 1e9:.1f} GB and {device} has {total / 1e9:.1f} GB",
+            fix="use --dtype fp16, fewer processes, or no --resident; `edg doctor` tells what fits",
+        )

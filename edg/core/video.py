@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
-# One encoder thread, and no macroblock tree: with it x264 reads memory that it has not written (seen at 64x48 and
-# below: one file in ten differs), without it the same frames give the same file.
+# One encoder thread, and no macroblock tree: with it x264 reads memory that it has not written (seen at 64x48
+# and below: one file in ten differs), without it the same frames give the same file.
 REPEATABLE = {"threads": "1", "mbtree": "0"}
 
 

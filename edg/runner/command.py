@@ -26,7 +26,7 @@ from edg.systems.base import Request
 def sample(args: argparse.Namespace) -> int:
     """Run `edg sample`; returns the exit code. Raises EdgError."""
     from edg import systems
-    from edg.core.device import choose, dtype_name
+    from edg.core.device import choose, dtype_name, need_memory
 
     here = world_from_environment()
     if here.is_first and flags.ignored(args):
@@ -39,6 +39,8 @@ def sample(args: argparse.Namespace) -> int:
     pairs = read_folder(args.prompt_dir or default_prompts(spec.name))
     device, dtype = choose(args.device, args.dtype, here.local_rank)
     sets = open_sets(paths, here)
+    resident = args.resident or args.blend == "soft"
+    need_memory(parameter_bytes(sets, dtype.itemsize, resident), device, "the parameters")
     requests = [
         Request(
             f"{pair.name}_sample{i}", pair.prompt, pair.image, args.seed, spec.frames, height, width, options
@@ -54,7 +56,7 @@ def sample(args: argparse.Namespace) -> int:
             sets,
             device=device,
             dtype=dtype,
-            resident=args.resident or args.blend == "soft",
+            resident=resident,
             batch_size=args.bs,
         )
 
@@ -114,6 +116,12 @@ def open_sets(paths: Mapping[str, Path], here: World) -> dict[str, Any]:
         for note in weights.notes if here.is_first else ():
             say(f"{name}: {note}")
     return sets
+
+
+def parameter_bytes(sets: Mapping[str, Any], itemsize: int, resident: bool) -> int:
+    """Bytes of the networks that a run keeps in memory: one, or one for each parameter set."""
+    sizes = [sum(weights.info(name).numel for name in weights) * itemsize for weights in sets.values()]
+    return sum(sizes) if resident else max(sizes)
 
 
 def default_prompts(model: str) -> Path:

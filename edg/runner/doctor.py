@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
+from edg.core.device import memory
 from edg.core.errors import EdgError, MachineError
 from edg.runner.fetch import free_bytes, present
 from edg.runner.flags import checkpoints
@@ -136,21 +137,6 @@ def machine() -> Iterator[str]:
         yield "no CUDA device: everything runs on the CPU, slowly at published sizes"
     for name, size, unused in gpus:
         yield f"{name}, {size / GB:.1f} GB memory, {unused / GB:.1f} GB of it free"
-
-
-def memory() -> tuple[int, int]:
-    """(total, available) bytes of main memory; zeros where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return values["MemTotal"], values["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        pass
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total, total
-    except (ValueError, OSError, AttributeError):
-        return 0, 0
 
 
 def cuda_devices() -> Iterator[tuple[str, int, int]]:

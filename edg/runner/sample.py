@@ -130,7 +130,7 @@ def is_finished(job: Run, request: Request) -> bool:
     Raises UsageError when it is there with other settings, unless the job overwrites.
     """
     record = _read_record(job.record(request))
-    if record.get("status") != "done" or not _is_intact(job.video(request), record):
+    if not _is_whole(job, request, record):
         return False
     with suppress(BadFileError):  # an image that is gone now makes the clip fail later, with its reason
         settings = job.settings(request)
@@ -152,9 +152,12 @@ def _read_record(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _is_intact(video: Path, record: Mapping[str, Any]) -> bool:
+def _is_whole(job: Run, request: Request, record: Mapping[str, Any]) -> bool:
+    """Whether a record says "done" and the video is the file it describes, whatever the settings were."""
     with suppress(BadFileError):
-        return sha256_file(video) == record.get("video_sha256")
+        return record.get("status") == "done" and sha256_file(job.video(request)) == record.get(
+            "video_sha256"
+        )
     return False
 
 
@@ -248,8 +251,10 @@ def _save(job: Run, result: Result, seconds: float, together: int) -> str:
 
 
 def _fail(job: Run, request: Request, reason: str) -> str:
-    """Record that a clip failed, leave no video of it, and hand the reason back."""
+    """Record that a clip failed and hand the reason back. No half of it is left; a finished clip stays."""
     say(f"failed {request.id}: {reason}")
+    if _is_whole(job, request, _read_record(job.record(request))):
+        return reason
     try:
         settings = job.settings(request)
     except BadFileError:
@@ -296,6 +301,6 @@ def _finished_clips(job: Run) -> Iterator[tuple[str, Any]]:
     from edg.core.video import read_frames
 
     for request in job.requests:
-        if _read_record(job.record(request)).get("status") == "done":
+        if _is_whole(job, request, _read_record(job.record(request))):
             with suppress(BadFileError):
                 yield f"{request.id}: {request.prompt}", read_frames(job.video(request))

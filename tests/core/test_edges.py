@@ -33,6 +33,14 @@ def test_no_cuda():
     assert device.choose("auto") == (torch.device("cpu"), torch.float32)
 
 
+def test_memory():
+    total, available = device.memory()
+    assert 0 < available <= total
+    device.need_memory(1000, torch.device("cpu"), "they")
+    with pytest.raises(MachineError, match="the parameters need 1000000.0 GB"):
+        device.need_memory(10**15, torch.device("cpu"), "the parameters")
+
+
 @pytest.mark.parametrize("size", range(1, 9))
 def test_shards_cover_everything_once(size):
     for count in range(12):

@@ -117,6 +117,16 @@ def test_failures_do_not_stop_the_others(tmp_path):
         assert go(plan)[1] == [["0002-x_sample0"]]
 
 
+def test_a_failure_does_not_destroy_a_finished_clip(tmp_path):
+    plan = job(tmp_path)
+    go(plan)
+    before = frames(plan)
+    other = dataclasses.replace(plan, shared={"options": {"eta": 0.5}}, overwrite=True)
+    with pytest.raises(SomeFailedError):
+        go(other, fail=[request.id for request in plan.requests])
+    assert same(before, frames(plan)) and go(plan)[1] == []
+
+
 def test_an_interrupted_run_continues(tmp_path):
     whole, cut = job(tmp_path / "a", count=5), job(tmp_path / "b", count=5)
     go(whole)

@@ -1,0 +1,264 @@
+"""The command line: what a user's mistake gets, and the whole way with a small model of random weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edg.cli import COMMANDS, main
+from edg.core.errors import UsageError
+from edg.core.video import read_comment, read_frames, write_image
+
+ROOT = Path(__file__).parents[1]
+RELEASED = """
+seed config savedir n_samples bs height width unconditional_guidance_scale ddim_steps ddim_eta prompt_dir
+text_input video_length frame_stride timestep_spacing guidance_rescale perframe_ae M whether_analytic_init
+analytic_init_path dynamic_path consistency_path T multiple_cond_cfg cfg_img loop interp negative_prompt img_crop
+ckpt_path module local_rank
+"""
+
+
+def command(capsys, *argv):
+    """(exit code, stderr) of `edg ARGV`."""
+    code = main([str(arg) for arg in argv])
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Two parameter sets of the sprites model, drawn at random."""
+    from edg.systems.edg.load import build
+    from edg.systems.edg.spec import load_spec
+    from edg.weights.writers import write_safetensors
+
+    folder = tmp_path_factory.mktemp("weights")
+    for seed, name in enumerate(("dyn", "con")):
+        torch.manual_seed(seed)
+        model = build(load_spec("sprites"), "cpu")
+        fixed = model.schedule_buffers()
+        noisy = {
+            k: v if k in fixed else v + 0.02 * torch.randn_like(v) for k, v in model.state_dict().items()
+        }
+        write_safetensors(folder / f"{name}.safetensors", noisy)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    folder = tmp_path / "prompts"
+    for i in range(2):
+        write_image(folder / f"{i}.png", np.full((40, 30, 3), 60 * i + 40, np.uint8))
+    (folder / "prompts.txt").write_text("a red circle moves left\na blue square moves up\n")
+    return folder
+
+
+def sample_flags(weights, prompts, out, *more):
+    dyn, con = (weights / f"{name}.safetensors" for name in ("dyn", "con"))
+    return [
+        "sample", "--dynamic_path", dyn, "--consistency_path", con,
+        "--prompt_dir", prompts, "--savedir", out, "--ddim_steps", 2, "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def frames(folder):
+    return {path.name: read_frames(path) for path in sorted(folder.glob("**/*.mp4"))}
+
+
+def same(a, b):
+    return bool(a) and a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_the_whole_way(capsys, tmp_path, weights, prompts):
+    code, err = command(capsys, *sample_flags(weights, prompts, tmp_path / "a", "--local-rank=0"))
+    assert code == 0, err
+    assert "ignored, without meaning here: --local_rank" in err
+    out = tmp_path / "a" / "1000"
+    record = json.loads((out / "0001-1_sample0.json").read_text())
+    assert record["settings"]["options"]["steps"] == 2 and record["versions"]["torch"]
+    assert json.loads(read_comment(out / "0001-1_sample0.mp4")) == record["settings"]
+    code, err = command(capsys, *sample_flags(weights, prompts, tmp_path / "a"))
+    assert code == 0 and "0 made, 2 finished before" in err
+    code, err = command(capsys, *sample_flags(weights, prompts, tmp_path / "a", "--ddim_eta", 0.5))
+    assert code == 2 and "options.eta: 1.0 then, 0.5 now" in err
+    for more in (["--chunk", 1], ["--resident"]):
+        code, err = command(capsys, *sample_flags(weights, prompts, tmp_path / more[0], *more))
+        assert code == 0 and same(frames(tmp_path / "a"), frames(tmp_path / more[0]))
+
+
+def test_torchrun_gives_the_same_frames(capsys, tmp_path, weights, prompts):
+    assert command(capsys, *sample_flags(weights, prompts, tmp_path / "one"))[0] == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = [str(flag) for flag in sample_flags(weights, prompts, tmp_path / "two")[1:]]
+    done = subprocess.run(
+        [*launcher, ROOT / "scripts/infer_multi.py", *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert same(frames(tmp_path / "one"), frames(tmp_path / "two"))
+
+
+@pytest.mark.parametrize(
+    "flags, code, message",
+    [
+        (["--T", 1001], 2, "T is 1001; expected 0 <= T <= 1000"),
+        (["--T", -1], 2, "T is -1"),
+        (["--M", 0], 2, "M is 0; expected 1 <= M <= 1000"),
+        (["--M", 1], 2, "M 1 is below the 2 steps"),
+        (["--ddim_steps", 0], 2, "0 steps"),
+        (["--ddim_eta", "nan"], 2, "eta is nan"),
+        (["--unconditional_guidance_scale", "inf"], 2, "guidance scale is inf"),
+        (["--height", 33], 2, "--height 33; expected a multiple of 8 for sprites, such as 32 or 40"),
+        (["--width", 0], 2, "--width 0"),
+        (["--video_length", 9], 2, "--video_length 9; expected 8"),
+        (["--seed", -1], 2, "--seed -1; expected 0 <= seed"),
+        (["--seed", 2**64], 2, "expected 0 <= seed"),
+        (["--fps", 0], 2, "--fps 0.0"),
+        (["--n_samples", 0], 2, "--n_samples 0; expected at least 1"),
+        (["--bs", 0], 2, "--bs 0"),
+        (["--ddim_step", 3], 2, "unknown flag --ddim_step; did you mean '--ddim_steps'"),
+        (["--sets", "a=x"], 2, "--sets together with"),
+        (["--switch_at", 700, 300], 2, "2 parameter sets and 2 switch timesteps"),
+        (["--switch_at", 700, "--T", 3], 2, "both --T and --switch_at"),
+        (["--whether_analytic_init", 1, "--analytic_init_path", "none.pt"], 2, "no initial noise at none.pt"),
+        (["--config", "dynamicrafter-51"], 2, "did you mean 'dynamicrafter-512'"),
+        (["--prompt_dir", "/nowhere"], 3, "cannot read the prompt folder /nowhere"),
+        (["--dynamic_path", "none.pt"], 3, "none.pt"),
+        (["--savedir", __file__], 4, "cannot write"),
+        (["--dtype", "fp8"], 2, "unknown dtype"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, weights, prompts, flags, code, message):
+    got, err = command(capsys, *sample_flags(weights, prompts, tmp_path / "out", *flags))
+    assert got == code and message in err and err.startswith("edg: error: ") and err.count("\n") == 1, err
+    assert not list(tmp_path.glob("out/**/*.mp4"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_no_cuda(capsys, tmp_path, weights, prompts):
+    code, err = command(capsys, *sample_flags(weights, prompts, tmp_path, "--device", "cuda"))
+    assert code == 4 and "no CUDA device" in err
+
+
+def test_a_bad_image_fails_alone(capsys, tmp_path, weights, prompts):
+    (prompts / "0.png").write_bytes(b"no picture")
+    code, err = command(capsys, *sample_flags(weights, prompts, tmp_path / "out"))
+    assert code == 5 and "1 of 2 clips failed, first 0000-0_sample0" in err
+    assert [path.name for path in tmp_path.glob("out/**/*.mp4")] == ["0001-1_sample0.mp4"]
+
+
+def test_one_set_and_three(capsys, tmp_path, weights, prompts):
+    flags = sample_flags(weights, prompts, tmp_path / "one")[5:]
+    one = ["sample", "--sets", f"a={weights / 'dyn.safetensors'}", *flags]
+    assert command(capsys, *one)[0] == 0
+    sets = [
+        f"{name}={weights / file}.safetensors"
+        for name, file in zip("abc", ("dyn", "con", "dyn"), strict=True)
+    ]
+    three = ["sample", "--sets", *sets, *flags]
+    code, err = command(capsys, *three, "--savedir", tmp_path / "three")
+    assert code == 2 and "--switch_at with 2 values" in err
+    assert command(capsys, *three, "--switch_at", 700, 300, "--savedir", tmp_path / "three")[0] == 0
+
+
+def test_every_released_flag_is_known(capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    from edg.core.arguments import Parser
+    from edg.runner.flags import add_sample_arguments
+
+    add_sample_arguments(parser := Parser())
+    assert {f"--{name}" for name in RELEASED.split()} <= set(parser._option_string_actions)
+
+
+def test_flags_mean_the_options_of_their_names():
+    from edg.core.arguments import Parser
+    from edg.runner.flags import add_sample_arguments, sampling_options
+    from edg.systems.edg.spec import load_spec
+
+    add_sample_arguments(parser := Parser())
+    spec = load_spec("dynamicrafter-512")
+
+    def options(*argv, sets=2):
+        return sampling_options(parser.parse_args([str(a) for a in argv]), spec, sets)
+
+    default = options()
+    assert (default.steps, default.eta, default.guidance_scale, default.guidance_rescale) == (
+        50,
+        1.0,
+        7.5,
+        0.7,
+    )
+    assert (default.spacing, default.start, default.switch_at) == ("uniform_trailing", 1000, (500,))
+    assert default.perframe_ae and default.text_input and default.con_prompt == "prompt"
+    assert options("--T", 300).switch_at == (300,) and options(sets=1).switch_at == ()
+    assert options("--cfg_img", 3).image_guidance_scale is None
+    assert options("--cfg_img", 3, "--multiple_cond_cfg").image_guidance_scale == 3
+    assert options("--multiple_cond_cfg").image_guidance_scale == 7.5
+    released = options("--released")
+    assert (released.con_prompt, released.image_latent, released.timesteps) == (
+        "empty",
+        "sample_per_set",
+        "released",
+    )
+    assert options("--released", "--con_prompt", "prompt").con_prompt == "prompt"
+    assert (
+        options("--no-text-input").text_input is False and options("--perframe_ae", "0").perframe_ae is False
+    )
+    with pytest.raises(UsageError):
+        options("--switch_at", 300, 700, sets=3)
+
+
+def test_unknown_command(capsys):
+    code, err = command(capsys, "smaple")
+    assert code == 2 and "did you mean 'sample'" in err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(capsys, name):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0 and name in capsys.readouterr().out
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(UsageError):
+        main(["--debug", "smaple"])
+
+
+def test_doctor(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CKPT_PATH", str(tmp_path))
+    bad = tmp_path / "dynamicrafter_512_v1/model.ckpt"
+    bad.parent.mkdir()
+    bad.write_text("<html>")
+    assert main(["doctor", "--savedir", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "NOT READABLE" in out and "sprites at 32x32: runs" in out and "torchvision: works" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_fetch_offline_is_quick_and_clear(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CKPT_PATH", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    code, err = command(capsys, "fetch", "cil-512")
+    assert code == 4 and "cannot reach http://127.0.0.1:9" in err
+    code, err = command(capsys, "fetch", "cil512")
+    assert code == 2 and "did you mean 'cil-512'" in err
+
+
+def test_a_terminated_run_leaves_with_143(tmp_path, weights, prompts):
+    import signal
+    import time
+
+    flags = [str(flag) for flag in sample_flags(weights, prompts, tmp_path / "out", "--ddim_steps", 500)]
+    run = subprocess.Popen([sys.executable, "-m", "edg", *flags], cwd=ROOT, stderr=subprocess.PIPE)
+    while not (tmp_path / "out/1000/.edg.lock").exists():
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143
+    assert not list((tmp_path / "out/1000").glob(".edg-tmp*"))

@@ -16,9 +16,9 @@ from edg.core.video import read_comment, read_frames, write_image
 ROOT = Path(__file__).parents[1]
 RELEASED = """
 seed config savedir n_samples bs height width unconditional_guidance_scale ddim_steps ddim_eta prompt_dir
-text_input video_length frame_stride timestep_spacing guidance_rescale perframe_ae M whether_analytic_init
-analytic_init_path dynamic_path consistency_path T multiple_cond_cfg cfg_img loop interp negative_prompt img_crop
-ckpt_path module local_rank
+text_input video_length frame_stride timestep_spacing guidance_rescale perframe_ae M
+whether_analytic_init analytic_init_path dynamic_path consistency_path T multiple_cond_cfg cfg_img loop
+interp negative_prompt img_crop ckpt_path module local_rank
 """
 
 

@@ -4,8 +4,8 @@
     DenoiserTraining   v- or eps-prediction, conditions dropped for guidance, optional min-SNR weights
     fit(module, batches, plan, folder)   runs either to plan.steps, resumes from the last checkpoint in folder
 
-A batch is a dictionary of tensors, see the two classes. What is frozen (VAE, text and image towers) may be computed
-beforehand and given in the batch; then a training step costs the denoiser alone.
+A batch is a dictionary of tensors, see the two classes. What is frozen (VAE, text and image towers) may be
+computed beforehand and given in the batch; then a training step costs the denoiser alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast. lr rises linearly over `warmup` steps, then falls as a cosine to `final_lr` x lr.
+    """How long and how fast. lr rises linearly over `warmup` steps, then falls as a cosine to `final_lr` x
+    lr.
 
     ema: decay of the weights' running mean (0 is off); early on it is min(ema, (1 + step) / (10 + step)).
     precision: of Lightning ("32-true", "bf16-mixed", ...). save_every: steps between checkpoints.
@@ -57,7 +58,8 @@ class Drops:
     image: float = 0.05
 
     def masks(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(text dropped, image dropped), boolean (B,), from one uniform draw per sample as the published trainer does."""
+        """(text dropped, image dropped), boolean (B,), from one uniform draw per sample as the published
+        trainer does."""
         r = torch.rand(count, generator=generator)
         a, b, c = self.text, self.text + self.both, self.text + self.both + self.image
         return r < b, (r >= a) & (r < c)
@@ -65,7 +67,8 @@ class Drops:
 
 @dataclass(frozen=True)
 class DenoiserOptions:
-    """random_frame: condition on a random frame instead of frame 0. min_snr: gamma of Hang et al. 2023, None is off."""
+    """random_frame: condition on a random frame instead of frame 0. min_snr: gamma of Hang et al. 2023,
+    None is off."""
 
     drops: Drops = field(default_factory=Drops)
     random_frame: bool = False
@@ -131,8 +134,8 @@ def rate(step: int, plan: Plan) -> float:
 class VaeTraining(_Training):
     """Batch: frames (N, 3, H, W) in [-1, 1]; weight (N, 1, H, W), optional, of every pixel's squared error.
 
-    Squared error on purpose: an absolute error is smallest at the median, which for a small shape on a large background is
-    the background. kl: weight of KL(q || N(0,1)) in nats per latent value.
+    Squared error on purpose: an absolute error is smallest at the median, which for a small shape on a
+    large background is the background. kl: weight of KL(q || N(0,1)) in nats per latent value.
     """
 
     def __init__(self, vae: nn.Module, plan: Plan, kl: float = 1e-6):
@@ -153,7 +156,8 @@ class VaeTraining(_Training):
 
 
 class DenoiserTraining(_Training):
-    """Trains UNet, image projector and, where the model has it, the whole text adapter; the rest stays frozen.
+    """Trains UNet, image projector and, where the model has it, the whole text adapter; the rest stays
+    frozen.
 
     Batch, each either precomputed or raw:
         latents (B, C, T, h, w), scaled        or  frames (B, 3, T, H, W) in [-1, 1]
@@ -164,24 +168,21 @@ class DenoiserTraining(_Training):
 
     def __init__(self, model: nn.Module, plan: Plan, options: DenoiserOptions | None = None):
         super().__init__(plan)
-        self.model, self.options = model, options or DenoiserOptions()
+        self.model, self.options, self.schedule = model, options or DenoiserOptions(), model.schedule
         model.requires_grad_(False)
         for p in self.trainable().values():
             p.requires_grad_(True)
         with torch.no_grad():
             self.null_text = model.encode_text([""])
-            self.null_image = self.image_tokens(torch.zeros(1, 3, model.spec.height, model.spec.width))
+            self.null_image = model.embedder(torch.zeros(1, 3, model.spec.height, model.spec.width))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         heads = ("model.diffusion_model.", "image_proj_model.", "queries", "qformer.")
         return {n: p for n, p in self.model.named_parameters() if n.startswith(heads)}
 
-    def image_tokens(self, image: Tensor) -> Tensor:
-        """The image tower's tokens (B, M, W) of images (B, 3, H, W) in [-1, 1], before the projector."""
-        return self.model.embedder(image)
-
     def conditions(self, batch: dict, frame: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(latents, text, image tokens) of a batch; what is not precomputed is computed here, without gradients."""
+        """(latents, text, image tokens) of a batch; what is not precomputed is computed here, without
+        gradients."""
         with torch.no_grad():
             if "latents" in batch:
                 z = batch["latents"]
@@ -191,11 +192,11 @@ class DenoiserTraining(_Training):
                 z = posterior.sample(torch.randn_like(posterior.mean)) * self.model.spec.scale_factor
                 z = rearrange(z, "(b t) c h w -> b c t h w", b=len(batch["frames"]))
             text = batch["text"] if "text" in batch else self.model.encode_text(batch["caption"])
-            image = batch["image"] if "image" in batch else self.image_tokens(batch["frames"][:, :, frame])
+            image = batch["image"] if "image" in batch else self.model.embedder(batch["frames"][:, :, frame])
         return z, text, image
 
     def training_step(self, batch: dict, _index: int) -> Tensor:
-        schedule, spec = self.model.schedule, self.model.spec
+        schedule, spec = self.schedule, self.model.spec
         count = len(batch["fps"])
         frames = spec.frames
         frame = int(torch.randint(frames, ())) if self.options.random_frame else 0
@@ -226,7 +227,7 @@ class DenoiserTraining(_Training):
         """min(SNR, gamma) / (SNR + 1) for v, / SNR for eps (Hang et al. 2023, section 3.4); ones when off."""
         if self.options.min_snr is None:
             return torch.ones_like(t, dtype=torch.float32)
-        a = self.model.schedule.alphas_cumprod.to(t.device)[t]
+        a = self.schedule.alphas_cumprod.to(t.device)[t]
         snr = a / (1 - a)
         shift = 1.0 if self.model.spec.parameterization == "v" else 0.0
         return snr.clamp(max=self.options.min_snr) / (snr + shift).clamp(min=1e-8)
@@ -255,7 +256,8 @@ class _Log(pl.Callback):
 
 
 class Endless(torch.utils.data.IterableDataset):
-    """Batches without end from a table of tensors (equal first sizes) or lists: rows drawn with replacement by a seed."""
+    """Batches without end from a table of tensors (equal first sizes) or lists: rows drawn with replacement
+    by a seed."""
 
     def __init__(self, table: dict, batch: int, seed: int):
         self.table, self.batch, self.seed = table, batch, seed
@@ -270,8 +272,11 @@ class Endless(torch.utils.data.IterableDataset):
             }
 
 
-def fit(module: _Training, batches: Iterable, folder: Path, accelerator: str = "auto") -> list[dict]:
-    """Train to module.plan.steps and return the log. Resumes from folder/last.ckpt; ends with the running mean in place."""
+def fit(
+    module: _Training, batches: torch.utils.data.IterableDataset, folder: Path, accelerator: str = "auto"
+) -> list[dict]:
+    """Train to module.plan.steps and return the log. Resumes from folder/last.ckpt; ends with the running
+    mean in place."""
     plan = module.plan
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(plan.seed, verbose=False)
@@ -293,6 +298,7 @@ def fit(module: _Training, batches: Iterable, folder: Path, accelerator: str = "
         default_root_dir=folder,
     )
     last = folder / "last.ckpt"
+    batches = torch.utils.data.DataLoader(batches, batch_size=None)
     trainer.fit(module, batches, ckpt_path=str(last) if last.exists() else None, weights_only=False)
     module.use_average()
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

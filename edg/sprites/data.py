@@ -1,0 +1,61 @@
+"""Clips of the sprites world as tensors for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from edg.sprites.world import Clip, Motion, caption, draw_sprite, render, words_of
+
+
+def stills(seed: int, count: int, shape_weight: float = 1.0) -> dict[str, Tensor]:
+    """Single frames for the autoencoder: frames (N, 3, H, W) in [-1, 1] and weight (N, 1, H, W), which is
+    `shape_weight` on the shape and 1 on the background."""
+    frames, weights = [], []
+    for k in range(count):
+        sprite = draw_sprite(np.random.default_rng([seed, 4, k]))
+        pixels, cover = render(Clip(sprite, Motion("left", 0.0), 1))
+        frames.append(pixels[0])
+        weights.append(1 + (shape_weight - 1) * cover[0])
+    x = torch.from_numpy(np.stack(frames)) * 2 - 1
+    return {
+        "frames": rearrange(x, "n h w c -> n c h w").contiguous(),
+        "weight": torch.from_numpy(np.stack(weights))[:, None],
+    }
+
+
+def clip_tensors(clips: Sequence[Clip], told: bool) -> dict[str, Tensor | list[str]]:
+    """frames (N, 3, T, H, W) in [-1, 1], cover (N, T, H, W) in [0, 1], caption: N strings."""
+    drawn = [render(clip) for clip in clips]
+    frames = torch.from_numpy(np.stack([f for f, _ in drawn])) * 2 - 1
+    return {
+        "frames": rearrange(frames, "n t h w c -> n c t h w").contiguous(),
+        "cover": torch.from_numpy(np.stack([c for _, c in drawn])),
+        "caption": [caption(words_of(clip, told)) for clip in clips],
+    }
+
+
+def latent_weight(cover: Tensor, factor: int, focus: float) -> Tensor:
+    """Weight of every latent cell's error: 1, and `focus` where the shape is on any frame of the clip; its
+    mean is 1.
+
+    cover (N, T, H, W) in [0, 1] -> (N, 1, T, H/factor, W/factor).
+    """
+    touched = torch.nn.functional.max_pool2d(cover.amax(dim=1, keepdim=True), factor)
+    weight = 1 + (focus - 1) * touched
+    weight = weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+    return weight[:, :, None].expand(-1, -1, cover.shape[1], -1, -1).contiguous()
+
+
+def psnr_on_shape(decoded: Tensor, frames: Tensor, cover: Tensor) -> float:
+    """PSNR in dB (peak 1, values in [0, 1]) over the pixels the shape covers at least half.
+
+    decoded, frames: (N, 3, H, W) in [-1, 1]; cover (N, H, W).
+    """
+    inside = (cover >= 0.5)[:, None].expand_as(frames)
+    error = ((decoded.clamp(-1, 1) - frames) / 2)[inside]
+    return float(-10 * torch.log10(error.square().mean()))

@@ -1,0 +1,61 @@
+"""The tracker against motions that are known because they were drawn."""
+
+import numpy as np
+import pytest
+
+from edg.sprites.scoring import judge
+from edg.sprites.tracker import look, track
+from edg.sprites.world import DIRECTIONS, SHAPES, Clip, Motion, Sprite, clips, held_out, render
+
+
+@pytest.mark.parametrize("split", ["base", "tuned"])
+def test_speed_and_direction_of_rendered_clips(split):
+    for clip in clips(split, 11, 60):
+        found = track(render(clip)[0], clip.sprite)
+        assert found.speed == pytest.approx(clip.motion.speed, abs=0.1)
+        assert found.direction == clip.motion.direction and found.intact and found.intact_frames == 1
+
+
+def test_noise_and_8_bits_do_not_disturb_it():
+    rng = np.random.default_rng(0)
+    for clip in clips("base", 12, 30):
+        frames = np.clip(render(clip)[0] + rng.normal(0, 0.04, (8, 32, 32, 3)), 0, 1)
+        found = track(np.round(frames * 255).astype(np.uint8), clip.sprite)
+        assert found.speed == pytest.approx(clip.motion.speed, abs=0.1) and found.intact
+
+
+def test_a_shape_that_stands_still_has_no_direction():
+    sprite = Sprite("red", "circle", 16.0, 16.0, 5.0, (0.4, 0.1, 0.0))
+    found = track(render(Clip(sprite, Motion("up", 0.0)))[0], sprite)
+    assert found.direction == "still" and found.speed < 0.01 and found.intact
+
+
+def test_another_colour_or_shape_is_not_intact():
+    sprite = Sprite("red", "circle", 16.0, 16.0, 5.0, (0.4, 0.1, 0.0))
+    for colour, shape in (("green", "circle"), ("red", "square"), ("red", "triangle")):
+        other = Sprite(colour, shape, 16.0, 16.0, 5.0, (0.4, 0.1, 0.0))
+        assert not track(render(Clip(other, Motion("left", 1.0)))[0], sprite).intact
+
+
+def test_an_empty_frame_shows_nothing():
+    assert look(np.full((32, 32, 3), 0.5), 5.0) is None
+    found = track(np.full((8, 32, 32, 3), 0.5, np.float32), Sprite("red", "circle", 16, 16, 5, (0.5, 0, 0)))
+    assert not found.intact and found.speed == 0 and found.direction == "still"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_frame_tells_what_it_shows(shape):
+    sight = look(
+        render(Clip(Sprite("cyan", shape, 14.2, 17.7, 4.5, (0.3, 0.0, 0.2)), Motion("up", 0), 1))[0][0], 4.5
+    )
+    assert (sight.colour, sight.shape) == ("cyan", shape)
+    assert (sight.x, sight.y) == pytest.approx((14.2, 17.7), abs=0.15)
+
+
+def test_scores_of_the_truth_are_perfect_and_of_stills_are_chance():
+    chosen = held_out(2, 16)
+    truth, _ = judge([render(clip)[0] for clip in chosen], chosen)
+    assert truth.direction == 1 and truth.intact == 1
+    assert truth.slowly == pytest.approx(0.6, abs=0.05) and truth.quickly == pytest.approx(1.2, abs=0.05)
+    left = [render(Clip(clip.sprite, Motion("left", 1.0)))[0] for clip in chosen]
+    assert judge(left, chosen)[0].direction == 1 / len(DIRECTIONS)

@@ -148,6 +148,8 @@ def _machine_trouble(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         line = next(iter(str(error).splitlines()), "")
         return f"out of memory; try --perframe_ae, --bs 1, no --resident, or --dtype fp16. {line}".rstrip()
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("edg"):
+        return f"the package {error.name} is not installed; pip install -r requirements.txt"
     if isinstance(error, OSError):
         from pathlib import Path
 

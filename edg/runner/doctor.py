@@ -113,11 +113,11 @@ def check_video() -> str:
     """ "" when a video can be written and read back, else why not."""
     import tempfile
 
-    import numpy as np
-
-    from edg.core.video import read_frames, write_video
-
     try:
+        import numpy as np
+
+        from edg.core.video import read_frames, write_video
+
         with tempfile.TemporaryDirectory() as folder:
             write_video(Path(folder) / "x.mp4", np.full((2, 16, 16, 3), 128, np.uint8))
             assert len(read_frames(Path(folder) / "x.mp4")) == 2
@@ -179,18 +179,17 @@ def checkpoint_files() -> Iterator[str]:
 
 
 def _sniffed(path: Path) -> str:
-    from edg.weights.store import open_weights
-
     try:
+        from edg.systems.edg.family import identify
+        from edg.weights.store import open_weights
+
         weights = open_weights(path)
+    except (ImportError, RuntimeError) as error:
+        return f"not looked at ({error})"
     except EdgError as error:
         return f"NOT READABLE: {error}"
     if "Expectation_X0" in weights:
         return "an initial noise for Analytic-Init"
-    try:
-        from edg.systems.edg.family import identify
-    except (ImportError, RuntimeError) as error:
-        return f"{len(weights)} tensors ({error})"
     name, why = identify(weights)
     return f"{len(weights)} tensors, {name or 'unknown model'} by {why}"
 

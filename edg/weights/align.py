@@ -1,5 +1,4 @@
-"""Matching the inputs of a merge by name: what is merged with what, and what stands for a tensor that is
-missing."""
+"""Matching the inputs of a merge by name: what goes with what, and what stands for a missing tensor."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from edg.weights.tensors import StoredTensor, TensorInfo
 
 @dataclass(frozen=True)
 class Aligned:
-    """One tensor of the result: name, what each input gives for it (the base first), whether the base has
-    it."""
+    """One tensor of the result: what each input gives for it (the base first), whether the base has it."""
 
     name: str
     sources: Mapping[str, StoredTensor]
@@ -27,8 +25,7 @@ class Aligned:
 
 
 class IdentityProjection(StoredTensor):
-    """`cc_projection` of a model without adapter: it acts on concat(x, context), so its weight is [I | 0],
-    bias 0."""
+    """`cc_projection` of a model without adapter: on concat(x, context) its weight is [I | 0], bias 0."""
 
     def __init__(self, info: TensorInfo):
         self.info = info

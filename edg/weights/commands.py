@@ -129,8 +129,7 @@ def add_info_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def info_command(args: argparse.Namespace, identify: Identify | None = None) -> int:
-    """Print what a checkpoint is, from names and shapes alone. identify: mapping -> name of its spec, ''
-    if none."""
+    """Print what a checkpoint is, from names and shapes. identify: mapping -> name of its spec or ''."""
     try:
         weights = open_weights(args.file, check_base=args.verify)
     except BadFileError:  # tell what is in the file even when its base is not there
@@ -172,7 +171,10 @@ def describe(weights: Weights, identify: Identify | None = None) -> list[str]:
     counts = keys.parameter_counts({name: info.numel for name, info in infos.items()})
     lines += [f"  {part:<12}{count:>15,}" for part, count in counts.items()]
     lines += [f"note        {note}" for note in weights.notes]
-    return lines + _provenance(weights.provenance)
+    try:
+        return lines + _provenance(weights.provenance)
+    except (AttributeError, TypeError, ValueError):
+        return [*lines, "made by     a merge whose record is damaged"]
 
 
 def family(infos: Mapping[str, TensorInfo]) -> str:

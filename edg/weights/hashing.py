@@ -1,5 +1,4 @@
-"""SHA-256 of inputs: of a finished file, or following a merge so that each byte is read from the page
-cache."""
+"""SHA-256 of inputs: of a file, or following a merge so that bytes come from the page cache."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ def sha256_file(path: Path) -> str:
 
 
 def combined(hashes: Sequence[tuple[str, str]]) -> str:
-    """One SHA-256 for a checkpoint: its file's own, or for several files that of the lines 'sha256
-    filename'."""
+    """One SHA-256 for a checkpoint: its file's, or for several that of the lines 'sha256  filename'."""
     if len(hashes) == 1:
         return hashes[0][1]
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes))

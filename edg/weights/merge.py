@@ -23,16 +23,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import edg
 from edg.core.errors import BadFileError, MachineError, UsageError
 from edg.weights import keys
 from edg.weights.align import Aligned, align
 from edg.weights.atomic import write_atomically
-from edg.weights.hashing import HashFollower, combined
+from edg.weights.hashing import HashFollower
 from edg.weights.masks import BLOCK, keep_mask
-from edg.weights.recipe import Recipe, to_dict
+from edg.weights.provenance import base_reference, provenance
+from edg.weights.recipe import Recipe
 from edg.weights.steps import Block, Step, Ties, TiesStatistics, ties_statistics
-from edg.weights.store import Weights, open_weights
+from edg.weights.store import open_weights
 from edg.weights.tensors import FLOATS, ITEMSIZE, TensorInfo, raw_bytes, torch_dtype
 from edg.weights.writers import FORMATS, TensorWriter, open_writer
 
@@ -129,6 +129,8 @@ class Merge:
     def run(self) -> list[Made]:
         self.inputs = {name: open_weights(path) for name, path in self.recipe.inputs.items()}
         self.aligned, self.absent, notes = align(self.inputs, self.recipe.missing)
+        if self.format == "safetensors":  # wide dtypes first: every tensor stays aligned
+            self.aligned.sort(key=lambda tensor: -ITEMSIZE[self._out_info(tensor).dtype])
         self.outputs = [self._output(name) for name in self.recipe.outputs]
         self._check_paths()
         for note in notes + self._remarks():
@@ -148,11 +150,12 @@ class Merge:
     # --------------------------------------------------------------------------------------
     def _output(self, name: str) -> Output:
         steps = [self.recipe.step_for(name, tensor.name) for tensor in self.aligned]
-        infos = []
-        for tensor in self.aligned:
-            keep = tensor.info.dtype not in FLOATS or not self.recipe.dtype
-            infos.append(TensorInfo(tensor.info.shape, tensor.info.dtype if keep else self.recipe.dtype))
+        infos = [self._out_info(tensor) for tensor in self.aligned]
         return Output(name, self.out / f"{name}.{self.format}", steps, infos)
+
+    def _out_info(self, tensor: Aligned) -> TensorInfo:
+        keep = tensor.info.dtype not in FLOATS or not self.recipe.dtype
+        return TensorInfo(tensor.info.shape, tensor.info.dtype if keep else self.recipe.dtype)
 
     def _check_paths(self) -> None:
         for output in self.outputs:
@@ -385,10 +388,10 @@ class Merge:
         self._report_bad_values()
         made = []
         for output in self.outputs:
-            stored, provenance = len(output.writer.written), self._provenance(output, hashes)
-            output.writer.finish({"edg": json.dumps(provenance)})
+            stored, record = len(output.writer.written), self._provenance(output, hashes)
+            output.writer.finish({"edg": json.dumps(record)})
             sidecar = output.path.with_name(output.path.name + ".json")
-            write_atomically(sidecar, (json.dumps(provenance, indent=1) + "\n").encode())
+            write_atomically(sidecar, (json.dumps(record, indent=1) + "\n").encode())
             size = output.path.stat().st_size
             made.append(Made(output.name, output.path, len(self.aligned), stored, size))
         return made
@@ -406,29 +409,12 @@ class Merge:
             )
 
     def _provenance(self, output: Output, hashes: Mapping[str, str]) -> dict:
-        """Everything needed to repeat an output, for its metadata and its sidecar."""
-        inputs = [self._input_record(name, weights, hashes) for name, weights in self.inputs.items()]
-        record = {
-            "format": 1,
-            "edg": edg.__version__,
-            "output": output.name,
-            "recipe": to_dict(self.recipe),
-            "inputs": inputs,
-            "tensors": len(self.aligned),
-            "stored": len(output.writer.written) if output.writer else len(self.aligned),
-        }
+        tensors = len(self.aligned)
+        stored = len(output.writer.written) if output.writer else tensors
+        record = provenance(self.recipe, output.name, self.inputs, hashes, tensors, stored)
         if not self.full:
-            base = next(iter(self.inputs.values()))
-            relative = os.path.relpath(base.path.resolve(), output.path.parent.resolve())
-            record["base"] = {**inputs[0], "relative": relative}
-            record["absent"] = [name for name in self.absent if name in base]
+            record |= base_reference(self.inputs, hashes, output.path, self.absent)
         return record
-
-    @staticmethod
-    def _input_record(name: str, weights: Weights, hashes: Mapping[str, str]) -> dict:
-        sha = combined([(file.path.name, hashes[str(file.path)]) for file in weights.files])
-        size = sum(file.size for file in weights.files)
-        return {"name": name, "path": str(weights.path), "bytes": size, "sha256": sha}
 
 
 def _bits_equal(a: Tensor, b: Tensor) -> bool:

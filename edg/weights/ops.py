@@ -23,14 +23,12 @@ def keep_probability(drop_rate: float) -> float:
 
 
 def needs_mask(ndim: int, keep: float, mask_scalars: bool = True) -> bool:
-    """Whether DARE draws a mask for a tensor of this many dimensions: never for 1-d, for 0-d if
-    mask_scalars."""
+    """Whether DARE masks a tensor of this many dimensions: never 1-d, 0-d only if mask_scalars."""
     return 0 < keep < 1 and ndim != 1 and (ndim != 0 or mask_scalars)
 
 
 def dare(delta: Tensor, mask: Tensor | None, keep: float, *, out: Tensor | None = None) -> Tensor:
-    """Drop and rescale: (delta * mask) / keep. keep >= 1: unchanged, keep <= 0: zeros, mask None:
-    unchanged."""
+    """Drop and rescale: (delta * mask) / keep. keep <= 0 gives zeros; keep >= 1 or no mask, delta."""
     if keep <= 0:
         return torch.zeros_like(delta) if out is None else out.zero_()
     if keep >= 1 or mask is None:
@@ -202,8 +200,7 @@ def ties_sign_votes(trimmed: Sequence[Tensor]) -> int:
 
 
 def ties_merge(trimmed: Sequence[Tensor], majority: float) -> Tensor:
-    """Elect a sign per element (of the sum; `majority` where it is 0), then average the non-zero values
-    that agree."""
+    """Elect a sign per element (the sum's; `majority` where it is 0), average the values that agree."""
     sign = torch.sign(linear(trimmed, [1.0] * len(trimmed)))
     sign = torch.where(sign == 0, torch.full_like(sign, majority), sign)
     total, count = torch.zeros_like(sign), torch.zeros_like(sign)

@@ -1,5 +1,4 @@
-"""What a file really is, by its first bytes, and a clear word for the files that are mistaken for
-checkpoints."""
+"""What a file really is, by its first bytes, and a clear word for what is mistaken for a checkpoint."""
 
 from __future__ import annotations
 

@@ -229,8 +229,7 @@ class Dynamic(Step):
 
 @dataclass(frozen=True)
 class Consistent(Step):
-    """EDG's con: alpha S + beta D(S - P) (form: released) or P + alpha (S - P) + beta D(S - P) (form:
-    anchored)."""
+    """EDG's con: alpha S + beta D(S - P) as released, or anchored: P + alpha (S - P) + beta D(S - P)."""
 
     alpha: float = 1.0
     beta: float = 0.25

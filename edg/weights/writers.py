@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from edg.core.errors import UsageError
 from edg.weights.atomic import AtomicFile
 from edg.weights.safetensors_reader import CODES, MAX_HEADER
-from edg.weights.tensors import CHUNK, TensorInfo, dtype_name, raw_bytes
+from edg.weights.tensors import CHUNK, ITEMSIZE, TensorInfo, dtype_name, raw_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,7 @@ class TensorWriter:
 
 
 class SafetensorsWriter(TensorWriter):
-    """plan: every tensor that may come (fixes the room for the header); metadata_size: bytes of its
-    metadata."""
+    """plan: every tensor that may come (fixes the header's room); metadata_size: bytes of its metadata."""
 
     def __init__(self, path, plan: Mapping[str, TensorInfo], metadata_size: int = 0, reserve: bool = True):
         super().__init__(path)
@@ -239,8 +238,7 @@ class _Pickler(pickle.Pickler):
 
 
 def state_dict_pickle(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """data.pkl for records 0, 1, ... in the order of `tensors`; the texts of `metadata` lie beside
-    state_dict."""
+    """data.pkl for records 0, 1, ... in the order of `tensors`; `metadata` lies beside state_dict."""
     table = OrderedDict((name, _Tensor(key, info)) for key, (name, info) in enumerate(tensors.items()))
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=2).dump({"state_dict": table, **metadata})
@@ -269,6 +267,8 @@ def _info(tensor: torch.Tensor) -> TensorInfo:
 def _write(path, form: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> None:
     metadata = dict(metadata or {})
     plan = tensors.infos() if hasattr(tensors, "infos") else {n: _info(t) for n, t in tensors.items()}
+    if form == "safetensors":  # wide dtypes first: every tensor stays aligned
+        plan = dict(sorted(plan.items(), key=lambda item: -ITEMSIZE[item[1].dtype]))
     writer = open_writer(path, form, plan, len(json.dumps(metadata)))
     try:
         for name in plan:

@@ -145,8 +145,7 @@ def _record(file: InputFile, entry: ZipEntry) -> bytes:
 
 
 def file_tensor(file: InputFile, records: dict[str, ZipEntry], name: str, ref: TensorRef) -> FileTensor:
-    """Where the tensor `name` lies. Raises BadFileError when its storage is missing, compressed or too
-    short."""
+    """Where the tensor `name` lies. BadFileError when its storage is missing, compressed or too short."""
     storage = ref.storage
     if ref.dtype not in ITEMSIZE:
         raise BadFileError(f"{file.path}: {name} is {ref.dtype}", expected="one of " + ", ".join(ITEMSIZE))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edg.core.errors import UsageError
+from edg.core.errors import BadFileError, UsageError
 from edg.weights import commands
 from edg.weights.store import open_weights, write_pt
 
@@ -119,3 +119,13 @@ def test_info_counts_components_and_takes_an_identifier(tmp_path, adapted, capsy
     assert "some-spec" in text and "adapter     yes" in text and "float16 100 %" in text
     counts = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  ")}
     assert counts["adapter"] == str(4 * 10 + 4 + 3 * 6 + 36) and counts["buffers"] == "10"
+
+
+def test_info_of_a_file_without_its_base(tmp_path, files, capsys):
+    base, tuned = map(str, files)
+    merge("edg", "--base", base, "--tuned", tuned, "--out", str(tmp_path / "out"), "--quiet")
+    files[0].unlink()
+    capsys.readouterr()
+    with pytest.raises(BadFileError, match="is not there"):
+        info(str(tmp_path / "out" / "dyn.safetensors"))
+    assert "9 tensors" in capsys.readouterr().out

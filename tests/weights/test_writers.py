@@ -71,7 +71,9 @@ def test_safetensors_opens_in_safetensors(tmp_path):
     with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert_equal({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         assert file.metadata() == {"edg": "{}"}
-    assert_equal(open_weights(tmp_path / "x.safetensors"))
+    weights = open_weights(tmp_path / "x.safetensors")
+    assert_equal(weights)
+    assert all(tensor.where[1] % STATE[name].element_size() == 0 for name, tensor in weights.tensors.items())
 
 
 def test_lazy_weights_are_copied(tmp_path):

@@ -1,5 +1,6 @@
 """Merging files: what comes out, for any block size, and what is refused."""
 
+import errno
 import json
 import os
 import random
@@ -435,3 +436,35 @@ def test_killed_at_any_moment_the_result_is_whole_or_absent(tmp_path, large):
             made.unlink()
     merge.run(edg_recipe(str(folder / "p.ckpt"), str(folder / "s.ckpt")), out, full=True, format="pt")
     assert sorted(p.name for p in out.iterdir()) == ["con.pt", "con.pt.json", "dyn.pt", "dyn.pt.json"]
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
+def test_a_full_disk_leaves_nothing(tmp_path, files, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(MachineError, match="no space left") as caught:
+        run(edg_recipe(*map(str, files)), tmp_path / "out", full=True, format="pt")
+    assert caught.value.exit_code == 4 and list((tmp_path / "out").iterdir()) == []
+
+
+MEASURED = """
+import resource, sys
+from edg.weights import merge
+from edg.weights.recipe import edg_recipe
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+merge.run(edg_recipe(sys.argv[1], sys.argv[2]), sys.argv[3], full=True, format="pt")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_does_not_follow_the_size_of_the_files(tmp_path):
+    """Two files of 128 MB each, in tensors of 64 MB, are merged in much less."""
+    for name in "ps":
+        torch.save({f"{n}.weight": torch.rand(16, BLOCK) for n in "ab"}, tmp_path / f"{name}.ckpt")
+    paths = [str(tmp_path / name) for name in ("p.ckpt", "s.ckpt", "out")]
+    grown = subprocess.run(
+        [sys.executable, "-c", MEASURED, *paths], check=True, capture_output=True, text=True
+    )
+    assert int(grown.stdout) < 160  # MiB

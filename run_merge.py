@@ -41,6 +41,7 @@ def parse(argv: list[str] | None = None):
         help="names not in both: identity (for a missing adapter; default), error, or drop (released)",
     )
     parser.add_argument("--dtype", help="of the outputs: float32, float16, bfloat16 (the base's)")
+    parser.add_argument("--overwrite", action="store_true", help="merge again what is finished already")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
@@ -91,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         from edg.weights.commands import merge_and_report
 
         out = Path(args.basedir) / (args.outdir or Path(args.ckptdir) / "merge")
-        return merge_and_report(recipe_from(args), out, full=True, format=args.format)
+        return merge_and_report(
+            recipe_from(args), out, full=True, format=args.format, overwrite=args.overwrite
+        )
     except EdgError as error:
         if args.debug:
             raise

@@ -144,17 +144,25 @@ def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
 def cached_sha256(path: str | Path) -> str:
     """sha256 of a large file, remembered in the user's cache folder while its size and time stay the same."""
     path = Path(path).resolve()
-    status = path.stat()
-    key = hash_value([str(path), status.st_size, status.st_mtime_ns, status.st_ino])[:32]
-    note = _cache_folder() / "sha256" / key
     with suppress(OSError):
-        known = note.read_text().strip()
+        known = _sha256_note(path).read_text().strip()
         if len(known) == 64:
             return known
     digest = sha256_file(path)
-    with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
-        write_text(note, digest)
+    remember_sha256(path, digest)
     return digest
+
+
+def remember_sha256(path: str | Path, digest: str) -> None:
+    """Tell `cached_sha256` a digest that is known already."""
+    with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
+        write_text(_sha256_note(Path(path).resolve()), digest)
+
+
+def _sha256_note(path: Path) -> Path:
+    status = path.stat()
+    key = hash_value([str(path), status.st_size, status.st_mtime_ns, status.st_ino])[:32]
+    return _cache_folder() / "sha256" / key
 
 
 def _cache_folder() -> Path:

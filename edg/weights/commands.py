@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError
 from edg.weights import keys
@@ -34,6 +35,7 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="compare the inputs with their checksums first")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--overwrite", action="store_true", help="merge again what is finished already")
 
 
 def merge_command(args: argparse.Namespace) -> int:
@@ -61,16 +63,33 @@ def merge_command(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(recipe, args.full)
     return merge_and_report(
-        recipe, args.out, full=args.full, format=args.format, strict=args.strict, quiet=args.quiet
+        recipe,
+        args.out,
+        full=args.full,
+        format=args.format,
+        strict=args.strict,
+        quiet=args.quiet,
+        overwrite=args.overwrite,
     )
 
 
 def merge_and_report(
-    recipe, out, *, full: bool, format: str, strict: bool = False, quiet: bool = False
+    recipe,
+    out,
+    *,
+    full: bool,
+    format: str,
+    strict: bool = False,
+    quiet: bool = False,
+    overwrite: bool = False,
 ) -> int:
-    """Run a recipe with a progress line and a closing line for every output."""
+    """Run a recipe with a progress line and a closing line for every output, unless it was run already."""
     from edg.weights import merge
+    from edg.weights.provenance import is_made
 
+    if not overwrite and is_made(recipe, Path(out), full, format):
+        print(f"{', '.join(recipe.outputs)}: finished already in {out} (--overwrite makes them again)")
+        return 0
     began = time.monotonic()
     made = merge.run(
         recipe, out, full=full, format=format, strict=strict, progress=None if quiet else progress_line()

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edg.core.records import cached_sha256, remember_sha256
 from edg.weights.tensors import InputFile
 
 if TYPE_CHECKING:
     from edg.weights.store import Weights
 
 STEP = 4 << 20
-_KNOWN: dict[
-    tuple, str
-] = {}  # (path, size, mtime, inode) -> sha256, so that dyn and con hash their base once
-
-
-def _key(path: Path, stat: os.stat_result) -> tuple:
-    return os.fspath(Path(path).resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a whole file, remembered while the process lives and the file does not change."""
-    key = _key(path, os.stat(path))
-    if key not in _KNOWN:
-        digest, buffer = hashlib.sha256(), bytearray(STEP)
-        with open(path, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
-        _KNOWN[key] = digest.hexdigest()
-    return _KNOWN[key]
 
 
 def combined(hashes: Sequence[tuple[str, str]]) -> str:
@@ -45,7 +25,7 @@ def combined(hashes: Sequence[tuple[str, str]]) -> str:
 
 
 def sha256_weights(weights: Weights) -> str:
-    return combined([(file.path.name, sha256_file(file.path)) for file in weights.files])
+    return combined([(file.path.name, cached_sha256(file.path)) for file in weights.files])
 
 
 class HashFollower(threading.Thread):
@@ -103,8 +83,8 @@ class HashFollower(threading.Thread):
         if self.error:
             raise self.error
         found = {path: digest.hexdigest() for path, digest in self.digests.items()}
-        for path, file in self.files.items():
-            _KNOWN[_key(file.path, file.stat)] = found[path]
+        for path, digest in found.items():
+            remember_sha256(path, digest)
         return found
 
     def stop(self) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import edg
+from edg.core.errors import BadFileError
+from edg.core.records import cached_sha256
 from edg.weights.hashing import combined
 from edg.weights.recipe import Recipe, to_dict
-from edg.weights.store import Weights
+from edg.weights.store import Weights, open_weights
 
 
 def provenance(
@@ -49,3 +51,30 @@ def input_record(name: str, weights: Weights, hashes: Mapping[str, str]) -> dict
     sha = combined([(file.path.name, hashes[str(file.path)]) for file in weights.files])
     size = sum(file.size for file in weights.files)
     return {"name": name, "path": str(weights.path), "bytes": size, "sha256": sha}
+
+
+def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
+    """Whether every output lies in `out` already, made by this recipe from inputs of the same content."""
+    paths = {name: out / f"{name}.{format}" for name in recipe.outputs}
+    if not all(path.is_file() for path in paths.values()):
+        return False
+    try:
+        records = {name: open_weights(path, check_base=False).provenance for name, path in paths.items()}
+        inputs = {name: open_weights(path) for name, path in recipe.inputs.items()}
+    except BadFileError:
+        return False
+    files = {str(file.path): file.path for weights in inputs.values() for file in weights.files}
+    sizes = {name: sum(file.size for file in weights.files) for name, weights in inputs.items()}
+    for name, record in records.items():
+        known = {item["name"]: item for item in record.get("inputs", [])}
+        same = record.get("output") == name and ("base" not in record) == full
+        same = same and _without_paths(record.get("recipe", {})) == _without_paths(to_dict(recipe))
+        if not same or {n: item["bytes"] for n, item in known.items()} != sizes:
+            return False
+    hashes = {path: cached_sha256(file) for path, file in files.items()}
+    now = {name: input_record(name, weights, hashes)["sha256"] for name, weights in inputs.items()}
+    return all(now == {i["name"]: i["sha256"] for i in record["inputs"]} for record in records.values())
+
+
+def _without_paths(recipe: Mapping) -> dict:
+    return {**recipe, "inputs": list(recipe.get("inputs", {}))}

@@ -1,5 +1,6 @@
 """Merging files: what comes out, for any block size, and what is refused."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -468,3 +469,26 @@ def test_memory_does_not_follow_the_size_of_the_files(tmp_path):
         [sys.executable, "-c", MEASURED, *paths], check=True, capture_output=True, text=True
     )
     assert int(grown.stdout) < 160  # MiB
+
+
+def test_a_finished_merge_is_not_made_again(tmp_path, files, capsys):
+    from edg.weights.commands import merge_and_report
+
+    recipe = edg_recipe(*map(str, files), seed=5)
+
+    def merge(recipe, **options):
+        capsys.readouterr()
+        merge_and_report(recipe, tmp_path / "out", full=True, format="pt", quiet=True, **options)
+        return "finished already" in capsys.readouterr().out
+
+    assert not merge(recipe)
+    assert merge(recipe)
+    assert not merge(recipe, overwrite=True)
+    assert not merge(dataclasses.replace(recipe, seed=6))
+    assert not merge(recipe)
+    (tmp_path / "out" / "con.pt").unlink()
+    assert not merge(recipe)
+    os.utime(files[1])  # another time, the same content
+    assert merge(recipe)
+    shutil.copy(files[0], files[1])
+    assert not merge(recipe)

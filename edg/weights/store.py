@@ -45,7 +45,7 @@ class Weights(Mapping):
     """Tensors of a checkpoint by published name.
 
     path; container: 'zip' | 'safetensors' | 'sharded' | 'legacy' | 'memory'; metadata: texts stored in the
-    file; notes: what was ignored or renamed; tensors: name -> StoredTensor; files: every file read.
+    file, and plain numbers beside its tensors; notes: what was ignored or renamed; tensors: name -> StoredTensor; files: every file read.
     """
 
     def __init__(
@@ -217,7 +217,9 @@ def _find_table(
     table = {key: value for key, value in table.items() if isinstance(key, str)}
     if len(table) > count(table):
         notes.append(f"{len(table) - count(table)} entries that are no tensors ignored")
-    metadata = {"edg": top["edg"]} if isinstance(top.get("edg"), str) else {}
+    metadata = {key: repr(value) for key, value in table.items() if type(value) in (int, float)}
+    if isinstance(top.get("edg"), str):
+        metadata["edg"] = top["edg"]
     return table, metadata, notes
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edg.core.errors import UsageError
+from edg.core.errors import BadFileError, UsageError
 from edg.systems.base import Request
 from edg.systems.edg.condition import conditions
 from edg.systems.edg.generate import generate, plan_of_sets, start
@@ -164,6 +164,25 @@ def test_branches_of_guidance(spec, sets, images):
     assert torch.equal(picture[:, text], null[:, text]) and not torch.equal(full[:, text], null[:, text])
     assert torch.equal(picture[:, image], full[:, image])
     assert not torch.equal(null[:, image], full[:, image])
+
+
+@pytest.mark.parametrize("trace", [torch.tensor([0.4]), torch.tensor(0.4), 0.4])
+def test_analytic_init_from_a_file(spec, sets, images, tmp_path, trace):
+    path = tmp_path / "initial_noise.pt"
+    torch.save({"Expectation_X0": torch.full((1, 4, spec.frames, 8, 8), 3.0), "Tr_Cov_d": trace}, path)
+    plain, begun = (
+        start(sets, request_for(spec, images[0], options=replace(OPTIONS, start=500, analytic_init=file)))
+        for file in (None, str(path))
+    )
+    signal = float(sets.schedule.sqrt_alphas_cumprod[499])
+    spread = (1 - signal**2 + signal**2 * 0.4) ** 0.5
+    assert torch.allclose(begun.x_1CTHW, signal * 3.0 + spread * plain.x_1CTHW, atol=1e-5)
+    torch.save({"Expectation_X0": torch.ones(1, 4, 3, 8, 8), "Tr_Cov_d": trace}, path)
+    with pytest.raises(UsageError, match="shape"):
+        start(sets, request_for(spec, images[0], options=replace(OPTIONS, analytic_init=str(path))))
+    torch.save({"other": torch.ones(2)}, path)
+    with pytest.raises(BadFileError, match="Expectation_X0"):
+        start(sets, request_for(spec, images[0], options=replace(OPTIONS, analytic_init=str(path))))
 
 
 def test_released_options_change_what_con_sees(spec, sets, images):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edg.core.errors import EdgError, UsageError
+from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
@@ -139,7 +139,13 @@ def from_file(sets: ParameterSets, path: Path, options: SamplingOptions, eps: Te
     from edg.weights.store import open_weights
 
     file = open_weights(path)
-    expectation, trace = file["Expectation_X0"].float(), file["Tr_Cov_d"].float()
+    spread = file.metadata.get("Tr_Cov_d")  # a plain number, or a tensor
+    if "Expectation_X0" not in file or ("Tr_Cov_d" not in file and spread is None):
+        raise BadFileError(
+            f"{path} holds {', '.join(list(file)[:3])}", expected="an initial noise: Expectation_X0, Tr_Cov_d"
+        )
+    expectation = file["Expectation_X0"].float()
+    trace = file["Tr_Cov_d"].float() if spread is None else float(spread)
     if expectation.shape != eps.shape:
         raise UsageError(
             f"{path} is an initial noise of shape {tuple(expectation.shape)}",

@@ -45,7 +45,8 @@ class Weights(Mapping):
     """Tensors of a checkpoint by published name.
 
     path; container: 'zip' | 'safetensors' | 'sharded' | 'legacy' | 'memory'; metadata: texts stored in the
-    file, and plain numbers beside its tensors; notes: what was ignored or renamed; tensors: name -> StoredTensor; files: every file read.
+    file, and plain numbers beside its tensors; notes: what was ignored or renamed; tensors: name ->
+    StoredTensor; files: every file read.
     """
 
     def __init__(

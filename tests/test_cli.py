@@ -31,8 +31,8 @@ def command(capsys, *argv):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """Two parameter sets of the sprites model, drawn at random."""
+    from edg.systems.edg.find import load_spec
     from edg.systems.edg.load import build
-    from edg.systems.edg.spec import load_spec
     from edg.weights.writers import write_safetensors
 
     folder = tmp_path_factory.mktemp("weights")
@@ -176,7 +176,7 @@ def test_every_released_flag_is_known(capsys):
 def test_flags_mean_the_options_of_their_names():
     from edg.core.arguments import Parser
     from edg.runner.flags import add_sample_arguments, sampling_options
-    from edg.systems.edg.spec import load_spec
+    from edg.systems.edg.find import load_spec
 
     add_sample_arguments(parser := Parser())
     spec = load_spec("dynamicrafter-512")

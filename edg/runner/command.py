@@ -87,7 +87,7 @@ def sample(args: argparse.Namespace) -> int:
 def find_spec(name: str | None, paths: Mapping[str, Path]):
     """The model: as given, or told by the first parameter set's names and shapes. Raises UsageError."""
     from edg.systems.edg.family import identify
-    from edg.systems.edg.spec import load_spec
+    from edg.systems.edg.find import load_spec
     from edg.weights.store import open_weights
 
     if name:

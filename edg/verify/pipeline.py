@@ -14,7 +14,7 @@ from edg.systems.edg.generate import Clip, condition_batch, decode, denoise_all
 from edg.systems.edg.load import build
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.spec import from_published
+from edg.systems.edg.released import from_published
 from edg.verify import rules
 from edg.verify.cases import Case
 

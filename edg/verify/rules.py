@@ -13,24 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-#: Top-level buffers of the noise schedule; the weight rule leaves them at their computed values.
-SCHEDULE_BUFFERS = frozenset(
-    (
-        "betas",
-        "alphas_cumprod",
-        "alphas_cumprod_prev",
-        "sqrt_alphas_cumprod",
-        "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod",
-        "sqrt_recip_alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance",
-        "posterior_log_variance_clipped",
-        "posterior_mean_coef1",
-        "posterior_mean_coef2",
-        "scale_arr",
-    )
-)
+from edg.weights.keys import BUFFERS
+
+#: The weight rule leaves the noise schedule at its computed values.
+SCHEDULE_BUFFERS = BUFFERS
 
 
 def _standard_normal(text: str, shape: Iterable[int]) -> np.ndarray:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from edg.core.records import cached_sha256, remember_sha256
+from edg.core.records import remember_sha256
 from edg.weights.tensors import InputFile
-
-if TYPE_CHECKING:
-    from edg.weights.store import Weights
 
 STEP = 4 << 20
 
@@ -22,10 +18,6 @@ def combined(hashes: Sequence[tuple[str, str]]) -> str:
         return hashes[0][1]
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def sha256_weights(weights: Weights) -> str:
-    return combined([(file.path.name, cached_sha256(file.path)) for file in weights.files])
 
 
 class HashFollower(threading.Thread):

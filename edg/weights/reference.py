@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError
-from edg.weights.hashing import sha256_weights
+from edg.core.records import cached_sha256
+from edg.weights.hashing import combined
 
 if TYPE_CHECKING:
     from edg.weights.store import Weights
@@ -62,3 +63,7 @@ def complete(weights: Weights, open_weights: Callable[..., Weights], check: bool
         expected=f"the base with SHA-256 {base['sha256'][:16]}...",
         fix="put it beside this file or under CKPT_PATH, or merge again with --full",
     )
+
+
+def sha256_weights(weights: Weights) -> str:
+    return combined([(file.path.name, cached_sha256(file.path)) for file in weights.files])

@@ -17,7 +17,7 @@ from edg.systems.edg.condition import conditions
 from edg.systems.edg.generate import generate, plan_of_sets, start
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.spec import from_published
+from edg.systems.edg.released import from_published
 from edg.verify.pipeline import rule_weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from edg.core.errors import UsageError
+from edg.systems.edg.find import load_spec
 from edg.systems.edg.presets import PRESETS
-from edg.systems.edg.spec import from_published, load_spec
+from edg.systems.edg.released import from_published
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 OF_SIZE = {

@@ -6,12 +6,10 @@ cannot be built (widths that do not divide, an option nobody implements) raises 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from edg.core.errors import UsageError, nearest
+from edg.core.errors import UsageError
 from edg.diffusion.schedule import ScheduleSpec
 
 GROUPS = 32  # every GroupNorm of this family
@@ -289,35 +287,3 @@ class ModelSpec:
     def with_adapter(self, on: bool = True) -> ModelSpec:
         """This model with the text adapter (or without)."""
         return replace(self, unet=replace(self.unet, temporal_selfatt_only=not on))
-
-
-def load_spec(name: str | Path) -> ModelSpec:
-    """A known model by name (`dynamicrafter-512`, `sprites`, ...) or a YAML file: ours, or one in the
-    published layout.
-
-    Raises UsageError for an unknown name or key, BadFileError for a file that cannot be read.
-    """
-    from edg.core import config
-    from edg.systems.edg.presets import PRESETS
-
-    known = str(name).replace("_", "-")
-    if known in PRESETS:
-        return PRESETS[known]
-    if Path(name).suffix not in (".yaml", ".yml"):
-        names = ", ".join(PRESETS)
-        raise UsageError(
-            f"no model is called {str(name)!r}", expected=f"{names} or a .yaml", fix=nearest(known, PRESETS)
-        )
-    values = config.read_yaml(name)
-    if isinstance(values.get("model"), Mapping):
-        return from_published(values, name=Path(name).stem)
-    return config.build(ModelSpec, values, str(name))
-
-
-def from_published(
-    values: Mapping[str, Any], clip: Mapping[str, Any] | None = None, name: str = "published"
-) -> ModelSpec:
-    """The spec of a published YAML file's content; see `released.from_published`."""
-    from edg.systems.edg import released
-
-    return released.from_published(values, clip, name)

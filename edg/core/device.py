@@ -75,6 +75,21 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fix_threads(count: int) -> None:
+    """Compute with `count` CPU threads, whatever OMP_NUM_THREADS says (torchrun sets it to 1).
+
+    Sums are split between threads, so another number gives other last bits; the same number, the same frames.
+    """
+    import torch
+
+    torch.set_num_threads(count)
+
+
 def memory() -> tuple[int, int]:
     """(total, available) bytes of main memory, within a container's limit; zeros where unknown."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
 import sys
@@ -26,9 +27,10 @@ from edg.systems.base import Request
 def sample(args: argparse.Namespace) -> int:
     """Run `edg sample`; returns the exit code. Raises EdgError."""
     from edg import systems
-    from edg.core.device import choose, dtype_name, need_memory
+    from edg.core.device import choose, dtype_name, fix_threads, need_memory, usable_cores
 
     here = world_from_environment()
+    sleep_when_idle(here)
     if here.is_first and flags.ignored(args):
         say(f"ignored, without meaning here: {' '.join(flags.ignored(args))}")
     paths = flags.set_paths(args)
@@ -38,6 +40,7 @@ def sample(args: argparse.Namespace) -> int:
     height, width = flags.frame_size(args, spec)
     pairs = read_folder(args.prompt_dir or default_prompts(spec.name))
     device, dtype = choose(args.device, args.dtype, here.local_rank)
+    fix_threads(args.threads or usable_cores())
     sets = open_sets(paths, here)
     resident = args.resident or args.blend == "soft"
     need_memory(parameter_bytes(sets, dtype.itemsize, resident), device, "the parameters")
@@ -79,6 +82,12 @@ def sample(args: argparse.Namespace) -> int:
         )
         run(job, system, load, here)
     return 0
+
+
+def sleep_when_idle(here: World) -> None:
+    """Processes that share cores: idle threads sleep instead of spinning (read when torch is loaded)."""
+    if here.size > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------
@@ -156,12 +165,15 @@ def options_settings(options: Any) -> dict[str, Any]:
 def notes(
     args: argparse.Namespace, paths: Mapping[str, Path], spec: Any, device: str, here: World
 ) -> dict[str, Any]:
+    import torch
+
     return {
         "command": ["edg", *sys.argv[1:]],
         "set_paths": {name: str(path) for name, path in paths.items()},
         "analytic_init_path": args.analytic_init_path,
         "spec": to_dict(spec),
         "device": device,
+        "threads": torch.get_num_threads(),
         "batch_size": args.bs,
         "world_size": here.size,
         "versions": versions(),

@@ -111,6 +111,11 @@ def _add_behaviour(group) -> None:
 def _add_machine(group) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
+    group.add_argument(
+        "--threads",
+        type=int,
+        help="CPU threads of each process; frames are bit-equal for equal ones (all cores)",
+    )
     add_switch(group, "--resident", help="keep every parameter set in memory instead of swapping")
     group.add_argument(
         "--bs", type=int, default=1, help="clips per network call; 1 gives bit-equal frames (1)"
@@ -220,7 +225,7 @@ def check_numbers(args: argparse.Namespace, spec: ModelSpec) -> None:
         raise UsageError(f"--seed {args.seed}", expected="0 <= seed < 2^63")
     if not (math.isfinite(args.fps) and 0 < args.fps <= 240):
         raise UsageError(f"--fps {args.fps}", expected="0 < fps <= 240")
-    for name in ("n_samples", "bs", "chunk", "frame_stride"):
+    for name in ("n_samples", "bs", "chunk", "frame_stride", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}", expected="at least 1")

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
-install_once test -r requirements.txt -e '.[test]'
+install_once test -r requirements.txt -e '.[tests]'
 ruff check .
 ruff format --check .
-exec python -m pytest -q "$@"
+exec python -m pytest "$@"

@@ -14,7 +14,7 @@ from PIL import Image
 from edg.core.errors import BadFileError, UsageError
 from edg.systems.base import Request
 from edg.systems.edg.condition import conditions
-from edg.systems.edg.generate import generate, plan_of_sets, start
+from edg.systems.edg.generate import check, generate, plan_of_sets, start
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
 from edg.systems.edg.released import from_published
@@ -140,6 +140,27 @@ def test_infinite_weights_are_named_by_step_and_set(spec, weights, images):
     result = next(generate(ParameterSets(spec, {**weights, "con": con}), [request_for(spec, images[0])]))
     assert result.frames is None
     assert result.error.endswith("with con") and "timestep 332" in result.error
+
+
+def test_what_cannot_work_is_told_before_anything_is_read(spec, weights, images):
+    good = [request_for(spec, images[0])]
+    check(spec, weights, good)
+    short = {name: tensor for name, tensor in weights["con"].items() if not name.endswith("out.2.bias")}
+    for refused in (lambda sets: check(spec, sets, good), lambda sets: ParameterSets(spec, sets)):
+        with pytest.raises(BadFileError, match="1 missing .*out.2.bias"):
+            refused({"dyn": weights["dyn"], "con": short})
+    with pytest.raises(UsageError, match="2 parameter sets and 0 switch"):
+        check(spec, weights, [request_for(spec, images[0], options=replace(OPTIONS, switch_at=()))])
+    beyond = replace(OPTIONS, steps=3, spacing="uniform", timesteps="released")
+    with pytest.raises(UsageError, match="timestep 1000"):
+        check(spec, weights, [request_for(spec, images[0], options=beyond)])
+
+
+def test_a_scaled_schedule_in_a_later_set_changes_nothing(spec, sets, weights, images):
+    scaled = {n: 0.9 * t if n.startswith(("alphas", "sqrt_")) else t for n, t in weights["con"].items()}
+    request = request_for(spec, images[0])
+    again = ParameterSets(spec, {"dyn": weights["dyn"], "con": scaled})
+    assert np.array_equal(frames(again, [request])[0], frames(sets, [request])[0])
 
 
 def test_loop_drops_the_last_frame_and_marks_both_ends(spec, sets, images):

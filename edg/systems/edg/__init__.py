@@ -36,6 +36,13 @@ class EdgSystem:
             batch_size=batch_size,
         )
 
+    def check(self, spec: Any, sets: Mapping[str, Any], requests: Sequence[Request]) -> None:
+        """Raise EdgError for whatever would stop these requests; reads names and shapes only."""
+        from edg.systems.edg.generate import check
+        from edg.systems.edg.load import with_adapter_of
+
+        check(with_adapter_of(spec, sets.values()), sets, requests)
+
     def generate(
         self, model: Any, requests: Sequence[Request], progress: Progress | None = None
     ) -> Iterator[Result]:

@@ -78,8 +78,8 @@ def conditions(
 ) -> Mapping[str, Condition]:
     """The branches that guidance needs: "full"; "null" unless the scale is 1; "image" with image guidance.
 
-    null is the negative (or empty) prompt with the tokens of the zero image, image the empty prompt with the
-    image's tokens. The concatenated latent is always present.
+    full: the prompt and the image's tokens; image: the negative (or empty) prompt and the image's tokens;
+    null: that prompt and the tokens of the zero image. The concatenated latent is always present.
     """
     B = len(prompts)
     fs_B = None
@@ -93,9 +93,10 @@ def conditions(
 
     tokens = network.encode_image(image_B3HW)
     branches = {"full": condition(prompts, tokens)}
+    without = [options.negative_prompt] * B
     if options.guided:
         zero_image_tokens = network.encode_image(torch.zeros_like(image_B3HW))
-        branches["null"] = condition([options.negative_prompt] * B, zero_image_tokens)
+        branches["null"] = condition(without, zero_image_tokens)
     if options.image_guidance_scale is not None:
-        branches["image"] = condition([""] * B, tokens)
+        branches["image"] = condition(without, tokens)
     return branches

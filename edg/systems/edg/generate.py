@@ -5,10 +5,11 @@ requests -> condition -> latents -> frames. Read `generate` first; it is the who
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,16 @@ from edg.diffusion.analytic_init import analytic_init
 from edg.diffusion.ddim import Step, ddim, ddim_plan
 from edg.diffusion.guidance import classifier_free, image_guidance
 from edg.diffusion.prediction import to_x0
+from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import blend, phases
 from edg.systems.base import Progress, Request, Result
 from edg.systems.edg.condition import Condition, Noise, conditions, image_latent
+from edg.systems.edg.load import build
+from edg.systems.edg.load import check as check_weights
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
+from edg.systems.edg.spec import ModelSpec
 
 
 @dataclass
@@ -71,22 +76,34 @@ def denoise_all(
 ) -> None:
     """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them."""
     for use, steps in plan_of_sets(sets, options):
-        networks = [sets.use(index) for index in use]
         name = "+".join(sets.names[index] for index in use)
         todo = [clip for clip in clips if not clip.error]
         for at in range(0, len(todo), sets.batch_size):
             batch = todo[at : at + sets.batch_size]
-            denoise = denoiser(networks, use, batch, options)
+            denoise = denoiser(sets, use, batch, options)
             advance(batch, denoise, steps, name, report)
 
 
 def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
-    """Which parameter sets act on which steps of the plan: [(set indices, steps)], the noisiest first."""
-    check_sets(sets, options)
+    """Which parameter sets act on which steps: [(set indices, steps)], the noisiest first."""
+    if options.blend == "soft" and not sets.resident:
+        raise UsageError("a soft blend with swapped parameter sets", fix="use --resident")
+    return make_plan(sets.schedule, len(sets.names), options)
+
+
+def make_plan(schedule: Schedule, count: int, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
+    """The plan of `count` parameter sets. Raises UsageError when the settings do not fit their number."""
+    if len(options.switch_at) != count - 1:
+        raise UsageError(
+            f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
+            expected=f"{count - 1} of them (one between each two sets)",
+        )
+    if options.blend == "soft" and count != 2:
+        raise UsageError(f"a soft blend of {count} parameter sets", expected="exactly two")
     released = options.timesteps == "released"
     try:
         plan = ddim_plan(
-            sets.schedule, options.steps, options.spacing, options.eta, options.start, released=released
+            schedule, options.steps, options.spacing, options.eta, options.start, released=released
         )
     except ValueError as error:
         raise UsageError(str(error), fix="choose other --ddim_steps, --M or --timestep_spacing") from error
@@ -95,20 +112,17 @@ def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[li
     return [([index], steps) for index, steps in phases(plan, options.switch_at)]
 
 
-def check_sets(sets: ParameterSets, options: SamplingOptions) -> None:
-    """Raise UsageError when the parameter sets and the switch points do not fit each other."""
-    count = len(sets.names)
-    if len(options.switch_at) != count - 1:
-        raise UsageError(
-            f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
-            expected=f"{count - 1} of them (one between each two sets)",
-        )
-    if options.blend == "soft" and not (count == 2 and sets.resident):
-        raise UsageError(
-            f"a soft blend of {count} parameter sets, {'resident' if sets.resident else 'swapped'}",
-            expected="exactly two, both in memory",
-            fix="use --resident",
-        )
+def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> None:
+    """Raise EdgError for whatever would stop `generate` with these sets and requests; reads nothing large."""
+    skeleton = build(spec)
+    for weights in sets.values():
+        check_weights(skeleton, weights)
+    schedule = make_schedule(spec.schedule, spec.parameterization)
+    for options, shape in {(r.options, latent_shape(spec, r)): None for r in requests}:
+        options.check()
+        make_plan(schedule, len(sets), options)
+        if options.analytic_init is not None:
+            read_initial_noise(Path(options.analytic_init), shape)
 
 
 def clip_noise(request: Request) -> Noise:
@@ -120,47 +134,52 @@ def clip_noise(request: Request) -> Noise:
     return noise
 
 
+def latent_shape(spec: ModelSpec, request: Request) -> tuple[int, int, int, int, int]:
+    """(1, C, T, H/f, W/f) of a request's latent."""
+    height, width = (size // spec.latent_factor for size in (request.height, request.width))
+    return 1, spec.latent_channels, request.frames, height, width
+
+
 def start(sets: ParameterSets, request: Request) -> Clip:
     """A request's image in [-1, 1] and its initial noise; an unreadable image is the clip's error."""
-    spec, options, noise = sets.spec, request.options, clip_noise(request)
-    factor = spec.latent_factor
-    shape = (1, spec.unet.out_channels, request.frames, request.height // factor, request.width // factor)
-    eps = noise("x_T", shape=shape)
-    x = eps if options.analytic_init is None else from_file(sets, Path(options.analytic_init), options, eps)
+    options, noise = request.options, clip_noise(request)
+    x = noise("x_T", shape=latent_shape(sets.spec, request))
+    if options.analytic_init is not None:
+        expectation, spread = read_initial_noise(Path(options.analytic_init), x.shape)
+        x = analytic_init(expectation, spread, sets.schedule, options.start, x)
     try:
         pixels = fit_image(read_image(request.image), request.height, request.width, crop=options.crop)
     except EdgError as error:
-        return Clip(request, eps, noise, x, error=str(error))
+        return Clip(request, x, noise, x, error=str(error))
     return Clip(request, pixels[None].to(sets.device), noise, x.to(sets.device))
 
 
-def from_file(sets: ParameterSets, path: Path, options: SamplingOptions, eps: Tensor) -> Tensor:
-    """Analytic-Init's start from a published file (Zhao et al. 2024): keys Expectation_X0 and Tr_Cov_d."""
+def read_initial_noise(path: Path, shape: Sequence[int]) -> tuple[Tensor, Tensor | float]:
+    """(E[x0], trace of its covariance per dimension) of a published Analytic-Init file (Zhao et al. 2024).
+
+    Raises BadFileError for another kind of file, UsageError when it was made for another size or length.
+    """
     from edg.weights.store import open_weights
 
     file = open_weights(path)
-    spread = file.metadata.get("Tr_Cov_d")  # a plain number, or a tensor
-    if "Expectation_X0" not in file or ("Tr_Cov_d" not in file and spread is None):
+    number = file.metadata.get("Tr_Cov_d")  # a plain number, or a tensor
+    if "Expectation_X0" not in file or ("Tr_Cov_d" not in file and number is None):
         raise BadFileError(
             f"{path} holds {', '.join(list(file)[:3])}", expected="an initial noise: Expectation_X0, Tr_Cov_d"
         )
     expectation = file["Expectation_X0"].float()
-    trace = file["Tr_Cov_d"].float() if spread is None else float(spread)
-    if expectation.shape != eps.shape:
+    if tuple(expectation.shape) != tuple(shape):
         raise UsageError(
             f"{path} is an initial noise of shape {tuple(expectation.shape)}",
-            expected=f"{tuple(eps.shape)} for this size and length",
+            expected=f"{tuple(shape)} for this size and length",
         )
-    return analytic_init(expectation, trace, sets.schedule, options.start, eps)
+    return expectation, file["Tr_Cov_d"].float() if number is None else float(number)
 
 
-def denoiser(
-    networks: Sequence[LatentVideoModel], use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions
-):
+def denoiser(sets: ParameterSets, use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions):
     """(x, t) -> x0: each branch of guidance over one set (or the blend of two), guided, turned into x0."""
-    told = [
-        condition_batch(network, index, batch, options) for network, index in zip(networks, use, strict=True)
-    ]
+    networks = [sets.use(index) for index in use]
+    told = [condition_batch(net, index, batch, options) for net, index in zip(networks, use, strict=True)]
 
     def branch(name: str):
         raw = [condition[name].predict(net) for condition, net in zip(told, networks, strict=True)]
@@ -181,7 +200,7 @@ def denoiser(
         )
     else:
         guided = branch("full")
-    return to_x0(guided, networks[0].schedule, networks[0].spec.parameterization)
+    return to_x0(guided, sets.schedule, sets.spec.parameterization)
 
 
 def condition_batch(
@@ -220,6 +239,8 @@ def advance(batch: Sequence[Clip], denoise, steps: Sequence[Step], name: str, re
         for clip, latent in zip(batch, state.x, strict=True):
             if not clip.error and not torch.isfinite(latent).all():
                 clip.error = f"the latent is not finite after timestep {state.step.t} with {name}"
+        if all(clip.error for clip in batch):
+            break
     for clip, latent in zip(batch, state.x, strict=True):
         clip.x_1CTHW = latent[None]
 

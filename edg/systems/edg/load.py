@@ -148,7 +148,7 @@ def check(model: LatentVideoModel, weights: Weights) -> None:
     if not (missing or surplus or misshapen):
         return
     told = [
-        f"{len(found)} {what} ({', '.join(sorted(found)[:3])}{', ...' if len(found) > 3 else ''})"
+        f"{len(found)} {what} ({', '.join(sorted(found)[:2])}{', ...' if len(found) > 2 else ''})"
         for what, found in (("missing", missing), ("unexpected", surplus), ("of another shape", misshapen))
         if found
     ]

@@ -53,8 +53,8 @@ class LatentVideoModel(nn.Module):
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule of the loaded parameter set, on the CPU."""
-        return Schedule.from_buffers({name: getattr(self, name).cpu() for name in self.buffer_names})
+        """The schedule of the loaded parameter set, on the CPU; a copy, which the next set does not change."""
+        return Schedule.from_buffers({name: getattr(self, name).cpu().clone() for name in self.buffer_names})
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """(B, text_tokens, D)."""

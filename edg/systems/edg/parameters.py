@@ -36,7 +36,12 @@ class ParameterSets:
         first = self.names[: None if resident else 1]
         self._networks = {name: load.load_model(spec, self.sets[name], self.device, dtype) for name in first}
         self._loaded = {name: name for name in first}  # which set each network holds now
-        self.schedule = self._networks[self.names[0]].schedule
+        network = self._networks[self.names[0]]
+        for (
+            weights
+        ) in self.sets.values():  # a set that does not fit is told before the first step, not at its turn
+            load.check(network, weights)
+        self.schedule = network.schedule  # one for the whole run: merging can scale a later set's
 
     @property
     def resident(self) -> bool:

@@ -53,7 +53,7 @@ class LatentVideoModel(nn.Module):
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule of the loaded parameter set, on the CPU; a copy, which the next set does not change."""
+        """The schedule of the loaded parameter set, on the CPU; a copy, which no other set changes."""
         return Schedule.from_buffers({name: getattr(self, name).cpu().clone() for name in self.buffer_names})
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -32,7 +32,7 @@ def table(count=4, told=False, split="base"):
     generator = torch.Generator().manual_seed(0)
     return {
         "latents": torch.randn(count, 4, 1, 8, 8, generator=generator).repeat(1, 1, 8, 1, 1),
-        "text": torch.randn(count, 16, 64, generator=generator),
+        "text": torch.randn(count, TINY.unet.text_tokens, 64, generator=generator),
         "image": torch.randn(count, 17, 64, generator=generator),
         "fps": torch.full((count,), FPS),
         "weight": latent_weight(drawn["cover"], 4, 4.0),
@@ -56,6 +56,21 @@ def test_the_denoiser_learns_resumes_and_keeps_a_mean(tmp_path):
     log = fit(again, Endless(table(), 4, 0), tmp_path, "cpu")
     assert [entry["step"] for entry in log] == [3, 6, 9, 12, 15], "it went on from the last checkpoint"
     assert set(again.average) == set(again.trainable())
+
+
+def test_a_resumed_run_is_the_run(tmp_path):
+    steady = replace(PLAN, warmup=0, final_lr=1.0, save_every=3)
+
+    def run(folder, steps):
+        torch.manual_seed(0)
+        module = DenoiserTraining(load.build(TINY, "cpu"), replace(steady, steps=steps))
+        fit(module, Endless(table(), 4, 0), tmp_path / folder, "cpu")
+        return module.trainable()
+
+    whole = run("whole", 6)
+    run("parts", 3)
+    parts = run("parts", 6)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_the_autoencoder_learns(tmp_path):

@@ -10,6 +10,7 @@ computed beforehand and given in the batch; then a training step costs the denoi
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -23,6 +24,9 @@ import pytorch_lightning as pl
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
+
+from edg.core.errors import UsageError
+from edg.core.seeding import derive, generator
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ class _Training(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, self.plan))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_batch_start(self, *_args) -> None:
+        """Timesteps, noise and dropout belong to (seed, step): a resumed run draws what one run would."""
+        torch.manual_seed(derive(self.plan.seed, "step", self.global_step))
+
     def on_train_batch_end(self, *_args) -> None:
         """average <- decay * average + (1 - decay) * weights."""
         if not self.plan.ema:
@@ -107,7 +115,7 @@ class _Training(pl.LightningModule):
                 self.average = {n: p.detach().clone() for n, p in self.trainable().items()}
             decay = min(self.plan.ema, (1 + self.global_step) / (10 + self.global_step))
             for name, p in self.trainable().items():
-                self.average[name].lerp_(p, 1 - decay)
+                self.average[name] = self.average[name].to(p.device).lerp_(p, 1 - decay)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["average"] = self.average
@@ -199,6 +207,8 @@ class DenoiserTraining(_Training):
         schedule, spec = self.schedule, self.model.spec
         count = len(batch["fps"])
         frames = spec.frames
+        if self.options.random_frame and "image" in batch:
+            raise UsageError("random_frame with image tokens of frame 0", expected="batches without `image`")
         frame = int(torch.randint(frames, ())) if self.options.random_frame else 0
         z, text, image = self.conditions(batch, frame)
         no_text, no_image = (m.to(z.device) for m in self.options.drops.masks(count))
@@ -261,20 +271,18 @@ class Endless(torch.utils.data.IterableDataset):
 
     def __init__(self, table: dict, batch: int, seed: int):
         self.table, self.batch, self.seed = table, batch, seed
+        self.first = 0  # the step to begin with
 
     def __iter__(self) -> Iterator[dict]:
-        generator = torch.Generator().manual_seed(self.seed)
         rows = len(next(iter(self.table.values())))
-        while True:
-            pick = torch.randint(rows, (self.batch,), generator=generator)
+        for step in itertools.count(self.first):
+            pick = torch.randint(rows, (self.batch,), generator=generator(self.seed, "batch", step))
             yield {
                 k: v[pick] if isinstance(v, Tensor) else [v[i] for i in pick] for k, v in self.table.items()
             }
 
 
-def fit(
-    module: _Training, batches: torch.utils.data.IterableDataset, folder: Path, accelerator: str = "auto"
-) -> list[dict]:
+def fit(module: _Training, batches: Endless, folder: Path, accelerator: str = "auto") -> list[dict]:
     """Train to module.plan.steps and return the log. Resumes from folder/last.ckpt; ends with the running
     mean in place."""
     plan = module.plan
@@ -282,6 +290,8 @@ def fit(
     pl.seed_everything(plan.seed, verbose=False)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    last, log = folder / "last.ckpt", folder / "log.jsonl"
+    batches.first = resume_at(last, log)
     save = pl.callbacks.ModelCheckpoint(
         folder, "last", every_n_train_steps=plan.save_every, enable_version_counter=False
     )
@@ -291,14 +301,25 @@ def fit(
         precision=plan.precision,
         max_steps=plan.steps,
         gradient_clip_val=plan.grad_clip,
-        callbacks=[save, _Log(folder / "log.jsonl", plan.log_every)],
+        callbacks=[save, _Log(log, plan.log_every)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    last = folder / "last.ckpt"
-    batches = torch.utils.data.DataLoader(batches, batch_size=None)
-    trainer.fit(module, batches, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=False)
     module.use_average()
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return read_log(log)
+
+
+def resume_at(last: Path, log: Path) -> int:
+    """The step that `last` was saved at (0 without it); lines of the log from after it are dropped."""
+    step = torch.load(last, map_location="cpu", weights_only=False)["global_step"] if last.exists() else 0
+    kept = [line for line in read_log(log) if line["step"] <= step]
+    log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return step
+
+
+def read_log(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

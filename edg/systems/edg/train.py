@@ -106,14 +106,15 @@ class _Training(pl.LightningModule):
         """Timesteps, noise and dropout belong to (seed, step): a resumed run draws what one run would."""
         torch.manual_seed(derive(self.plan.seed, "step", self.global_step))
 
-    def on_train_batch_end(self, *_args) -> None:
-        """average <- decay * average + (1 - decay) * weights."""
+    def optimizer_step(self, *args, **kwargs) -> None:
+        """A step, then average <- decay * average + (1 - decay) * weights, before anything is saved."""
+        super().optimizer_step(*args, **kwargs)
         if not self.plan.ema:
             return
         with torch.no_grad():
             if not self.average:
                 self.average = {n: p.detach().clone() for n, p in self.trainable().items()}
-            decay = min(self.plan.ema, (1 + self.global_step) / (10 + self.global_step))
+            decay = min(self.plan.ema, (2 + self.global_step) / (11 + self.global_step))
             for name, p in self.trainable().items():
                 self.average[name] = self.average[name].to(p.device).lerp_(p, 1 - decay)
 

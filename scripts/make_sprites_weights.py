@@ -37,11 +37,12 @@ VAE = "first_stage_model."
 @dataclass(frozen=True)
 class VaeStage:
     """images: how many stills are drawn; shape_weight: of the squared error on the shape; kl: see
-    VaeTraining."""
+    VaeTraining; calm: see normalise."""
 
     images: int
     shape_weight: float
     kl: float
+    calm: float
     plan: Plan
 
 
@@ -112,22 +113,23 @@ def make_vae(settings: Config, work: Path, device: str) -> dict[str, torch.Tenso
         accelerator(device),
     )
     vae = vae.cpu().eval()
-    normalise(vae, table["frames"][:1024])
+    normalise(vae, table["frames"][:1024], stage.calm)
     print(f"autoencoder: {shape_psnr(vae, settings.seed + 1):.1f} dB on the pixels of the shape", flush=True)
     return {VAE + name: value.detach().contiguous() for name, value in vae.state_dict().items()}
 
 
 @torch.no_grad()
-def normalise(vae: AutoencoderKL, frames: torch.Tensor) -> None:
+def normalise(vae: AutoencoderKL, frames: torch.Tensor, calm: float) -> None:
     """Fold (z - mean) / std per channel into the 1x1 convolutions around the latent, so that the scale
-    factor is 1."""
+    factor is 1, and divide the posterior's deviation by `calm`: the decoder stays used to noisier latents
+    than it will get, and the denoiser need not predict the noise."""
     mean = torch.cat([vae.encode(part).mean for part in frames.split(64)])
     shift, scale = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))
     channels = len(scale)
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.weight[:channels] /= scale[:, None, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - shift) / scale
-    quant.bias[channels:] -= 2 * scale.log()
+    quant.bias[channels:] -= 2 * (scale * calm).log()
     post.bias += (post.weight * shift[None, :, None, None]).sum(dim=(1, 2, 3))
     post.weight *= scale[None, :, None, None]
 

@@ -25,16 +25,14 @@ COLOURS = {
     "blue": (0.20, 0.25, 0.95),
     "yellow": (0.95, 0.90, 0.10),
     "purple": (0.85, 0.15, 0.85),
-    "cyan": (0.10, 0.85, 0.85),
+    "teal": (0.10, 0.85, 0.85),
 }
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "bar", "pillar")  # bar: wide, pillar: tall; both of the circle's area
+ASPECT = 2.25  # long side to short side of bar and pillar
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-PACES = {
-    "slowly": (0.45, 0.75),
-    "quickly": (1.05, 1.35),
-}  # px/frame, mean 0.9: what the tuned model is taught
-BASE_SPEED = (0.7, 2.1)  # px/frame, mean 1.4: what the base model is taught
-RADIUS = (4.0, 5.5)  # of the circle of equal area, px
+PACES = {"slowly": (0.3, 0.5), "quickly": (0.8, 1.0)}  # px/frame, mean 0.65: what the tuned model is taught
+BASE_SPEED = (0.6, 1.6)  # px/frame, mean 1.1: what the base model is taught
+RADIUS = (4.8, 5.5)  # of the circle of equal area, px
 
 
 @dataclass(frozen=True)
@@ -126,12 +124,8 @@ def half_extents(shape: str, radius: float) -> tuple[float, float, float, float]
     """How far the shape reaches from its centroid: (left, right, up, down) in px."""
     if shape == "circle":
         return (radius,) * 4
-    if shape == "square":
-        half = radius * np.sqrt(np.pi) / 2
-        return (half,) * 4
-    side = radius * np.sqrt(4 * np.pi / np.sqrt(3))  # equilateral triangle of the circle's area, pointing up
-    height = side * np.sqrt(3) / 2
-    return (side / 2, side / 2, height * 2 / 3, height / 3)
+    long, short = (radius * np.sqrt(np.pi * ratio) / 2 for ratio in (ASPECT, 1 / ASPECT))
+    return (long, long, short, short) if shape == "bar" else (short, short, long, long)
 
 
 def signed_distance(shape: str, radius: float, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
@@ -139,11 +133,8 @@ def signed_distance(shape: str, radius: float, dx: np.ndarray, dy: np.ndarray) -
     inside."""
     if shape == "circle":
         return np.hypot(dx, dy) - radius
-    left, _, up, down = half_extents(shape, radius)
-    if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - left
-    slanted = np.abs(dx) * np.cos(np.pi / 6) - (dy + up) * np.sin(np.pi / 6)
-    return np.maximum(slanted, dy - down)
+    half_width, _, half_height, _ = half_extents(shape, radius)
+    return np.maximum(np.abs(dx) - half_width, np.abs(dy) - half_height)
 
 
 def coverage(
@@ -215,9 +206,9 @@ def clips(split: str, seed: int, count: int) -> Iterator[Clip]:
 
 def held_out(seed: int, count: int) -> list[Clip]:
     """`count` clips for evaluation and prompts: directions and paces in equal shares, and the shape stands
-    so far inside that every direction at every pace would fit, so the picture does not give the direction
+    so far inside that every direction at the quick pace would fit, so the picture does not give the direction
     away."""
-    margin = PACES["quickly"][1] * (FRAMES - 1)
+    margin = sum(PACES["quickly"]) / 2 * (FRAMES - 1)
     chosen = []
     for k in range(count):
         rng = np.random.default_rng([seed, 3, k])

@@ -127,7 +127,7 @@ DYNAMICRAFTER_256 = replace(
 SPRITES_CLIP = ClipSpec(
     embed_dim=64,
     vision=ClipVisionSpec(image_size=32, patch_size=8, width=64, layers=2, head_width=32, mlp_ratio=2.0),
-    text=ClipTextSpec(context_length=16, vocab_size=49408, width=64, heads=2, layers=2, mlp_ratio=2.0),
+    text=ClipTextSpec(context_length=8, vocab_size=49408, width=64, heads=2, layers=2, mlp_ratio=2.0),
 )
 
 SPRITES = ModelSpec(
@@ -140,7 +140,7 @@ SPRITES = ModelSpec(
         attention_resolutions=(2, 1),
         num_head_channels=16,
         context_dim=64,
-        text_tokens=16,
+        text_tokens=8,
         image_tokens=4,
         temporal_length=8,
         dropout=0.0,

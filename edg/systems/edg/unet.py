@@ -56,6 +56,17 @@ class Upsample(nn.Module):
         return narrow(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+class ConvOverTime(nn.Conv3d):
+    """A convolution (B, C, T, h, w) over frames alone is one over (T, h*w): same numbers, several times as fast
+    on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size[1:] != (1, 1):
+            return super().forward(x)
+        y = F.conv2d(x.flatten(3), self.weight.flatten(3), self.bias, padding=self.padding[:2])
+        return y.unflatten(3, x.shape[3:])
+
+
 class TemporalConv(nn.Module):
     """x (B, C, T, h, w) + four (GroupNorm over the whole clip, SiLU, convolution over three frames)."""
 
@@ -63,7 +74,7 @@ class TemporalConv(nn.Module):
         super().__init__()
         high, wide = ((3, 3, 1), (3, 1, 3)) if spatial_aware else ((3, 1, 1), (3, 1, 1))
         for i, kernel in enumerate((high, wide, high, wide), start=1):
-            convolution = nn.Conv3d(width, width, kernel, padding=tuple(k // 2 for k in kernel))
+            convolution = ConvOverTime(width, width, kernel, padding=tuple(k // 2 for k in kernel))
             drop = [nn.Dropout(dropout)] if i > 1 else []
             steps = [GroupNorm(width, eps=1e-5), nn.SiLU(), *drop, convolution]
             setattr(self, f"conv{i}", nn.Sequential(*steps))

@@ -32,11 +32,14 @@ else
     sampling=(--config configs/models/sprites.yaml --prompt_dir prompts/sprites --savedir output/sprites)
 fi
 
-python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" --base "$base" --tuned "$tuned" --outdir "$merged" \
+# Killed at any moment, this script takes its work with it: the merge watches for that, the sampler takes its place.
+python -m edg.core.process $$ python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" --base "$base" --tuned "$tuned" --outdir "$merged" \
     --dyn-alpha 0.25 --dyn-beta 0.75 --con-alpha 1.0 --con-beta 0.25 --seed 123
 
-gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
-torchrun --standalone --nproc_per_node="${NPROC:-$((gpus > 0 ? gpus : 1))}" scripts/infer_multi.py \
+processes="${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
+launcher=(python)
+if [ "$processes" != 1 ]; then launcher=(torchrun --standalone --nproc_per_node="$processes"); fi
+exec "${launcher[@]}" scripts/infer_multi.py \
     --dynamic_path "$merged/dyn.pt" --consistency_path "$merged/con.pt" \
     --seed 123 --n_samples 1 --bs 1 --ddim_steps 50 --ddim_eta 1.0 --guidance_rescale 0.7 \
     --timestep_spacing uniform_trailing --text_input --M 1000 --T 500 "${sampling[@]}" "$@"

@@ -79,30 +79,20 @@ def recipe_from(args):
     return edg_recipe(base, tuned, **numbers, **general)
 
 
+def merge(argv: list[str] | None) -> int:
+    from edg.weights.commands import merge_and_report
+
+    args = parse(argv)
+    out = Path(args.basedir) / (args.outdir or Path(args.ckptdir) / "merge")
+    return merge_and_report(recipe_from(args), out, full=True, format=args.format, overwrite=args.overwrite)
+
+
 def main(argv: list[str] | None = None) -> int:
-    from edg.core.errors import EdgError
+    from edg.cli import guard
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: temporary files are removed
-    try:
-        args = parse(argv)
-    except EdgError as error:
-        print(f"run_merge.py: error: {error}", file=sys.stderr)
-        return error.exit_code
-    try:
-        from edg.weights.commands import merge_and_report
-
-        out = Path(args.basedir) / (args.outdir or Path(args.ckptdir) / "merge")
-        return merge_and_report(
-            recipe_from(args), out, full=True, format=args.format, overwrite=args.overwrite
-        )
-    except EdgError as error:
-        if args.debug:
-            raise
-        print(f"run_merge.py: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("run_merge.py: interrupted; nothing was left half-written", file=sys.stderr)
-        return 130
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    return guard(lambda: merge(argv), "run_merge.py", debug)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from edg.core.arguments import Parser
 from edg.core.errors import ENVIRONMENT, EdgError, UsageError, nearest
+from edg.core.process import die_with_parent
 
 INTERRUPTED, TERMINATED = 130, 143
+GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,21 @@ def info(args) -> int:
 def main(argv: Sequence[str] | None = None, program: str = "edg") -> int:
     """Run a command line; returns its exit code. A user's mistake is one line (`--debug`: a traceback)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
+    return guard(lambda: _run([arg for arg in argv if arg != "--debug"], program), debug="--debug" in argv)
+
+
+def guard(call: Callable[[], int], program: str = "edg", debug: bool = False) -> int:
+    """What `call()` returns; a user's mistake, an interrupt or trouble of the machine is one line that
+    begins with `program`, and its exit code. debug: the traceback instead. Defects of ours are raised."""
     try:
-        return _run([arg for arg in argv if arg != "--debug"], program)
+        return call()
     except EdgError as error:
         if debug:
             raise
-        return _tell(str(error), error.exit_code)
+        return _tell(str(error), error.exit_code, program)
     except KeyboardInterrupt:
-        return _tell("interrupted; the same command continues", INTERRUPTED)
+        text = "interrupted; nothing is left half-written, the same command continues"
+        return _tell(text, INTERRUPTED, program)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -102,7 +112,7 @@ def main(argv: Sequence[str] | None = None, program: str = "edg") -> int:
         told = _machine_trouble(error)
         if debug or told is None:
             raise
-        return _tell(told, ENVIRONMENT)
+        return _tell(told, ENVIRONMENT, program)
 
 
 def _run(argv: list[str], program: str) -> int:
@@ -137,17 +147,20 @@ def _load(where: str):
     return getattr(import_module(module), function)
 
 
-def _tell(text: str, code: int) -> int:
+def _tell(text: str, code: int, program: str) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(GRACE)
     rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    print(f"{rank}edg: error: {text}", file=sys.stderr, flush=True)
+    print(f"{rank}{program}: error: {text}", file=sys.stderr, flush=True)
     return code
 
 
 def _machine_trouble(error: Exception) -> str | None:
     """What to say about an exception that is the machine's, None when it is a defect of ours."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         line = next(iter(str(error).splitlines()), "")
-        return f"out of memory; try --perframe_ae, --bs 1, no --resident, or --dtype fp16. {line}".rstrip()
+        advice = "when sampling try --perframe_ae, --bs 1, no --resident, or --dtype fp16"
+        return f"out of memory; {advice}. {line}".rstrip(". ")
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("edg"):
         return f"the package {error.name} is not installed; pip install -r requirements.txt"
     if isinstance(error, OSError):
@@ -156,8 +169,16 @@ def _machine_trouble(error: Exception) -> str | None:
         from edg.core.records import machine_error
 
         found = machine_error(error, Path(str(error.filename or "the output")))
-        return str(found) if found else None
+        return str(found or error)
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, of an accelerator, or of the CPU, which torch tells by a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return any(phrase in text for phrase in NO_MEMORY)
 
 
 class Terminated(SystemExit):
@@ -171,6 +192,8 @@ def _terminate(number, frame):
 def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
     """The process: signals, a terminal that may not know unicode, and the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun leaves nobody behind
+        die_with_parent()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -116,6 +116,8 @@ def test_torchrun_gives_the_same_frames(capsys, tmp_path, weights, prompts):
         (["--seed", -1], 2, "--seed -1; expected 0 <= seed"),
         (["--seed", 2**64], 2, "expected 0 <= seed"),
         (["--fps", 0], 2, "--fps 0.0"),
+        (["--fps", 0.0001], 2, "expected 0.1 <= fps <= 240"),
+        (["--savedir", "/proc/x"], 4, "choose a folder that can be written"),
         (["--n_samples", 0], 2, "--n_samples 0; expected at least 1"),
         (["--bs", 0], 2, "--bs 0"),
         (["--ddim_step", 3], 2, "unknown flag --ddim_step; did you mean '--ddim_steps'"),
@@ -194,7 +196,16 @@ def test_flags_mean_the_options_of_their_names():
     assert (default.spacing, default.start, default.switch_at) == ("uniform_trailing", 1000, (500,))
     assert default.perframe_ae and default.text_input and default.con_prompt == "prompt"
     assert options("--T", 300).switch_at == (300,) and options(sets=1).switch_at == ()
-    assert options("--cfg_img", 3).image_guidance_scale is None
+    assert options("--cfg_img", 3).image_guidance_scale == 3
+    with pytest.raises(UsageError, match="--cfg_img with --multiple_cond_cfg off"):
+        options("--cfg_img", 3, "--multiple_cond_cfg", 0)
+    for flags in (["--T", 500], ["--switch_at", 500]):
+        with pytest.raises(UsageError, match="with one parameter set"):
+            options(*flags, sets=1)
+        with pytest.raises(UsageError, match="with --blend soft"):
+            options(*flags, "--blend", "soft")
+    with pytest.raises(UsageError, match="expected exactly two sets"):
+        options("--blend", "soft", sets=3)
     assert options("--cfg_img", 3, "--multiple_cond_cfg").image_guidance_scale == 3
     assert options("--multiple_cond_cfg").image_guidance_scale == 7.5
     released = options("--released")
@@ -248,6 +259,18 @@ def test_fetch_offline_is_quick_and_clear(capsys, monkeypatch, tmp_path):
     assert code == 4 and "cannot reach http://127.0.0.1:9" in err
     code, err = command(capsys, "fetch", "cil512")
     assert code == 2 and "did you mean 'cil-512'" in err
+
+
+def test_fetch_of_complete_files_needs_no_network(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CKPT_PATH", str(tmp_path))
+    monkeypatch.setattr("edg.runner.fetch.need_network", lambda: pytest.fail("asked the network"))
+    path = tmp_path / "dynamicrafter_cil_512_v1/timenoise.ckpt"
+    path.parent.mkdir()
+    torch.save({"state_dict": {"a": torch.ones(3)}}, path)
+    assert main(["fetch", "cil-512"]) == 0 and "complete already" in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(pytest.fail.Exception):
+        main(["fetch", "cil-512"])
 
 
 def test_a_terminated_run_leaves_with_143(tmp_path, weights, prompts):

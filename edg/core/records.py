@@ -10,10 +10,10 @@ import platform
 import secrets
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edg.core.errors import BadFileError, MachineError
 
@@ -21,6 +21,7 @@ TEMPORARY = ".edg-tmp"
 LOCK = ".edg.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+_REFUSED |= {errno.ENAMETOOLONG}
 
 
 def _host() -> str:
@@ -142,26 +143,42 @@ def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
 
 
 def cached_sha256(path: str | Path) -> str:
-    """sha256 of a large file, remembered in the user's cache folder while its size and time stay the same."""
+    """sha256 of a large file, remembered in the user's cache folder while its size and time stay the same.
+
+    A file that changes while it is hashed is not remembered. Raises BadFileError when it cannot be read."""
     path = Path(path).resolve()
+    try:
+        before = path.stat()
+    except OSError as error:
+        raise BadFileError(f"cannot read {path}: {error.strerror}") from error
     with suppress(OSError):
-        known = _sha256_note(path).read_text().strip()
+        known = _sha256_note(path, before).read_text().strip()
         if len(known) == 64:
             return known
     digest = sha256_file(path)
-    remember_sha256(path, digest)
+    with suppress(OSError):
+        if file_state(path.stat()) == file_state(before):
+            remember_sha256(path, digest, before)
     return digest
 
 
-def remember_sha256(path: str | Path, digest: str) -> None:
-    """Tell `cached_sha256` a digest that is known already."""
+def remember_sha256(path: str | Path, digest: str, status: os.stat_result) -> None:
+    """Tell `cached_sha256` a digest that is known already.
+
+    status: of the file when the bytes were read, not now: the path may hold another file by then."""
     with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
-        write_text(_sha256_note(Path(path).resolve()), digest)
+        path = Path(path).resolve()
+        write_text(_sha256_note(path, status), digest)
 
 
-def _sha256_note(path: Path) -> Path:
-    status = path.stat()
-    key = hash_value([str(path), status.st_size, status.st_mtime_ns, status.st_ino])[:32]
+def file_state(status: os.stat_result) -> tuple[int, int, int]:
+    """(inode, size, time of change): what tells a file from an altered or replaced one."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _sha256_note(path: Path, status: os.stat_result) -> Path:
+    inode, size, changed = file_state(status)
+    key = hash_value([str(path), size, changed, inode])[:32]
     return _cache_folder() / "sha256" / key
 
 
@@ -178,7 +195,10 @@ def ensure_writable(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"edg")
     except OSError as error:
-        raise machine_error(error, folder) or MachineError(f"cannot write {folder}: {error}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise machine_error(error, folder) or MachineError(
+            f"cannot write {folder}: {reason}", fix="choose a folder that can be written"
+        ) from error
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -186,26 +206,42 @@ def ensure_writable(folder: str | Path) -> Path:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(
+    folder: Path, patience: float = 0, waiting: Callable[[str], None] = lambda holder: None
+) -> Iterator[None]:
     """Hold `folder` for this process. The lock goes with the process, so a killed run leaves nothing behind.
 
-    Raises MachineError naming the holder when another run has it.
+    patience: seconds to wait for a holder that may be on its way out; waiting(holder) is called once then.
+    Raises MachineError naming the holder when another run has it still.
     """
-    import fcntl
-
     with open(folder / LOCK, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        end, told = time.monotonic() + patience, False
+        while not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise MachineError(
-                f"{folder} is locked by {holder}", fix="wait for that run or give another --savedir"
-            ) from None
-        except OSError as error:  # a file system without locks
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                raise
+            if time.monotonic() >= end:
+                raise MachineError(
+                    f"{folder} is locked by {holder}", fix="wait for that run or give another --savedir"
+                )
+            if not told:
+                waiting(holder)
+                told = True
+            time.sleep(0.2)
         file.truncate(0)
         file.write(f"pid {os.getpid()} on host {platform.node()}\n")
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Take the lock of an open file, True also on a file system without locks; False: another has it."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            raise
+    return True

@@ -16,12 +16,14 @@ from typing import Any
 from edg.core.config import to_dict
 from edg.core.dist import World, world, world_from_environment
 from edg.core.errors import UsageError
-from edg.core.records import cached_sha256, hash_value
+from edg.core.records import cached_sha256, ensure_writable, hash_value
 from edg.data.prompts import read_folder
 from edg.runner import flags
 from edg.runner.progress import say
 from edg.runner.sample import Run, run
 from edg.systems.base import Request
+
+PATIENCE = 20  # seconds for a killed run to let go of the folder
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -31,8 +33,8 @@ def sample(args: argparse.Namespace) -> int:
 
     here = world_from_environment()
     sleep_when_idle(here)
-    if here.is_first and flags.ignored(args):
-        say(f"ignored, without meaning here: {' '.join(flags.ignored(args))}")
+    for line in flags.remarks(args) if here.is_first else ():
+        say(line)
     paths = flags.set_paths(args)
     spec = find_spec(args.config, paths)
     options = flags.sampling_options(args, spec, len(paths))
@@ -52,6 +54,8 @@ def sample(args: argparse.Namespace) -> int:
         for i in range(args.n_samples)
     ]
     system = systems.get("edg")
+    system.check(spec, sets, requests)
+    outdir = Path(args.savedir) / str(args.M)
 
     def load():
         return system.load(
@@ -64,10 +68,12 @@ def sample(args: argparse.Namespace) -> int:
         )
 
     with world(device.type) as here:
-        identities = here.first(lambda: {name: identity(weights) for name, weights in sets.items()})
+        identities = here.first(lambda: identify_sets(sets, outdir))
+        if not here.is_first:
+            check_bases(sets)
         job = Run(
             requests=requests,
-            outdir=Path(args.savedir) / str(args.M),
+            outdir=outdir,
             shared={
                 "system": "edg",
                 "model": {"name": spec.name, "spec_sha256": hash_value(to_dict(spec))},
@@ -79,6 +85,7 @@ def sample(args: argparse.Namespace) -> int:
             fps=args.fps,
             chunk=args.chunk,
             overwrite=args.overwrite,
+            patience=PATIENCE,
         )
         run(job, system, load, here)
     return 0
@@ -117,14 +124,33 @@ def _published_name(name: str) -> str:
 
 
 def open_sets(paths: Mapping[str, Path], here: World) -> dict[str, Any]:
-    """The parameter sets, opened (not read), with what is worth saying about them said once."""
+    """The parameter sets, opened (not read, not checked), with what is worth saying about them said once."""
     from edg.weights.store import open_weights
 
-    sets = {name: open_weights(path) for name, path in paths.items()}
+    sets = {name: open_weights(path, check_base=False) for name, path in paths.items()}
     for name, weights in sets.items():
         for note in weights.notes if here.is_first else ():
             say(f"{name}: {note}")
     return sets
+
+
+def identify_sets(sets: dict[str, Any], outdir: Path) -> dict[str, Any]:
+    """Rank 0: every set's identity, which may take reading it all; so first that its clips can be written."""
+    ensure_writable(outdir)
+    check_bases(sets)
+    return {name: identity(weights) for name, weights in sets.items()}
+
+
+def check_bases(sets: dict[str, Any]) -> None:
+    """Open again, checking the base's hash, every set that holds only what a merge changed.
+
+    The hash is remembered, so that the ranks after the first do not read the base for it.
+    """
+    from edg.weights.store import open_weights
+
+    for name, weights in sets.items():
+        if weights.provenance.get("base"):
+            sets[name] = open_weights(weights.path)
 
 
 def parameter_bytes(sets: Mapping[str, Any], itemsize: int, resident: bool) -> int:

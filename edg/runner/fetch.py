@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from edg.core.errors import EdgError, MachineError, UsageError, nearest
+from edg.core.errors import BadFileError, EdgError, MachineError, UsageError, nearest
 from edg.runner.flags import checkpoints
 
 PATIENCE = 2.5  # seconds to find out that there is no network
@@ -53,8 +53,15 @@ def fetch(args: argparse.Namespace) -> int:
             raise UsageError(
                 f"nothing is called {name!r}", expected=", ".join(SOURCES), fix=nearest(name, SOURCES)
             )
+    sources = []
+    for source in (SOURCES[name] for name in dict.fromkeys(args.names)):
+        if is_complete(source):
+            print(f"{source.repo}/{source.file}: complete already ({source.path})")
+        else:
+            sources.append(source)
+    if not sources:
+        return 0
     need_network()
-    sources = [SOURCES[name] for name in dict.fromkeys(args.names)]
     sizes = [remaining_bytes(source) for source in sources]
     for source, size in zip(sources, sizes, strict=True):
         print(f"{source.repo}/{source.file} -> {source.path}: {describe(size)}")
@@ -65,6 +72,17 @@ def fetch(args: argparse.Namespace) -> int:
             if size:
                 _download(source)
     return 0
+
+
+def is_complete(source: Source) -> bool:
+    """Whether the file is there and opens: its directory and all that it names. Needs no network."""
+    from edg.weights.store import open_weights
+
+    try:
+        open_weights(source.path)
+    except BadFileError:
+        return False
+    return True
 
 
 def describe(size: int) -> str:

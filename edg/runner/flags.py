@@ -85,8 +85,10 @@ def _add_sampling(group) -> None:
     group.add_argument(
         "--negative_prompt", nargs="?", const="", default="", metavar="TEXT", help="instead of the empty one"
     )
-    add_switch(group, "--multiple_cond_cfg", help="guide by image and text separately")
-    group.add_argument("--cfg_img", type=float, help="image guidance scale (default: the text's)")
+    add_switch(group, "--multiple_cond_cfg", default=None, help="guide by image and text separately (off)")
+    group.add_argument(
+        "--cfg_img", type=float, help="image guidance scale; switches it on (default: the text's)"
+    )
     group.add_argument("--frame_stride", type=int, help="the fps or stride condition (default: the model's)")
     group.add_argument("--M", type=int, default=1000, help="start at timestep M - 1, 1..1000 (1000)")
     add_switch(group, "--whether_analytic_init", help="start from --analytic_init_path (0)")
@@ -132,6 +134,14 @@ def ignored(args: argparse.Namespace) -> list[str]:
     return [f"--{name}" for name in IGNORED if getattr(args, name) is not None]
 
 
+def remarks(args: argparse.Namespace) -> list[str]:
+    """What is worth a line about the flags given."""
+    lines = [f"ignored, without meaning here: {' '.join(ignored(args))}"] if ignored(args) else []
+    if args.cfg_img is not None and args.multiple_cond_cfg is None:
+        lines.append(f"--cfg_img {args.cfg_img:g} switches image guidance on, as --multiple_cond_cfg does")
+    return lines
+
+
 def sampling_options(args: argparse.Namespace, spec: ModelSpec, sets: int) -> SamplingOptions:
     """The flags as checked SamplingOptions, for `sets` parameter sets. Raises UsageError."""
     from edg.systems.edg.options import SamplingOptions
@@ -163,7 +173,9 @@ def sampling_options(args: argparse.Namespace, spec: ModelSpec, sets: int) -> Sa
 
 
 def _image_guidance(args: argparse.Namespace) -> float | None:
-    if not args.multiple_cond_cfg:
+    if args.multiple_cond_cfg is False and args.cfg_img is not None:
+        raise UsageError("--cfg_img with --multiple_cond_cfg off", expected="one or the other")
+    if not args.multiple_cond_cfg and args.cfg_img is None:
         return None
     scale = args.unconditional_guidance_scale if args.cfg_img is None else args.cfg_img
     if not math.isfinite(scale):
@@ -172,8 +184,15 @@ def _image_guidance(args: argparse.Namespace) -> float | None:
 
 
 def _switch_at(args: argparse.Namespace, sets: int) -> tuple[int, ...]:
-    if args.switch_at is not None and args.T is not None:
+    given = [f"--{name}" for name in ("T", "switch_at") if getattr(args, name) is not None]
+    if len(given) == 2:
         raise UsageError("both --T and --switch_at", expected="one of them")
+    if args.blend == "soft" and sets != 2:
+        raise UsageError(f"--blend soft with {sets} parameter sets", expected="exactly two sets")
+    if given and args.blend == "soft":
+        raise UsageError(f"{given[0]} with --blend soft, which has no switch", expected="one or the other")
+    if given and sets == 1:
+        raise UsageError(f"{given[0]} with one parameter set", expected="at least two sets to switch between")
     if args.switch_at is None and sets <= 2:
         points = () if sets == 1 else (500 if args.T is None else args.T,)
     else:
@@ -223,8 +242,8 @@ def check_numbers(args: argparse.Namespace, spec: ModelSpec) -> None:
         )
     if not 0 <= args.seed < SEED_LIMIT:
         raise UsageError(f"--seed {args.seed}", expected="0 <= seed < 2^63")
-    if not (math.isfinite(args.fps) and 0 < args.fps <= 240):
-        raise UsageError(f"--fps {args.fps}", expected="0 < fps <= 240")
+    if not (math.isfinite(args.fps) and 0.1 <= args.fps <= 240):
+        raise UsageError(f"--fps {args.fps}", expected="0.1 <= fps <= 240")
     for name in ("n_samples", "bs", "chunk", "frame_stride", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -49,6 +49,7 @@ class Run:
     crf: int = 10
     chunk: int = 8
     overwrite: bool = False
+    patience: float = 0  # seconds to wait for another run that holds the folder
 
     def video(self, request: Request) -> Path:
         return self.outdir / f"{request.id}.mp4"
@@ -113,12 +114,16 @@ def _prepare(job: Run, stack: ExitStack) -> list[int]:
     ids = [request.id for request in job.requests]
     assert len(set(ids)) == len(ids), "request ids must be unique"
     ensure_writable(job.outdir)
-    stack.enter_context(lock_folder(job.outdir))
+    stack.enter_context(lock_folder(job.outdir, job.patience, lambda holder: _say_waiting(job, holder)))
     remove_leftovers(job.outdir)
     pending = [i for i, request in enumerate(job.requests) if not is_finished(job, request)]
     if len(pending) < len(ids):
         say(f"{len(ids) - len(pending)} of {len(ids)} clips are finished already in {job.outdir}")
     return pending
+
+
+def _say_waiting(job: Run, holder: str) -> None:
+    say(f"{job.outdir} is locked by {holder}; waiting up to {job.patience:g} s for it to end")
 
 
 # ---- what is finished --------------------------------------------------------------------------------------

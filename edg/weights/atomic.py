@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 from edg.core.errors import MachineError, UsageError
@@ -23,7 +24,7 @@ class AtomicFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        if self.path.is_dir():
+        if os.path.isdir(self.path):  # unlike Path.is_dir, False for a name that is too long
             raise UsageError(f"{path} is a folder", expected="a file name to write to")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +105,17 @@ def machine_error(path: Path, error: OSError) -> MachineError:
     return MachineError(
         f"cannot write {path}: {error.strerror or error}", fix="choose a folder you can write to"
     )
+
+
+def check_writable(folder: Path) -> Path:
+    """The folder, or of its parents the first that is there. Raises MachineError if no file can be made in
+    it."""
+    there = next((p for p in (folder, *folder.absolute().parents) if os.path.isdir(p)), Path("."))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return there
+    except OSError as error:
+        raise machine_error(folder, error) from error
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:

@@ -125,12 +125,13 @@ def progress_line() -> Callable[[int, int], None] | None:
 
 def _plan(recipe, full: bool) -> int:
     from edg.weights.align import align
+    from edg.weights.recipe import remarks as recipe_remarks
 
     inputs = {name: open_weights(path) for name, path in recipe.inputs.items()}
     aligned, absent, notes = align(inputs, recipe.missing)
     nbytes = sum(tensor.info.nbytes for tensor in aligned)
     print(f"{len(aligned)} tensors, {nbytes / 1e9:.2f} GB, {len(absent)} left out, seed {recipe.seed}")
-    for note in notes:
+    for note in notes + recipe_remarks(recipe):
         print(f"note: {note}")
     for output in recipe.outputs:
         counts = Counter(recipe.step_for(output, tensor.name).op for tensor in aligned)

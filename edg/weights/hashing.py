@@ -74,10 +74,12 @@ class HashFollower(threading.Thread):
         self.join()
         if self.error:
             raise self.error
-        found = {path: digest.hexdigest() for path, digest in self.digests.items()}
-        for path, digest in found.items():
-            remember_sha256(path, digest)
-        return found
+        return {path: digest.hexdigest() for path, digest in self.digests.items()}
+
+    def remember(self) -> None:
+        """Note the digests for the next command. Only after `result()` and when no file has changed since."""
+        for path, digest in self.digests.items():
+            remember_sha256(path, digest.hexdigest(), self.files[path].stat)
 
     def stop(self) -> None:
         with self.wake:

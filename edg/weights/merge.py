@@ -26,11 +26,11 @@ from torch import Tensor
 from edg.core.errors import BadFileError, MachineError, UsageError
 from edg.weights import keys
 from edg.weights.align import Aligned, align
-from edg.weights.atomic import write_atomically
+from edg.weights.atomic import check_writable, write_atomically
 from edg.weights.hashing import HashFollower
 from edg.weights.masks import BLOCK, keep_mask
 from edg.weights.provenance import base_reference, provenance
-from edg.weights.recipe import Recipe
+from edg.weights.recipe import Recipe, remarks
 from edg.weights.steps import Block, Step, Ties, TiesStatistics, ties_statistics
 from edg.weights.store import open_weights
 from edg.weights.tensors import FLOATS, ITEMSIZE, TensorInfo, raw_bytes, torch_dtype
@@ -161,7 +161,7 @@ class Merge:
         for output in self.outputs:
             for weights in self.inputs.values():
                 for file in weights.files:
-                    if output.path.exists() and os.path.samefile(output.path, file.path):
+                    if os.path.exists(output.path) and os.path.samefile(output.path, file.path):
                         raise UsageError(
                             f"the output {output.path} is the input {file.path}",
                             fix="choose another folder or name",
@@ -175,15 +175,16 @@ class Merge:
                 first = seen.setdefault((file.stat.st_dev, file.stat.st_ino), name)
                 if first != name:
                     found.append(f"{first} and {name} are the same file: there is nothing to extrapolate")
+        found += remarks(self.recipe)
         if all(keys.component(tensor.name) in ("other", "buffers") for tensor in self.aligned):
             found.append("unknown model family: merging by name only")
         return found
 
     def _check_space(self) -> None:
         """Room for the complete files; for files of changes only the most they could take is compared."""
-        folder = next((p for p in (self.out, *self.out.absolute().parents) if p.is_dir()), Path("."))
-        if self.out.exists() and not self.out.is_dir():
+        if os.path.isfile(self.out):
             raise UsageError(f"{self.out} is a file", expected="a folder to write to")
+        folder = check_writable(self.out)
         needed = sum(info.nbytes for output in self.outputs for info in output.infos)
         free = shutil.disk_usage(folder).free
         if needed > free and self.full:
@@ -231,7 +232,7 @@ class Merge:
             with ThreadPoolExecutor(1, "edg-read") as reader, ThreadPoolExecutor(1, "edg-write") as writer:
                 self._open_writers()
                 self._pass(reader, writer, hashes)
-            return self._finish(hashes.result())
+            return self._finish(hashes)
         except BaseException:
             hashes.stop()
             raise
@@ -382,9 +383,11 @@ class Merge:
 
     # --- after the pass
     # ---------------------------------------------------------------------------------------
-    def _finish(self, hashes: dict[str, str]) -> list[Made]:
+    def _finish(self, follower: HashFollower) -> list[Made]:
+        hashes = follower.result()
         for weights in self.inputs.values():
             weights.check_unchanged()
+        follower.remember()
         self._report_bad_values()
         made = []
         for output in self.outputs:

@@ -16,6 +16,8 @@ from edg.weights.tensors import ITEMSIZE
 
 MAX_OPCODES = 2_000_000
 MAX_DIMENSIONS = 64
+MAX_NAME = 1000  # characters of a class name
+PAIR = 8  # what an entry of a dict made in one call counts, in operations: its memory is that much larger
 KEY_TYPES = (str, int, float, bool, bytes, type(None))  # nothing whose hash could take long
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
@@ -81,12 +83,12 @@ def load(data: bytes) -> tuple[object, dict[str, int]]:
 class PickleMachine:
     def __init__(self, data: bytes):
         self.data, self.stack, self.memo, self.foreign = data, [], {}, {}
+        self.left = MAX_OPCODES
 
     def run(self) -> tuple[object, dict[str, int]]:
         try:
-            for count, (opcode, arg, _) in enumerate(pickletools.genops(self.data)):
-                if count > MAX_OPCODES:
-                    raise PickleError(f"more than {MAX_OPCODES} operations")
+            for opcode, arg, _ in pickletools.genops(self.data):
+                self.spend(1)
                 if opcode.name == "STOP":
                     return self.stack.pop(), self.foreign
                 self.step(opcode.name, arg)
@@ -95,6 +97,13 @@ class PickleMachine:
         except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
             raise PickleError(f"malformed ({type(error).__name__}: {error})"[:200]) from error
         raise PickleError("no end")
+
+    def spend(self, count: int) -> None:
+        """Count work: an opcode, and every item that an opcode walks over or copies once more (a list in the
+        memo costs two bytes to name again)."""
+        self.left -= count
+        if self.left < 0:
+            raise PickleError(f"more than {MAX_OPCODES} operations")
 
     def step(self, name: str, arg) -> None:
         stack = self.stack
@@ -182,11 +191,14 @@ class PickleMachine:
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 if isinstance(key, KEY_TYPES):
+                    self.spend(key_cost(key))
                     target[key] = value
 
     # --- objects: only tensors and OrderedDict mean anything
     # -------------------------------------------------
     def global_name(self, name: str) -> Global:
+        if len(name) > MAX_NAME:
+            raise PickleError(f"a class name of {len(name)} characters")
         if not known(name):
             self.foreign[name] = self.foreign.get(name, 0) + 1
         return Global(name)
@@ -198,6 +210,8 @@ class PickleMachine:
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise PickleError("a class name that is no text")
+        if len(name) + len(module) > MAX_NAME:
+            raise PickleError(f"a class name of {len(name) + len(module)} characters")
         self.stack.append(self.global_name(f"{module}.{name}"))
 
     def op_reduce(self, _):
@@ -235,16 +249,28 @@ class PickleMachine:
         self.stack.append(StorageRef(key, dtype, numel))
 
     def call(self, function, args):
-        if not isinstance(function, Global) or not isinstance(args, tuple):
-            return Stub("?")
-        handler = HANDLERS.get(function.name)
-        return handler(*args) if handler else Stub(function.name)
+        while isinstance(function, Global) and isinstance(args, tuple):
+            self.spend(len(args))
+            if function.name == FROM_TYPE and len(args) > 2:  # (function, class, its arguments, state)
+                function, args = args[0], args[2]
+                continue
+            handler = HANDLERS.get(function.name)
+            if handler is None:
+                return Stub(function.name)
+            self.spend(sum(len(a) for a in args if isinstance(a, (tuple, list))))
+            if handler is make_dict and args and isinstance(args[-1], (list, tuple)):
+                pairs = (a for a in args[-1] if isinstance(a, (list, tuple)) and a)
+                self.spend(sum(PAIR + key_cost(pair[0]) for pair in pairs))
+            return handler(*args)
+        return Stub("?")
 
 
 def known(name: str) -> bool:
     module, _, last = name.rpartition(".")
-    return name in HANDLERS or (
-        module in ("torch", "torch.storage") and (last in STORAGES or last in ITEMSIZE)
+    return (
+        name in HANDLERS
+        or name == FROM_TYPE
+        or (module in ("torch", "torch.storage") and (last in STORAGES or last in ITEMSIZE))
     )
 
 
@@ -253,7 +279,7 @@ def integers(values, what: str) -> tuple[int, ...]:
         raise PickleError(f"a bad tensor {what}")
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
-            raise PickleError(f"a bad tensor {what}: {value!r}"[:100])
+            raise PickleError(f"a bad tensor {what}: {type(value).__name__}")
     return tuple(values)
 
 
@@ -280,9 +306,11 @@ def tensor_ref(storage, dtype, first, shape, strides):
     return TensorRef(storage, dtype, first, shape, strides)
 
 
-def rebuild_from_type(function, kind=None, args=(), *state):
-    handler = HANDLERS.get(function.name) if isinstance(function, Global) else None
-    return handler(*args) if handler and isinstance(args, tuple) else Stub("tensor")
+def key_cost(key) -> int:
+    """Operations that hashing and comparing a key count: a long one takes as long as many short ones."""
+    if isinstance(key, (str, bytes)):
+        return len(key) >> 6
+    return key.bit_length() >> 8 if isinstance(key, int) else 0
 
 
 def make_dict(*args):
@@ -303,8 +331,8 @@ HANDLERS = {
     "torch._utils._rebuild_tensor_v3": rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._tensor._rebuild_from_type_v2": rebuild_from_type,
 }
+FROM_TYPE = "torch._tensor._rebuild_from_type_v2"  # a call wrapped in another: followed by `call`
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 NEW_CONTAINER = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 MEMO_PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}

@@ -13,6 +13,7 @@ base's.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,10 @@ class Recipe:
         _choice("missing", self.missing, MISSING)
         _choice("dtype", self.dtype, DTYPES)
         _choice("generator", self.generator, (GENERATOR,))
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"seed: {self.seed!r}", expected="a whole number from 0 to 2^64 - 1")
+        if not isinstance(self.mask_scalars, bool):
+            raise UsageError(f"mask_scalars: {self.mask_scalars!r}", expected="true or false")
         if len(self.inputs) < 1:
             raise UsageError("a recipe without inputs", expected="inputs: {base: FILE, ...}")
         if not self.outputs:
@@ -132,6 +137,17 @@ def edg_recipe(
     )
 
 
+def remarks(recipe: Recipe) -> list[str]:
+    """What a user should know about a recipe that is right but may not do what its numbers seem to say."""
+    return [
+        f"{output}: alpha {step.alpha:g} scales the whole network, schedule included; "
+        "--con anchored (form: anchored) makes it a strength"
+        for output, steps in recipe.outputs.items()
+        for step in steps
+        if isinstance(step, Consistent) and step.form == "released" and step.alpha != 1 and not step.where
+    ]
+
+
 def to_dict(recipe: Recipe) -> dict:
     """Plain data, ready for YAML or JSON; `from_dict` reads it back equal."""
 
@@ -170,11 +186,6 @@ def from_dict(data: object, place: str = "recipe") -> Recipe:
         )
         for name, steps in outputs.items()
     }
-    seed, scalars = values.get("seed", 0), values.get("mask_scalars", True)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
-        raise UsageError(f"{place}: seed: {seed!r}", expected="a whole number from 0 to 2^64 - 1")
-    if not isinstance(scalars, bool):
-        raise UsageError(f"{place}: mask_scalars: {scalars!r}", expected="true or false")
     return Recipe(**values)
 
 
@@ -194,7 +205,7 @@ def find_recipe(path: str | Path) -> Path:
     shipped = {p.stem: p for p in sorted(folder.glob("*.yaml"))}
     if str(path) in shipped:
         return shipped[str(path)]
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"no recipe {path}",
             expected="a YAML file or one of " + ", ".join(shipped),

@@ -17,6 +17,7 @@ from edg.core import config
 from edg.core.errors import UsageError, nearest
 from edg.weights import ops
 
+SHARES = ("drop_rate", "dare_drop_rate", "density")  # settings that are parts of a whole
 MaskSource = Callable[[str, float], Tensor]  # (stream, keep probability) -> boolean mask of the block's shape
 
 
@@ -65,6 +66,18 @@ class Step:
     op: ClassVar[str] = ""
     whole: ClassVar[bool] = False  # needs whole tensors
     keeps_equal: ClassVar[bool] = True  # where all inputs are equal, the result is the base
+
+    def __post_init__(self):
+        for key, value in vars(self).items():
+            values = [
+                v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float | int)
+            ]
+            if not all(math.isfinite(v) for v in values):
+                raise UsageError(f"{self.op}: {key} {value}", expected="a finite number")
+            if key in SHARES and not all(0 <= v <= 1 for v in values):
+                raise UsageError(f"{self.op}: {key} {value}", expected="a number from 0 to 1")
+            if key == "rank" and any(v < 0 for v in values):
+                raise UsageError(f"{self.op}: {key} {value}", expected="a whole number, 0 or more")
 
     def run(self, block: Block) -> Tensor:
         raise NotImplementedError
@@ -239,6 +252,7 @@ class Consistent(Step):
     op: ClassVar[str] = "consistent"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.form not in ("released", "anchored"):
             raise UsageError(f"consistent: form {self.form!r}", expected="released or anchored")
 
@@ -310,9 +324,9 @@ def make_step(data: object, place: str) -> Step:
     for key in ("where", "of"):  # one name may stand without brackets
         if isinstance(settings.get(key), str) and not isinstance(getattr(kind, key, ""), str):
             settings[key] = [settings[key]]
-    step = config.build(kind, settings, f"{place}.{kind.op}")
-    for key, value in vars(step).items():
-        values = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(v, float) and not math.isfinite(v) for v in values):
-            raise UsageError(f"{place}.{kind.op}.{key}: {value}", expected="a finite number")
-    return step
+    try:
+        return config.build(kind, settings, f"{place}.{kind.op}")
+    except UsageError as error:
+        if place in error.given:
+            raise
+        raise UsageError(f"{place}: {error.given}", expected=error.expected, fix=error.fix) from None

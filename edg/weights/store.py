@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edg.core.errors import BadFileError
+from edg.core.errors import BadFileError, EdgError
 from edg.weights import keys, reference
 from edg.weights.pickle_machine import TensorRef
 from edg.weights.safetensors_reader import open_safetensors
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorInfo", "Weights", "open_weights", "write_pt", "write_safetensors"]
 INNER = ("state_dict", "module", "model", "params", "weights")  # tables that may hold the tensors
+MAX_TENSORS = 100_000
 DAMAGED = (
     ArithmeticError,
     AttributeError,
@@ -147,8 +148,10 @@ def open_weights(path: str | os.PathLike, *, check_base: bool = True, join_base:
         if join_base and weights.provenance.get("base"):
             weights = reference.complete(weights, open_weights, check_base)
         return weights
-    except BadFileError:
+    except EdgError:
         raise
+    except OSError as error:
+        raise BadFileError(f"cannot read {path}: {error.strerror or error}") from error
     except DAMAGED as error:
         raise BadFileError(
             f"{path} is damaged: {type(error).__name__} {error}"[:300],
@@ -198,8 +201,13 @@ def _find_table(
             f"{path} holds no table of tensors", expected="a state dict", fix="save model.state_dict()"
         )
 
+    counted: dict[int, int] = {}  # by identity: a file may name one table many times
+
     def count(value: object) -> int:
-        return sum(isinstance(v, leaf) for v in value.values()) if isinstance(value, dict) else 0
+        if id(value) not in counted:
+            values = value.values() if isinstance(value, dict) else ()
+            counted[id(value)] = sum(isinstance(v, leaf) for v in values)
+        return counted[id(value)]
 
     table, notes = top, []
     inner = next((key for key in INNER if count(top.get(key))), None)
@@ -215,6 +223,8 @@ def _find_table(
                 fix="run zero_to_fp32.py first",
             )
         raise BadFileError(f"{path} holds no tensors by name", expected="a state dict")
+    if count(table) > MAX_TENSORS:
+        raise BadFileError(f"{path} holds {count(table)} tensors", expected=f"at most {MAX_TENSORS}")
     table = {key: value for key, value in table.items() if isinstance(key, str)}
     if len(table) > count(table):
         notes.append(f"{len(table) - count(table)} entries that are no tensors ignored")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError, MachineError
+from edg.core.records import file_state
 
 if TYPE_CHECKING:
     import torch
@@ -102,9 +103,16 @@ class InputFile:
         return bytes(buffer)
 
     def check_unchanged(self) -> None:
-        now = os.fstat(self.fd)
-        if (now.st_size, now.st_mtime_ns) != (self.stat.st_size, self.stat.st_mtime_ns):
-            raise BadFileError(f"{self.path} changed while it was being read", fix="run the command again")
+        """Raise BadFileError when the file was altered since it was opened, or its path holds another one."""
+        opened, fix = file_state(self.stat), "run the command again"
+        if file_state(os.fstat(self.fd)) != opened:
+            raise BadFileError(f"{self.path} changed while it was being read", fix=fix)
+        try:
+            same = file_state(os.stat(self.path)) == opened
+        except OSError:
+            same = False
+        if not same:
+            raise BadFileError(f"{self.path} was replaced or removed while it was being read", fix=fix)
 
 
 class StoredTensor:

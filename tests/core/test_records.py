@@ -84,3 +84,20 @@ def test_lock(tmp_path):
         pass
     with lock_folder(tmp_path):
         pass
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, honest = tmp_path / "a", sha256_file
+    path.write_bytes(b"abc")
+
+    def replaced_meanwhile(name):
+        digest = honest(name)
+        (tmp_path / "b").write_bytes(b"abd")
+        os.replace(tmp_path / "b", name)
+        return digest
+
+    monkeypatch.setattr(records, "sha256_file", replaced_meanwhile)
+    records.cached_sha256(path)
+    monkeypatch.setattr(records, "sha256_file", honest)
+    assert records.cached_sha256(path) == honest(path)

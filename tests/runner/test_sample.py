@@ -144,6 +144,10 @@ def test_a_locked_folder_names_its_holder(tmp_path):
         file.write(f"pid {os.getpid()} on host here"), file.flush()
         with pytest.raises(MachineError, match=f"locked by pid {os.getpid()} on host here"):
             go(plan)
+        began = time.monotonic()
+        with pytest.raises(MachineError, match="locked by"):
+            go(dataclasses.replace(plan, patience=0.5))
+        assert time.monotonic() - began >= 0.5
     go(plan)
 
 
@@ -165,12 +169,15 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from fakes import FakeSystem, job
 from edg.core.dist import world
+from edg.core.process import die_with_parent
 from edg.runner.sample import run
 class Slow(FakeSystem):
     def generate(self, *args):
         for result in super().generate(*args):
             time.sleep({pause})
             yield result
+if "TORCHELASTIC_RUN_ID" in __import__("os").environ:
+    die_with_parent()
 with world("cpu") as here:
     run(job(Path({folder!r}), count={count}, chunk=2), Slow(fail={fail!r}), lambda: None, here)
 """
@@ -209,6 +216,35 @@ def test_killed_at_any_moment(tmp_path):
     (cut.outdir / f".edg-tmp-{'0' * 8}-1-x.mp4").write_bytes(b"of another host, kept for a day")
     _, log = go(cut)
     assert 0 < sum(map(len, log)) < 5 and same(frames(whole), frames(cut))
+
+
+def test_a_killed_torchrun_lets_go_of_the_folder(tmp_path):
+    cut = job(tmp_path, count=5, patience=20)
+    process = start(tmp_path, ranks=2, pause=1.0)
+    while not cut.record(cut.requests[0]).exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    go(cut)
+    assert len(frames(cut)) == 5
+
+
+def test_work_ends_with_a_killed_shell(tmp_path):
+    note = tmp_path / "pid"
+    work = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    shell = subprocess.Popen(
+        ["bash", "-c", '"$0" -m edg.core.process $$ "$0" -c "$1"; true', sys.executable, work], cwd=ROOT
+    )
+    while not (note.exists() and note.read_text()):
+        time.sleep(0.02)
+    shell.kill(), shell.wait()
+    for _ in range(200):
+        status = Path(f"/proc/{note.read_text()}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("it lives on")
 
 
 def test_more_ranks_give_the_same_frames(tmp_path):

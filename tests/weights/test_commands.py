@@ -1,6 +1,7 @@
 """run_merge.py, `edg merge` and `edg info` from the outside."""
 
 import argparse
+import errno
 import importlib.util
 from pathlib import Path
 
@@ -129,3 +130,78 @@ def test_info_of_a_file_without_its_base(tmp_path, files, capsys):
     with pytest.raises(BadFileError, match="is not there"):
         info(str(tmp_path / "out" / "dyn.safetensors"))
     assert "9 tensors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dyn-alpha", "nan"], "finite"),
+        (["--drop-rate", "1.7"], "from 0 to 1"),
+        (["--drop-rate=-2"], "from 0 to 1"),
+        (["--seed", "-5"], "seed: -5"),
+    ],
+)
+def test_numbers_of_run_merge_are_checked(tmp_path, run_merge, capsys, flags, message):
+    assert run_merge.main(["--ckptdir", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_seed_of_edg_merge_is_checked(files):
+    base, tuned = map(str, files)
+    with pytest.raises(UsageError, match="seed: -3"):
+        merge("edg", "--base", base, "--tuned", tuned, "--seed", "-3")
+
+
+def one_line(capsys, *parts):
+    err = capsys.readouterr().err
+    assert err.startswith("run_merge.py: error: ") and err.count("\n") == 1, err
+    assert all(part in err for part in parts), err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_that_cannot_be_written_is_said(tmp_path, base, tuned, run_merge, capsys):
+    published(tmp_path, base, tuned)
+    assert run_merge.main(["--ckptdir", str(tmp_path), "--outdir", "/proc/x"]) == 4
+    one_line(capsys, "cannot write /proc/x")
+
+
+@pytest.mark.parametrize("flag, code", [("--base", 3), ("--outdir", 4), ("--config", 2)])
+def test_names_that_are_too_long(tmp_path, base, tuned, run_merge, capsys, flag, code):
+    published(tmp_path, base, tuned)
+    assert run_merge.main(["--ckptdir", str(tmp_path), flag, "a" * 300]) == code
+    one_line(capsys, "a" * 300)
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError(errno.EIO, "Input/output error", "x.pt"), "x.pt"),
+        (MemoryError(), "out of memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+            "out of memory",
+        ),
+        (ModuleNotFoundError("No module named 'omegaconf'", name="omegaconf"), "pip install"),
+    ],
+)
+def test_trouble_of_the_machine_is_one_line(monkeypatch, run_merge, capsys, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(run_merge, "merge", fail)
+    assert run_merge.main([]) == 4
+    one_line(capsys, message)
+    with pytest.raises(type(error)):
+        run_merge.main(["--debug"])
+
+
+def test_defects_keep_their_traceback(monkeypatch, run_merge):
+    monkeypatch.setattr(run_merge, "merge", lambda argv: [][0])
+    with pytest.raises(IndexError):
+        run_merge.main([])
+
+
+def test_a_scaled_network_is_told(tmp_path, base, tuned, run_merge, capsys):
+    published(tmp_path, base, tuned)
+    assert run_merge.main(["--ckptdir", str(tmp_path), "--con-alpha", "0.5", "--missing", "drop"]) == 0
+    assert capsys.readouterr().err.count("alpha 0.5 scales the whole network") == 1

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import resource
 import struct
 import time
 import zipfile
@@ -248,3 +249,72 @@ def test_fuzz_only_our_errors_escape(samples, kind, data):
 def test_fuzz_pickle_machine(data):
     with contextlib.suppress(pickle_machine.PickleError):
         pickle_machine.load(b"\x80\x02" + data)
+
+
+ORDERED = b"ccollections\nOrderedDict\nq\x010"
+LIST = b"]q\x00(" + b"N" * 200_000 + b"e0"
+FROM_TYPE = b"ctorch._tensor\n_rebuild_from_type_v2\nq\x010"
+COPIES = {
+    "OrderedDict of a list": LIST + ORDERED + b"h\x01h\x00\x85R0" * 50_000,
+    "OrderedDict of pairs": b"]q\x00("
+    + b"".join(b"M" + struct.pack("<H", i) + b"N\x86" for i in range(60_000))
+    + b"e0"
+    + ORDERED
+    + b"h\x01h\x00\x85R" * 50_000,
+    "many arguments": b"(" + b"N" * 200_000 + b"tq\x000" + ORDERED + b"h\x01h\x00R0" * 50_000,
+    "a chain of calls": FROM_TYPE  # x = (f, None, x), 900 deep
+    + b"Nq\x000"
+    + b"h\x01Nh\x00\x87q\x000" * 900
+    + b"h\x01h\x00R0" * 200_000,
+    "a long class name": b"X"
+    + struct.pack("<I", 1 << 20)
+    + b"a" * (1 << 20)
+    + b"q\x000"
+    + b"h\x00h\x00\x93" * 9999,
+    "a long number as key": b"}\x8b"
+    + struct.pack("<I", 1 << 20)
+    + b"\x7f" * (1 << 20)
+    + b"q\x000"
+    + b"h\x00Ns" * 99_999,
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_copying_what_is_in_the_memo_counts(tmp_path, case):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    with pytest.raises(pickle_machine.PickleError):
+        pickle_machine.load(b"\x80\x02" + COPIES[case] + b"N.")
+    assert time.monotonic() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+def test_a_bad_shape_is_not_printed():
+    """A list that holds itself twice, 60 levels deep: its text would fill the memory."""
+    deep = b"]" + b"".join(b"q\x00(h\x00h\x00l" for _ in range(60))
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+    code = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00(" + deep + b"t(K\x01ttR."
+    with pytest.raises(pickle_machine.PickleError, match="bad tensor shape: list"):
+        pickle_machine.load(b"\x80\x02" + code)
+
+
+def test_one_table_named_many_times_is_counted_once(tmp_path):
+    torch.save({"a": {i: None for i in range(20_000)}}, tmp_path / "x.ckpt")
+    inner = b"}q\x00(" + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(20_000)) + b"u0"
+    pickled = (
+        b"\x80\x02"
+        + inner
+        + b"}("
+        + b"".join(b"M" + struct.pack("<H", i) + b"h\x00" for i in range(20_000))
+        + b"u."
+    )
+    rewrite(tmp_path / "x.ckpt", lambda n, d: (pickled if n.endswith("data.pkl") else d, 0))
+    began = time.monotonic()
+    with pytest.raises(BadFileError, match="no tensors by name"):
+        open_weights(tmp_path / "x.ckpt")
+    assert time.monotonic() - began < 2
+
+
+def test_a_name_too_long_is_a_bad_file():
+    with pytest.raises(BadFileError, match="too long"):
+        open_weights("a" * 300)

@@ -492,3 +492,28 @@ def test_a_finished_merge_is_not_made_again(tmp_path, files, capsys):
     assert merge(recipe)
     shutil.copy(files[0], files[1])
     assert not merge(recipe)
+
+
+def test_an_input_replaced_during_the_merge_does_not_poison_the_hashes(tmp_path, files, tuned, monkeypatch):
+    from edg.core.records import cached_sha256
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copy(files[0], tmp_path / "other")
+
+    def replace(done, total):
+        if (tmp_path / "other").exists():
+            os.replace(tmp_path / "other", files[1])
+
+    with pytest.raises(BadFileError, match="was replaced"):
+        run(edg_recipe(*map(str, files)), tmp_path / "out", progress=replace)
+    assert not list((tmp_path / "out").iterdir())
+    assert cached_sha256(files[1]) == sha256(files[1].read_bytes()).hexdigest()
+
+
+def test_a_merge_remembers_the_hashes_of_its_inputs(tmp_path, files, monkeypatch):
+    from edg.core import records
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run(edg_recipe(*map(str, files)), tmp_path / "out", full=True)
+    monkeypatch.setattr(records, "sha256_file", lambda path: "not remembered")
+    assert records.cached_sha256(files[1]) == sha256(files[1].read_bytes()).hexdigest()

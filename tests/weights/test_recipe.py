@@ -5,7 +5,7 @@ import yaml
 
 from edg.core.errors import UsageError
 from edg.weights import keys
-from edg.weights.recipe import edg_recipe, find_recipe, from_dict, load_recipe, to_dict
+from edg.weights.recipe import edg_recipe, find_recipe, from_dict, load_recipe, remarks, to_dict
 from edg.weights.steps import Copy, Dynamic
 
 SHIPPED = sorted(p for p in find_recipe("edg").parent.glob("*.yaml"))
@@ -99,3 +99,36 @@ def test_other_kinds():
     assert keys.kinds("scale_arr") == {"buffer"} and keys.kinds("foreign.weight") == set()
     assert keys.kinds("image_proj_model.latents") == {"image_proj"}
     assert keys.kinds("cond_stage_model.model.x") == {"text"} and keys.kinds("embedder.model.x") == {"image"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"op": "dynamic", "drop_rate": 1.7},
+        {"op": "consistent", "drop_rate": -2},
+        {"op": "consistent", "beta": float("inf")},
+        {"op": "ties", "dare_drop_rate": 1.01},
+        {"op": "magnitude", "density": -0.1},
+        {"op": "svd", "density": 2.0},
+        {"op": "svd", "rank": -1},
+        {"op": "task_arithmetic", "scaling": [float("nan")]},
+    ],
+)
+def test_numbers_out_of_range(step):
+    with pytest.raises(UsageError, match="^recipe: dyn.*(finite|from 0 to 1|or more)"):
+        from_dict({"inputs": {"base": "a", "tuned": "b"}, "outputs": {"dyn": [step]}})
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"dyn_alpha": float("nan")}, {"drop_rate": 1.7}, {"drop_rate": -2.0}, {"seed": -5}, {"seed": 1 << 64}],
+)
+def test_numbers_are_checked_without_yaml_too(numbers):
+    with pytest.raises(UsageError):
+        edg_recipe("a", "b", **numbers)
+    edg_recipe("a", "b", drop_rate=1, seed=(1 << 64) - 1)
+
+
+def test_a_scaled_network_is_remarked():
+    assert remarks(edg_recipe("a", "b")) == remarks(edg_recipe("a", "b", con_alpha=0.5, con="anchored")) == []
+    assert "alpha 0.5 scales the whole network" in remarks(edg_recipe("a", "b", con_alpha=0.5))[0]

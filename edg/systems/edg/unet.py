@@ -57,8 +57,8 @@ class Upsample(nn.Module):
 
 
 class ConvOverTime(nn.Conv3d):
-    """A convolution (B, C, T, h, w) over frames alone is one over (T, h*w): same numbers, several times as fast
-    on a CPU."""
+    """A convolution (B, C, T, h, w) over frames alone is one over (T, h*w): same numbers, several times as
+    fast on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size[1:] != (1, 1):

@@ -33,7 +33,8 @@ else
 fi
 
 # Killed at any moment, this script takes its work with it: the merge watches for that, the sampler takes its place.
-python -m edg.core.process $$ python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" --base "$base" --tuned "$tuned" --outdir "$merged" \
+python -m edg.core.process $$ python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" \
+    --base "$base" --tuned "$tuned" --outdir "$merged" \
     --dyn-alpha 0.25 --dyn-beta 0.75 --con-alpha 1.0 --con-beta 0.25 --seed 123
 
 processes="${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"

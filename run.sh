@@ -29,7 +29,8 @@ else
     base=edg/sprites/weights/base.safetensors
     tuned=edg/sprites/weights/tuned.safetensors
     merged="$CKPT_PATH/merge_sprites"
-    sampling=(--config configs/models/sprites.yaml --prompt_dir prompts/sprites --savedir output/sprites)
+    sampling=(--config configs/models/sprites.yaml --prompt_dir prompts/sprites --savedir output/sprites
+              --unconditional_guidance_scale 1.0)
 fi
 
 # Killed at any moment, this script takes its work with it: the merge watches for that, the sampler takes its place.

@@ -67,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=123)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--rescale", type=float, default=0.7)
     parser.add_argument("--switch-at", type=int, default=500, help="T")
     parser.add_argument("--dyn-alpha", type=float, default=0.25)

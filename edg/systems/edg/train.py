@@ -25,6 +25,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from edg.weights.keys import is_adapter
+
 from edg.core.errors import UsageError
 from edg.core.seeding import derive, generator
 
@@ -35,6 +37,7 @@ class Plan:
     lr.
 
     ema: decay of the weights' running mean (0 is off); early on it is min(ema, (1 + step) / (10 + step)).
+    text_rate: multiple of lr for what the text enters by (the adapter, keys and values of attn2).
     precision: of Lightning ("32-true", "bf16-mixed", ...). save_every: steps between checkpoints.
     """
 
@@ -47,6 +50,7 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.99)
     grad_clip: float = 1.0
     ema: float = 0.0
+    text_rate: float = 1.0
     precision: str = "32-true"
     save_every: int = 500
     log_every: int = 20
@@ -72,11 +76,12 @@ class Drops:
 @dataclass(frozen=True)
 class DenoiserOptions:
     """random_frame: condition on a random frame instead of frame 0. min_snr: gamma of Hang et al. 2023,
-    None is off."""
+    None is off. lowest_t: timesteps are drawn from lowest_t upwards (motion is decided at high noise)."""
 
     drops: Drops = field(default_factory=Drops)
     random_frame: bool = False
     min_snr: float | None = None
+    lowest_t: int = 0
 
 
 class _Training(pl.LightningModule):
@@ -93,11 +98,14 @@ class _Training(pl.LightningModule):
 
     def configure_optimizers(self):
         """AdamW; weight decay on matrices and kernels only."""
-        named = self.trainable()
-        groups = [
-            {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": self.plan.weight_decay},
-            {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        named, plan = self.trainable(), self.plan
+        groups = []
+        for fast in (False, True):
+            for matrices in (False, True):
+                chosen = [p for n, p in named.items() if hears_text(n) == fast and (p.ndim > 1) == matrices]
+                decay, lr = plan.weight_decay * matrices, plan.lr * (plan.text_rate if fast else 1.0)
+                if chosen:
+                    groups.append({"params": chosen, "weight_decay": decay, "lr": lr})
         optimizer = torch.optim.AdamW(groups, lr=self.plan.lr, betas=self.plan.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, self.plan))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -130,6 +138,11 @@ class _Training(pl.LightningModule):
         for name, p in self.trainable().items():
             if name in self.average:
                 p.copy_(self.average[name])
+
+
+def hears_text(name: str) -> bool:
+    """Whether a parameter is one that the text enters by."""
+    return is_adapter(name) or ".attn2.to_k." in name or ".attn2.to_v." in name
 
 
 def rate(step: int, plan: Plan) -> float:
@@ -216,7 +229,7 @@ class DenoiserTraining(_Training):
         text = torch.where(no_text[:, None, None], self.null_text.to(z), text)
         image = torch.where(no_image[:, None, None], self.null_image.to(z), image)
         concat = repeat(z[:, :, frame], "b c h w -> b c t h w", t=z.shape[2])
-        t = torch.randint(len(schedule.betas), (count,), device=z.device)
+        t = torch.randint(self.options.lowest_t, len(schedule.betas), (count,), device=z.device)
         x0 = z if schedule.scale_arr is None else z * column(schedule.scale_arr, t)
         noise = torch.randn_like(x0)
         signal, sigma = (

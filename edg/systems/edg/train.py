@@ -25,10 +25,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from edg.weights.keys import is_adapter
-
 from edg.core.errors import UsageError
 from edg.core.seeding import derive, generator
+from edg.weights.keys import is_adapter
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from edg.sprites.data import psnr_on_shape, stills
 from edg.sprites.tracker import track
 from edg.sprites.world import caption, held_out, parse_caption, render, words_of
 from edg.systems.base import Request
-from edg.systems.edg import EdgSystem, adapter, load
+from edg.systems.edg import EdgSystem, load
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.presets import SPRITES
+from edg.weights.keys import is_adapter
 from edg.weights.store import open_weights
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "sprites"
@@ -25,7 +26,7 @@ def test_both_files_are_complete_small_and_in_16_bits():
     base, tuned = (open_weights(WEIGHTS / f"{name}.safetensors") for name in ("base", "tuned"))
     assert sum(p.stat().st_size for p in WEIGHTS.glob("*.safetensors")) < 30e6
     assert base.metadata["spec"] == tuned.metadata["spec"] == "sprites"
-    assert {n for n in tuned if n not in base} == {n for n in tuned if adapter.is_adapter(n)} != set()
+    assert {n for n in tuned if n not in base} == {n for n in tuned if is_adapter(n)} != set()
     assert all(w[n].dtype == torch.float16 for w in (base, tuned) for n in w)
     vae = [n for n in base if n.startswith("first_stage_model.")]
     assert all(torch.equal(base[n], tuned[n]) for n in vae)

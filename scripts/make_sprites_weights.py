@@ -47,11 +47,12 @@ class VaeStage:
 
 @dataclass(frozen=True)
 class DenoiserStage:
-    """clips: how many are drawn and encoded; focus: weight of the error in cells the shape passes."""
+    """clips: how many are drawn and encoded; focus: weight of the error in cells the shape passes;
+    timestep_shift: see DenoiserOptions."""
 
     clips: int
     focus: float
-    min_snr: float | None
+    timestep_shift: float
     drops: Drops
     plan: Plan
 
@@ -165,7 +166,7 @@ def train(
     schedule)."""
     table = encoded_clips(model, split, seed, stage)
     plan = replace(stage.plan, seed=seed)
-    module = DenoiserTraining(model, plan, DenoiserOptions(stage.drops, min_snr=stage.min_snr))
+    module = DenoiserTraining(model, plan, DenoiserOptions(stage.drops, timestep_shift=stage.timestep_shift))
     fit(module, Endless(table, plan.batch, seed), work / split, accelerator(device))
     return stored(model.cpu())
 

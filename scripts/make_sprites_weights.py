@@ -25,8 +25,9 @@ from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
 from edg.systems.edg import adapter, load
 from edg.systems.edg.model import LatentVideoModel
+from edg.systems.edg.objective import Drops, Objective
 from edg.systems.edg.presets import PRESETS
-from edg.systems.edg.train import DenoiserOptions, DenoiserTraining, Drops, Endless, Plan, VaeTraining, fit
+from edg.systems.edg.train import DenoiserTraining, Endless, Plan, VaeTraining, fit
 from edg.systems.edg.vae import AutoencoderKL
 from edg.weights.store import open_weights, write_safetensors
 
@@ -48,7 +49,7 @@ class VaeStage:
 @dataclass(frozen=True)
 class DenoiserStage:
     """clips: how many are drawn and encoded; focus: weight of the error in cells the shape passes;
-    timestep_shift: see DenoiserOptions."""
+    timestep_shift: see Objective."""
 
     clips: int
     focus: float
@@ -166,7 +167,7 @@ def train(
     schedule)."""
     table = encoded_clips(model, split, seed, stage)
     plan = replace(stage.plan, seed=seed)
-    module = DenoiserTraining(model, plan, DenoiserOptions(stage.drops, timestep_shift=stage.timestep_shift))
+    module = DenoiserTraining(model, plan, Objective(stage.drops, timestep_shift=stage.timestep_shift))
     fit(module, Endless(table, plan.batch, seed), work / split, accelerator(device))
     return stored(model.cpu())
 

@@ -9,11 +9,10 @@ import torch
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
 from edg.systems.edg import adapter, load
+from edg.systems.edg.objective import Objective
 from edg.systems.edg.presets import SPRITES
 from edg.systems.edg.train import (
-    DenoiserOptions,
     DenoiserTraining,
-    Drops,
     Endless,
     Plan,
     VaeTraining,
@@ -112,7 +111,7 @@ def test_the_adapter_starts_as_the_identity_and_can_learn():
 
 def test_raw_batches_train_as_well():
     torch.manual_seed(0)
-    module = DenoiserTraining(load.build(TINY, "cpu"), PLAN, DenoiserOptions(random_frame=True, min_snr=5.0))
+    module = DenoiserTraining(load.build(TINY, "cpu"), PLAN, Objective(random_frame=True, min_snr=5.0))
     drawn = clip_tensors(list(clips("tuned", 0, 2)), told=True)
     loss = module.training_step(
         {"frames": drawn["frames"], "caption": drawn["caption"], "fps": torch.tensor([8, 8])}, 0
@@ -132,12 +131,6 @@ def test_the_loss_of_a_perfect_network_is_zero(monkeypatch):
 
     monkeypatch.setattr(model, "predict", perfect)
     assert float(module.training_step(data, 0)) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_conditions_are_dropped_in_their_shares():
-    text, image = Drops(0.1, 0.2, 0.3).masks(100_000, torch.Generator().manual_seed(0))
-    shares = [(text & ~image).float().mean(), (text & image).float().mean(), (image & ~text).float().mean()]
-    assert [float(s) for s in shares] == pytest.approx([0.1, 0.2, 0.3], abs=0.01)
 
 
 def test_the_rate_rises_and_falls():

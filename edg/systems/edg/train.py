@@ -17,16 +17,15 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from edg.core.errors import UsageError
 from edg.core.seeding import derive, generator
+from edg.systems.edg.objective import Constants, Objective, denoising_loss
 from edg.weights.keys import is_adapter
 
 
@@ -54,33 +53,6 @@ class Plan:
     save_every: int = 500
     log_every: int = 20
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Drops:
-    """Shares of the samples whose text, text and image, or image alone is replaced by the null condition."""
-
-    text: float = 0.05
-    both: float = 0.05
-    image: float = 0.05
-
-    def masks(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(text dropped, image dropped), boolean (B,), from one uniform draw per sample as the published
-        trainer does."""
-        r = torch.rand(count, generator=generator)
-        a, b, c = self.text, self.text + self.both, self.text + self.both + self.image
-        return r < b, (r >= a) & (r < c)
-
-
-@dataclass(frozen=True)
-class DenoiserOptions:
-    """random_frame: condition on a random frame instead of frame 0. min_snr: gamma of Hang et al. 2023,
-    None is off. timestep_shift: above 1, high noise is drawn more often, see draw_timesteps."""
-
-    drops: Drops = field(default_factory=Drops)
-    random_frame: bool = False
-    min_snr: float | None = None
-    timestep_shift: float = 1.0
 
 
 class _Training(pl.LightningModule):
@@ -178,95 +150,23 @@ class VaeTraining(_Training):
 
 class DenoiserTraining(_Training):
     """Trains UNet, image projector and, where the model has it, the whole text adapter; the rest stays
-    frozen.
+    frozen. Batches: see denoising_loss."""
 
-    Batch, each either precomputed or raw:
-        latents (B, C, T, h, w), scaled        or  frames (B, 3, T, H, W) in [-1, 1]
-        text (B, L, D)                         or  caption, a list of strings
-        image (B, M, W), the tower's tokens    (else computed from frames)
-        fps (B,) integers;  weight (B, 1, T, h, w), optional, of every latent value's error
-    """
-
-    def __init__(self, model: nn.Module, plan: Plan, options: DenoiserOptions | None = None):
+    def __init__(self, model: nn.Module, plan: Plan, objective: Objective | None = None):
         super().__init__(plan)
-        self.model, self.options, self.schedule = model, options or DenoiserOptions(), model.schedule
+        self.model, self.objective = model, objective or Objective()
+        self.constants = Constants.of(model)
         model.requires_grad_(False)
         for p in self.trainable().values():
             p.requires_grad_(True)
-        with torch.no_grad():
-            self.null_text = model.encode_text([""])
-            self.null_image = model.embedder(torch.zeros(1, 3, model.spec.height, model.spec.width))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         heads = ("model.diffusion_model.", "image_proj_model.", "queries", "qformer.")
         return {n: p for n, p in self.model.named_parameters() if n.startswith(heads)}
 
-    def conditions(self, batch: dict, frame: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(latents, text, image tokens) of a batch; what is not precomputed is computed here, without
-        gradients."""
-        with torch.no_grad():
-            if "latents" in batch:
-                z = batch["latents"]
-            else:
-                flat = rearrange(batch["frames"], "b c t h w -> (b t) c h w")
-                posterior = self.model.encode_frames(flat)
-                z = posterior.sample(torch.randn_like(posterior.mean)) * self.model.spec.scale_factor
-                z = rearrange(z, "(b t) c h w -> b c t h w", b=len(batch["frames"]))
-            text = batch["text"] if "text" in batch else self.model.encode_text(batch["caption"])
-            image = batch["image"] if "image" in batch else self.model.embedder(batch["frames"][:, :, frame])
-        return z, text, image
-
     def training_step(self, batch: dict, _index: int) -> Tensor:
-        schedule, spec = self.schedule, self.model.spec
-        count = len(batch["fps"])
-        frames = spec.frames
-        if self.options.random_frame and "image" in batch:
-            raise UsageError("random_frame with image tokens of frame 0", expected="batches without `image`")
-        frame = int(torch.randint(frames, ())) if self.options.random_frame else 0
-        z, text, image = self.conditions(batch, frame)
-        no_text, no_image = (m.to(z.device) for m in self.options.drops.masks(count))
-        text = torch.where(no_text[:, None, None], self.null_text.to(z), text)
-        image = torch.where(no_image[:, None, None], self.null_image.to(z), image)
-        concat = repeat(z[:, :, frame], "b c h w -> b c t h w", t=z.shape[2])
-        t = draw_timesteps(count, len(schedule.betas), self.options.timestep_shift).to(z.device)
-        x0 = z if schedule.scale_arr is None else z * column(schedule.scale_arr, t)
-        noise = torch.randn_like(x0)
-        signal, sigma = (
-            column(schedule.sqrt_alphas_cumprod, t),
-            column(schedule.sqrt_one_minus_alphas_cumprod, t),
-        )
-        target = signal * noise - sigma * x0 if spec.parameterization == "v" else noise
-        context = torch.cat([text, self.model.image_proj_model(image)], dim=1)
-        time_text = self.model.temporal_context(text)
-        x = signal * x0 + sigma * noise
-        error = (
-            self.model.predict(x, t, context, concat, batch["fps"], temporal_context=time_text) - target
-        ) ** 2
-        if "weight" in batch:
-            error = error * batch["weight"]
-        return (error.mean(dim=(1, 2, 3, 4)) * self.snr_weight(t)).mean()
-
-    def snr_weight(self, t: Tensor) -> Tensor:
-        """min(SNR, gamma) / (SNR + 1) for v, / SNR for eps (Hang et al. 2023, section 3.4); ones when off."""
-        if self.options.min_snr is None:
-            return torch.ones_like(t, dtype=torch.float32)
-        a = self.schedule.alphas_cumprod.to(t.device)[t]
-        snr = a / (1 - a)
-        shift = 1.0 if self.model.spec.parameterization == "v" else 0.0
-        return snr.clamp(max=self.options.min_snr) / (snr + shift).clamp(min=1e-8)
-
-
-def draw_timesteps(count: int, steps: int, shift: float = 1.0) -> Tensor:
-    """(count,) integers in [0, steps): uniform at shift 1, else u -> shift u / (1 + (shift - 1) u) of a
-    uniform u (Esser et al. 2024, section 5.3.2): at 3 the median is 3/4 of the way to pure noise, where
-    motion is decided."""
-    u = torch.rand(count)
-    return (shift * u / (1 + (shift - 1) * u) * steps).long().clamp(max=steps - 1)
-
-
-def column(table: Tensor, t: Tensor) -> Tensor:
-    """table[t] as (B, 1, 1, 1, 1)."""
-    return table.to(t.device)[t].view(-1, 1, 1, 1, 1)
+        loss, _ = denoising_loss(self.model, batch, self.objective, self.constants)
+        return loss.mean()
 
 
 class _Log(pl.Callback):

@@ -23,6 +23,6 @@ setup(
     packages=find_packages(include=["edg", "edg.*"]),
     package_data={"edg": ["sprites/weights/*.safetensors", "**/*.yaml"]},
     install_requires=REQUIREMENTS,
-    extras_require={"tests": ["pytest>=8", "ruff>=0.6", "hypothesis>=6"]},
+    extras_require={"lora": ["peft"], "tests": ["pytest>=8", "ruff>=0.6", "hypothesis>=6", "peft"]},
     entry_points={"console_scripts": ["edg=edg.cli:entry"]},
 )

@@ -29,6 +29,7 @@ GUESTS = {
     "torchvision": ("runner/doctor.py",),
     "pytorch_lightning": ("systems/*/train.py",),
     "lightning": (),
+    "peft": ("systems/*/trainable.py",),
     "gradio": ("report/demo.py",),
     "diffusers": ("systems/*/backend.py",),
     "safetensors": ("weights/*.py",),

@@ -70,3 +70,16 @@ def begin(model: nn.Module, generator: torch.Generator) -> None:
         else:
             drawn = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(drawn / parameter.shape[1] ** 0.5)
+
+
+@torch.no_grad()
+def begin_released(model: nn.Module, generator: torch.Generator) -> None:
+    """Where the published code starts: every linear layer, cc_projection too, as torch draws it by default,
+    U(-b, b) with b = fan_in^-1/2, and queries N(0, 1). The base model's output is lost at the first step."""
+    model.queries.copy_(torch.randn(model.queries.shape, generator=generator))
+    projections = [module.cc_projection for module in model.modules() if hasattr(module, "cc_projection")]
+    linears = [module for module in model.qformer.modules() if isinstance(module, nn.Linear)]
+    for layer in (*linears, *projections):
+        bound = layer.in_features**-0.5
+        for parameter in layer.parameters():
+            parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from edg.core.errors import UsageError
 from edg.systems.edg.attention import Context, SpatialTransformer, TemporalTransformer, zeroed
@@ -129,22 +130,35 @@ class ResBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in a row, each given what its kind needs."""
+    """Layers in a row, each given what its kind needs. checkpointing: of a layer only the input is kept for
+    the backward pass, which computes the layer once more (Chen et al. 2016)."""
 
     def forward(
-        self, x: Tensor, emb: Tensor, context: Context, temporal_context: Tensor | None, batch: int
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Context,
+        temporal_context: Tensor | None,
+        batch: int,
+        checkpointing: bool = False,
     ) -> Tensor:
         for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, emb, batch)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
-            elif isinstance(layer, TemporalTransformer):
-                y = layer(rearrange(x, "(b t) c h w -> b c t h w", b=batch), temporal_context)
-                x = rearrange(y, "b c t h w -> (b t) c h w")
-            else:
-                x = narrow(layer, x)
+            given = (layer, x, emb, context, temporal_context, batch)
+            x = checkpoint(_through, *given, use_reentrant=False) if checkpointing else _through(*given)
         return x
+
+
+def _through(
+    layer: nn.Module, x: Tensor, emb: Tensor, context: Context, temporal_context: Tensor | None, batch: int
+) -> Tensor:
+    if isinstance(layer, ResBlock):
+        return layer(x, emb, batch)
+    if isinstance(layer, SpatialTransformer):
+        return layer(x, context)
+    if isinstance(layer, TemporalTransformer):
+        y = layer(rearrange(x, "(b t) c h w -> b c t h w", b=batch), temporal_context)
+        return rearrange(y, "b c t h w -> (b t) c h w")
+    return narrow(layer, x)
 
 
 def _attention(spec: UNetSpec, width: int) -> list[nn.Module]:
@@ -162,11 +176,16 @@ def _embedding(width: int) -> nn.Sequential:
 
 class UNet(nn.Module):
     """y = UNet(x, t, context, fs): x is the noisy latent, concatenated with the image latent on the
-    channels."""
+    channels.
+
+    `checkpointing = True` trades time for memory: where gradients are taken in train mode, the backward pass
+    computes every layer once more; the gradients are the same.
+    """
 
     def __init__(self, spec: UNetSpec):
         super().__init__()
         self.spec = spec
+        self.checkpointing = False
         width = spec.model_channels
         self.time_embed = _embedding(width)
         if spec.fs_condition:
@@ -252,7 +271,8 @@ class UNet(nn.Module):
         dtype = self.out[-1].weight.dtype
         emb = self.embed(t_B, fs_B, dtype).repeat_interleave(frames, dim=0)
         context = Context.split(context_BLD.to(dtype), frames, self.spec)
-        rest = (emb, context, temporal_context, batch)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        rest = (emb, context, temporal_context, batch, again)
         stream = x_BCTHW.to(torch.promote_types(dtype, torch.float32))
         h = rearrange(stream, "b c t h w -> (b t) c h w")
         skips = []

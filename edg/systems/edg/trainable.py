@@ -1,0 +1,179 @@
+"""What trains: parameters chosen by kind or name, and low-rank updates (LoRA) of the temporal blocks.
+
+    choose(model, ["adapter"])                 queries, Q-Former and every cc_projection
+    choose(model, ["adapter", "temporal"])     and the temporal transformers
+    choose(model, ["all"])                     the paper's: the whole UNet, image projector, adapter
+    add_lora(model, 16); choose(model, ["adapter", "lora"])
+
+LoRA (Hu et al. 2021) is done by peft, which is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from edg.core.errors import MachineError, UsageError, nearest
+from edg.core.seeding import generator
+from edg.weights.keys import KINDS, component, is_adapter, matches
+
+#: Parts that a training changes. The rest (autoencoder, text and image tower) runs without gradients.
+LEARNING = ("adapter", "unet", "image_proj")
+BASE, LORA, NAME = ".base_layer.", ".lora_", "default"
+TEMPORAL = ("temporal", "init_attn")
+
+
+def choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters that `patterns` mean, by name in the model's order; they alone require gradients then.
+
+    patterns: "all" (adapter, UNet and image projector: what the paper trains), "lora", kinds of modules as in
+    recipes ("adapter", "temporal", "init_attn", "unet", "image_proj", ...; see weights.keys.KINDS), or globs
+    on the published names ("*.attn2.to_v.weight"). LoRA's own parameters are meant by "all" and "lora" only.
+    Raises UsageError for a pattern that means nothing that can be trained.
+    """
+    if not patterns:
+        raise UsageError("nothing to train", expected=f"some of all, lora, {', '.join(LEARNING)}, or globs")
+    named = dict(model.named_parameters())
+    chosen: set[str] = set()
+    for pattern in patterns:
+        meant = {name for name in named if _meant(name, pattern)}
+        found = {name for name in meant if component(published(name)) in LEARNING}
+        if not found:
+            raise _means_nothing(pattern, bool(meant), named)
+        chosen |= found
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in chosen)
+    return {name: parameter for name, parameter in named.items() if name in chosen}
+
+
+def _meant(name: str, pattern: str) -> bool:
+    if pattern == "all":
+        return component(published(name)) in LEARNING
+    if LORA in name:
+        return pattern == "lora"
+    return matches(published(name), [pattern])
+
+
+def _means_nothing(pattern: str, frozen: bool, names) -> UsageError:
+    what = f"the pattern {pattern!r} of what trains"
+    if frozen:
+        return UsageError(f"{what} means frozen parameters", expected=f"parts of {', '.join(LEARNING)}")
+    if pattern == "adapter":
+        return UsageError(f"{what}, in a model without text adapter", fix="adapter: identity or released")
+    if pattern == "lora":
+        return UsageError(f"{what}, in a model without LoRA", fix="set a LoRA rank")
+    if pattern in KINDS:
+        return UsageError(f"{what} means nothing in this model", expected=f"a part of {', '.join(LEARNING)}")
+    known = ("all", "lora", *KINDS)
+    return UsageError(
+        f"{what} means no parameter",
+        expected="all, lora, a kind of modules, or a glob on names",
+        fix=nearest(pattern, known) or nearest(pattern, [published(name) for name in names]),
+    )
+
+
+def published(name: str) -> str:
+    """The name of a parameter in checkpoints: peft calls the weight that LoRA changes `base_layer.weight`."""
+    return name.replace(BASE, ".")
+
+
+def _peft() -> ModuleType:
+    try:
+        import peft
+    except ImportError as error:
+        raise MachineError(f"peft cannot be imported ({error})", fix="pip install peft") from error
+    return peft
+
+
+def add_lora(
+    model: nn.Module, rank: int, alpha: float | None = None, patterns: Sequence[str] = TEMPORAL, seed: int = 0
+) -> dict[str, nn.Parameter]:
+    """Give every nn.Linear that the patterns mean (the adapter's never) an update (alpha / rank) B A.
+
+    The output stays what it was: B (out, rank) is 0, and A (rank, in) is drawn from (seed, name) as
+    U(-in^-1/2, in^-1/2). alpha: None is rank. Returns A's and B's by name, requiring gradients; the others'
+    flags are as they were. Raises MachineError without peft, UsageError for a rank below 1, a second call, or
+    patterns without a linear layer.
+    """
+    if rank < 1:
+        raise UsageError(f"a LoRA of rank {rank}", expected="at least 1")
+    if lora_layers(model):
+        raise UsageError("the model has LoRA layers already", fix="merge_lora(model) first")
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and component(f"{name}.weight") in LEARNING
+        and not is_adapter(f"{name}.weight")
+        and ("all" in patterns or matches(f"{name}.weight", patterns))
+    ]
+    if not targets:
+        raise UsageError(f"LoRA on {', '.join(patterns)}: no linear layer is meant", fix="lora on: temporal")
+    peft = _peft()
+    flags = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    config = peft.LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=targets)
+    peft.inject_adapter_in_model(config, model)
+    added = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(id(parameter), True))
+        if LORA in name:
+            added[name] = parameter
+            _draw_lora(name, parameter, seed)
+    return added
+
+
+@torch.no_grad()
+def _draw_lora(name: str, parameter: nn.Parameter, seed: int) -> None:
+    if ".lora_B." in name:
+        parameter.zero_()
+    else:
+        drawn = torch.rand(parameter.shape, generator=generator(seed, "lora", name))
+        parameter.copy_((2 * drawn - 1) * parameter.shape[1] ** -0.5)
+
+
+def lora_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that LoRA changes, by published name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer")
+    }
+
+
+@torch.no_grad()
+def _weight(layer: nn.Module) -> Tensor:
+    """W + (alpha / rank) B A, added in float32, in W's dtype."""
+    low, high = layer.lora_A[NAME].weight.float(), layer.lora_B[NAME].weight.float()
+    weight = layer.base_layer.weight
+    return (weight.float() + layer.scaling[NAME] * high @ low).to(weight.dtype)
+
+
+def published_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as a checkpoint holds it: published names, LoRA added to the weights. The model stays as
+    it is; tensors without LoRA are shared with it."""
+    layers = lora_layers(model)
+    state = {published(n): t.detach() for n, t in model.state_dict().items() if LORA not in n}
+    return {
+        name: _weight(layers[name.removesuffix(".weight")])
+        if name.endswith(".weight") and name.removesuffix(".weight") in layers
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> list[str]:
+    """Add LoRA's updates to the weights and take its layers out: the model has its published names again.
+    Returns the names of the changed weights; none without LoRA."""
+    layers = lora_layers(model)
+    for name, layer in layers.items():
+        plain = layer.base_layer
+        plain.weight.copy_(_weight(layer))
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, plain)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return [f"{name}.weight" for name in layers]

@@ -27,7 +27,7 @@ ALLOWED = {
 GUESTS = {
     "open_clip": ("systems/edg/encoders.py", "systems/edg/load.py"),
     "torchvision": ("runner/doctor.py",),
-    "pytorch_lightning": ("systems/*/train.py",),
+    "pytorch_lightning": ("systems/*/train.py", "systems/*/train_callbacks.py"),
     "lightning": (),
     "peft": ("systems/*/trainable.py",),
     "gradio": ("report/demo.py",),

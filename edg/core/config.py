@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +14,11 @@ from edg.core.errors import BadFileError, UsageError, nearest
 C = TypeVar("C")
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file as plain dictionaries and lists, interpolations resolved.
 
-    Raises BadFileError when it is missing, UsageError when it is not YAML or not a mapping.
+    overrides: `dotted.key=value`, over the file's. Raises BadFileError when the file is missing, UsageError
+    when it is not YAML or not a mapping, or an override is no assignment.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +26,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     try:
-        value = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8-sig")), resolve=True)
+        loaded = OmegaConf.create(path.read_text(encoding="utf-8-sig"))
+        if overrides:
+            loaded = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_assignments(overrides)))
+        value = OmegaConf.to_container(loaded, resolve=True)
     except (OSError, UnicodeDecodeError) as error:
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
     except (YAMLError, OmegaConfBaseException, RecursionError) as error:
@@ -34,6 +38,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict) or (len(value) == 1 and next(iter(value.values())) is None):
         raise UsageError(f"{path} holds {type(value).__name__}", expected="a mapping of settings")
     return value
+
+
+def _assignments(overrides: Sequence[str]) -> list[str]:
+    for text in overrides:
+        if not text.partition("=")[0].strip() or "=" not in text:
+            raise UsageError(f"{text!r} among the settings", expected="key=value, e.g. train.lr=1e-5")
+    return list(overrides)
 
 
 def load(cls: type[C], path: str | Path) -> C:

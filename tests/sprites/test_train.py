@@ -1,69 +1,93 @@
-"""The trainer on a tiny spec: it learns, resumes, keeps a running mean; the adapter starts as the
-identity."""
+"""The trainer on a tiny spec: it learns, resumes to the bit, stops on signals, keeps a running mean, and any
+number of ranks sees the same; the adapter starts as the identity."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from edg.core.dist import World
+from edg.data.order import Key, Keyed, collate
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
-from edg.systems.edg import adapter, load
+from edg.systems.edg import adapter, load, trainable
 from edg.systems.edg.objective import Objective
 from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.train import (
-    DenoiserTraining,
-    Endless,
-    Plan,
-    VaeTraining,
-    fit,
-    rate,
-)
+from edg.systems.edg.stages import Table
+from edg.systems.edg.train import DenoiserTraining, VaeTraining, fit, rate
+from edg.systems.edg.train_callbacks import last_checkpoint
+from edg.systems.edg.train_options import Plan
 from edg.systems.edg.vae import AutoencoderKL
 
+ROOT = Path(__file__).parents[2]
 TINY = replace(SPRITES, unet=replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,)))
-PLAN = Plan(steps=12, batch=4, lr=2e-3, warmup=2, ema=0.5, save_every=6, log_every=3)
+PLAN = Plan(
+    steps=12, batch=4, lr=2e-3, warmup=2, schedule="cosine", final_lr=0.05, ema=0.5, save_every=6,
+    log_every=3, logger="none",
+)  # fmt: skip
 
 
 def table(count=4, told=False, split="base"):
     """Clips with random numbers for latents: what is tested is the training, not the autoencoder."""
     drawn = clip_tensors(list(clips(split, 0, count)), told)
     generator = torch.Generator().manual_seed(0)
-    return {
-        "latents": torch.randn(count, 4, 1, 8, 8, generator=generator).repeat(1, 1, 8, 1, 1),
-        "text": torch.randn(count, TINY.unet.text_tokens, 64, generator=generator),
-        "image": torch.randn(count, 17, 64, generator=generator),
-        "fps": torch.full((count,), FPS),
-        "weight": latent_weight(drawn["cover"], 4, 4.0),
-    }
+    return Table(
+        {
+            "latents": torch.randn(count, 4, 1, 8, 8, generator=generator).repeat(1, 1, 8, 1, 1),
+            "text": torch.randn(count, TINY.unet.text_tokens, 64, generator=generator),
+            "image": torch.randn(count, 17, 64, generator=generator),
+            "fps": torch.full((count,), FPS),
+            "weight": latent_weight(drawn["cover"], 4, 4.0),
+        }
+    )
+
+
+def training(plan=PLAN, spec=TINY, objective=None):
+    torch.manual_seed(0)
+    model = load.build(spec, "cpu")
+    return DenoiserTraining(model, plan, objective or Objective(), trainable.choose(model, ("all",)))
+
+
+def batch_of(data):
+    return collate([Keyed(data)[Key(0, i, 0, i)] for i in range(len(data))], seed=0)
 
 
 def test_the_denoiser_learns_resumes_and_keeps_a_mean(tmp_path):
-    torch.manual_seed(0)
-    model = load.build(TINY, "cpu")
+    module = training()
     frozen = {
         n: t.clone()
-        for n, t in model.state_dict().items()
+        for n, t in module.model.state_dict().items()
         if n.startswith(("first_stage", "cond_stage", "embedder"))
     }
-    module = DenoiserTraining(model, PLAN)
-    log = fit(module, Endless(table(), 4, 0), tmp_path, "cpu")
+    log = fit(module, table(), tmp_path, seed=0)
     assert [entry["step"] for entry in log] == [3, 6, 9, 12]
     assert log[-1]["loss"] < log[0]["loss"]
-    assert all(torch.equal(model.state_dict()[n], t) for n, t in frozen.items())
-    again = DenoiserTraining(load.build(TINY, "cpu"), replace(PLAN, steps=15))
-    log = fit(again, Endless(table(), 4, 0), tmp_path, "cpu")
+    assert all(torch.equal(module.model.state_dict()[n], t) for n, t in frozen.items())
+    again = training(replace(PLAN, steps=15))
+    log = fit(again, table(), tmp_path, seed=0)
     assert [entry["step"] for entry in log] == [3, 6, 9, 12, 15], "it went on from the last checkpoint"
     assert set(again.average) == set(again.trainable())
 
 
+def test_the_log_says_what_one_asks_of_a_run(tmp_path):
+    line = fit(training(replace(PLAN, steps=3, accumulate=2, batch=2)), table(), tmp_path, seed=0)[-1]
+    assert {"loss", "grad_norm", "lr", "samples_per_second", "memory_gb", "seconds"} <= set(line)
+    bands = [line[name] for name in line if name.startswith("loss_t")]
+    assert bands and min(bands) <= line["loss"] <= max(bands)
+
+
 def test_a_resumed_run_is_the_run(tmp_path):
-    steady = replace(PLAN, warmup=0, final_lr=1.0, save_every=3)
+    steady = replace(PLAN, warmup=0, schedule="constant", save_every=3)
 
     def run(folder, steps):
-        torch.manual_seed(0)
-        module = DenoiserTraining(load.build(TINY, "cpu"), replace(steady, steps=steps))
-        fit(module, Endless(table(), 4, 0), tmp_path / folder, "cpu")
+        module = training(replace(steady, steps=steps))
+        fit(module, table(), tmp_path / folder, seed=0)
         return module.trainable()
 
     whole = run("whole", 6)
@@ -72,12 +96,108 @@ def test_a_resumed_run_is_the_run(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_checkpoints_are_few_whole_and_hold_what_trains(tmp_path):
+    module = training(replace(PLAN, steps=12, save_every=3, keep=2))
+    fit(module, table(), tmp_path, seed=0)
+    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == ["step_00000009.ckpt", "step_00000012.ckpt"]
+    saved = torch.load(last_checkpoint(tmp_path), weights_only=True)
+    names = {"model." + name for name in module.trainable()}
+    assert set(saved["state_dict"]) == names and set(saved["average"]) == set(module.trainable())
+
+
+def test_the_running_mean_comes_and_goes(tmp_path):
+    module = training(replace(PLAN, steps=3))
+    fit(module, table(), tmp_path, seed=0)
+    name, p = next(iter(module.trainable().items()))
+    with torch.no_grad():
+        p.add_(1)
+    mine = p.detach().clone()
+    with module.averaged():
+        assert torch.equal(p, module.average[name]) and not module.training
+    assert torch.equal(p, mine) and module.training
+
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, "tests/sprites")
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from edg.core.dist import world
+from edg.systems.edg.train import fit
+from test_train import PLAN, table, training
+plan = replace(PLAN, ema=0.0, warmup=0, schedule="constant", log_every=1, save_every=4, **eval(sys.argv[2]))
+with world("cpu") as here:
+    module = training(plan)
+    fit(module, table(8), Path(sys.argv[1]), 0, here)
+    if here.is_first:
+        end = {n: p.detach().clone() for n, p in module.trainable().items()}
+        torch.save(end, Path(sys.argv[1]) / "end.pt")
+"""
+
+
+def start(folder, ranks=1, **plan):
+    launch = [sys.executable]
+    if ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "run.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [*launch, str(script), str(folder), repr(plan)],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(folder, **how):
+    process = start(folder, **how)
+    assert process.wait() == 0, process.stderr.read()[-2000:]
+    return torch.load(folder / "end.pt"), [
+        json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()
+    ]
+
+
+def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path):
+    one, log_one = finish(tmp_path / "one", steps=20, batch=4, optimizer="sgd", lr=0.05)
+    two, log_two = finish(tmp_path / "two", ranks=2, steps=20, batch=2, optimizer="sgd", lr=0.05)
+    assert [x["step"] for x in log_one] == [x["step"] for x in log_two] == list(range(1, 21))
+    for a, b in zip(log_one, log_two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5, abs=1.1e-6), "the log rounds to 1e-6"
+    assert max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-5
+
+
+def wait_for(folder, step, process):
+    log = folder / "log.jsonl"
+    while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_ended_goes_on_to_the_same_weights(tmp_path, number):
+    whole, _ = finish(tmp_path / "whole", steps=14, batch=2)
+    process = start(tmp_path / "cut", steps=14, batch=2)
+    wait_for(tmp_path / "cut", 6, process)
+    process.send_signal(number)
+    code = process.wait()
+    assert code == (143 if number == signal.SIGTERM else -9), process.stderr.read()[-2000:]
+    last = last_checkpoint(tmp_path / "cut")
+    if number == signal.SIGTERM:
+        assert int(last.stem.split("_")[1]) >= 6, "SIGTERM leaves a checkpoint of the step it came in"
+    cut, log = finish(tmp_path / "cut", steps=14, batch=2)
+    assert [x["step"] for x in log] == list(range(1, 15))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
 def test_the_autoencoder_learns(tmp_path):
     torch.manual_seed(0)
     vae = AutoencoderKL(replace(SPRITES.vae, ch_mult=(1, 1, 1)))
-    log = fit(
-        VaeTraining(vae, replace(PLAN, ema=0.0, steps=15)), Endless(stills(0, 16, 4.0), 8, 0), tmp_path, "cpu"
-    )
+    plan = replace(PLAN, ema=0.0, steps=15, batch=8)
+    log = fit(VaeTraining(vae, plan), Table(stills(0, 16, 4.0)), tmp_path, seed=0)
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
 
 
@@ -89,7 +209,7 @@ def test_the_adapter_starts_as_the_identity_and_can_learn():
             p.copy_(torch.randn(p.shape) / max(p[0].numel(), 1) ** 0.5 if p.ndim > 1 else p)
     tuned = load.load_model(TINY.with_adapter(), {n: t for n, t in base.state_dict().items()})
     adapter.begin(tuned, torch.Generator().manual_seed(0))
-    data = table(2)
+    data = batch_of(table(2))
     context = torch.cat([data["text"], base.image_proj_model(data["image"])], dim=1)
     given = (data["latents"], torch.tensor([10, 900]), context, data["latents"], data["fps"])
     with torch.no_grad():
@@ -97,46 +217,32 @@ def test_the_adapter_starts_as_the_identity_and_can_learn():
         assert torch.allclose(
             tuned.predict(*given, tuned.temporal_context(data["text"])), expected, atol=1e-5
         )
-    module = DenoiserTraining(tuned, PLAN)
+    module = DenoiserTraining(tuned, PLAN, Objective(), trainable.choose(tuned, ("all",)))
     names = set(module.trainable())
     assert "queries" in names and any(n.startswith("qformer.") for n in names)
     assert (
         sum(".cc_projection." in n for n in names) == 2 * sum(".cc_projection.weight" in n for n in names) > 0
     )
-    module.training_step(data, 0).backward()
+    module.training_step(data, 0)["loss"].backward()
     assert all(
         p.grad is not None and p.grad.abs().max() > 0 for n, p in module.trainable().items() if "cc_proj" in n
     )
 
 
 def test_raw_batches_train_as_well():
-    torch.manual_seed(0)
-    module = DenoiserTraining(load.build(TINY, "cpu"), PLAN, Objective(random_frame=True, min_snr=5.0))
+    module = training(objective=Objective(random_frame=True, min_snr=5.0))
     drawn = clip_tensors(list(clips("tuned", 0, 2)), told=True)
-    loss = module.training_step(
-        {"frames": drawn["frames"], "caption": drawn["caption"], "fps": torch.tensor([8, 8])}, 0
-    )
+    data = Table({"frames": drawn["frames"], "caption": drawn["caption"], "fps": torch.tensor([8, 8])})
+    loss = module.training_step(batch_of(data), 0)["loss"]
     assert torch.isfinite(loss) and loss.requires_grad
 
 
-def test_the_loss_of_a_perfect_network_is_zero(monkeypatch):
-    model = load.build(TINY, "cpu")
-    module = DenoiserTraining(model, PLAN)
-    data = {n: v for n, v in table(3).items() if n != "weight"}
-
-    def perfect(x, t, context, concat, fs, temporal_context=None):
-        a = model.schedule.alphas_cumprod[t].double().view(-1, 1, 1, 1, 1)
-        eps = (x.double() - a.sqrt() * data["latents"]) / (1 - a).sqrt()
-        return (a.sqrt() * eps - (1 - a).sqrt() * data["latents"]).float()  # Salimans and Ho 2022, appendix D
-
-    monkeypatch.setattr(model, "predict", perfect)
-    assert float(module.training_step(data, 0)) == pytest.approx(0.0, abs=1e-6)
-
-
 def test_the_rate_rises_and_falls():
-    plan = Plan(steps=100, batch=1, lr=1.0, warmup=10, final_lr=0.1)
+    plan = Plan(steps=100, batch=1, lr=1.0, warmup=10, schedule="cosine", final_lr=0.1)
     assert rate(0, plan) == 0.1 and rate(9, plan) == 1.0 and rate(10, plan) == 1.0
     assert rate(55, plan) == pytest.approx(0.55) and rate(100, plan) == pytest.approx(0.1)
+    assert rate(55, replace(plan, schedule="linear")) == pytest.approx(0.55)
+    assert rate(99, replace(plan, schedule="constant")) == 1.0
 
 
 def test_psnr_is_measured_on_the_shape_alone():
@@ -146,3 +252,10 @@ def test_psnr_is_measured_on_the_shape_alone():
     wrong[:, :, 2:] = 1.0  # the background is all wrong
     wrong[:, :, :2] = 0.02  # the shape by 0.01 of the peak
     assert psnr_on_shape(wrong, frames, cover) == pytest.approx(40.0, abs=1e-3)
+
+
+def test_no_sample_is_an_error_not_an_endless_run(tmp_path):
+    from edg.core.errors import UsageError
+
+    with pytest.raises(UsageError, match="no sample"):
+        fit(training(), [], tmp_path, seed=0, world=World())

@@ -1,89 +1,77 @@
-"""Training of the autoencoder and of the denoiser (with or without the text adapter), by pytorch_lightning.
+"""Training by pytorch_lightning: the autoencoder, and the denoiser with or without the text adapter.
 
     VaeTraining        weighted squared error + a small KL term
-    DenoiserTraining   v- or eps-prediction, conditions dropped for guidance, optional min-SNR weights
-    fit(module, batches, plan, folder)   runs either to plan.steps, resumes from the last checkpoint in folder
+    DenoiserTraining   the loss of objective.py, on the parameters that trainable.py chose
+    fit(module, data, folder, ...)   runs to plan.steps; resumes from the last checkpoint in folder
 
-A batch is a dictionary of tensors, see the two classes. What is frozen (VAE, text and image towers) may be
-computed beforehand and given in the batch; then a training step costs the denoiser alone.
+Data is a sequence of samples (dictionaries), asked for by data.order.Key. Which samples a step sees, in any
+number of processes, and what is drawn for each, follows from (seed, step): a resumed run is the run.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
-import time
+import os
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from edg.core.seeding import derive, generator
-from edg.systems.edg.objective import Constants, Objective, denoising_loss
+from edg.core.dist import World
+from edg.core.errors import MachineError, UsageError
+from edg.core.records import ensure_writable, remove_leftovers, write_text
+from edg.core.seeding import derive
+from edg.data.order import Keyed, Order, collate
+from edg.systems.edg.objective import Constants, Draws, Objective, denoising_loss
+from edg.systems.edg.train_callbacks import (
+    BANDS,
+    AtomicCheckpoints,
+    Log,
+    Samples,
+    Signals,
+    last_checkpoint,
+)
+from edg.systems.edg.train_options import PRECISIONS, STRATEGIES, Plan
 from edg.weights.keys import is_adapter
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast. lr rises linearly over `warmup` steps, then falls as a cosine to `final_lr` x
-    lr.
-
-    ema: decay of the weights' running mean (0 is off); early on it is min(ema, (1 + step) / (10 + step)).
-    text_rate: multiple of lr for what the text enters by (the adapter, keys and values of attn2).
-    precision: of Lightning ("32-true", "bf16-mixed", ...). save_every: steps between checkpoints.
-    """
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 100
-    final_lr: float = 0.05
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    grad_clip: float = 1.0
-    ema: float = 0.0
-    text_rate: float = 1.0
-    precision: str = "32-true"
-    save_every: int = 500
-    log_every: int = 20
-    seed: int = 0
 
 
 class _Training(pl.LightningModule):
     """What both trainings share: the optimiser over `trainable()` and the running mean of the weights."""
 
+    strict_loading = False  # a checkpoint holds what trains; the rest came from the run's init
+
     def __init__(self, plan: Plan):
         super().__init__()
         self.plan = plan
-        self.automatic_optimization = True
         self.average: dict[str, Tensor] = {}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         raise NotImplementedError
 
     def configure_optimizers(self):
-        """AdamW; weight decay on matrices and kernels only."""
-        named, plan = self.trainable(), self.plan
-        groups = []
+        """Weight decay on matrices and kernels only; the learning rate by `rate`."""
+        plan, groups = self.plan, []
         for fast in (False, True):
             for matrices in (False, True):
-                chosen = [p for n, p in named.items() if hears_text(n) == fast and (p.ndim > 1) == matrices]
+                chosen = [
+                    p
+                    for n, p in self.trainable().items()
+                    if hears_text(n) == fast and (p.ndim > 1) == matrices
+                ]
                 decay, lr = plan.weight_decay * matrices, plan.lr * (plan.text_rate if fast else 1.0)
                 if chosen:
                     groups.append({"params": chosen, "weight_decay": decay, "lr": lr})
-        optimizer = torch.optim.AdamW(groups, lr=self.plan.lr, betas=self.plan.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, self.plan))
+        optimizer = make_optimizer(groups, plan)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, plan=plan))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_batch_start(self, *_args) -> None:
-        """Timesteps, noise and dropout belong to (seed, step): a resumed run draws what one run would."""
-        torch.manual_seed(derive(self.plan.seed, "step", self.global_step))
 
     def optimizer_step(self, *args, **kwargs) -> None:
         """A step, then average <- decay * average + (1 - decay) * weights, before anything is saved."""
@@ -98,6 +86,9 @@ class _Training(pl.LightningModule):
                 self.average[name] = self.average[name].to(p.device).lerp_(p, 1 - decay)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        kept = {id(p) for p in self.trainable().values()}
+        names = {name for name, p in self.named_parameters() if id(p) in kept}
+        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in names}
         checkpoint["average"] = self.average
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -110,6 +101,43 @@ class _Training(pl.LightningModule):
             if name in self.average:
                 p.copy_(self.average[name])
 
+    def on_train_batch_start(self, batch: dict, index: int) -> None:
+        """What the network draws by itself (dropout) follows from the step and the rank."""
+        torch.manual_seed(derive(int(batch["batch_draw"][0]), "network", index, self.global_rank))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running mean in place, without gradients; the trained weights come back at the end."""
+        mine = {n: p.detach().clone() for n, p in self.trainable().items() if n in self.average}
+        modes = {module: module.training for module in self.modules()}
+        self.use_average()
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            with torch.no_grad():
+                for name, value in mine.items():
+                    self.trainable()[name].copy_(value)
+
+
+def make_optimizer(groups: list[dict], plan: Plan) -> torch.optim.Optimizer:
+    """Raises MachineError for an optimiser whose package is not installed."""
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr)
+    if plan.optimizer == "adamw_8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise MachineError(
+                "train.optimizer=adamw_8bit needs bitsandbytes", fix="pip install bitsandbytes, or adamw"
+            ) from error
+        return AdamW8bit(groups, lr=plan.lr, betas=plan.betas)
+    fused = True if plan.optimizer == "adamw_fused" else None
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=fused)
+
 
 def hears_text(name: str) -> bool:
     """Whether a parameter is one that the text enters by."""
@@ -120,8 +148,11 @@ def rate(step: int, plan: Plan) -> float:
     """The learning rate at a step as a share of plan.lr."""
     if step < plan.warmup:
         return (step + 1) / plan.warmup
+    if plan.schedule == "constant":
+        return 1.0
     done = min((step - plan.warmup) / max(plan.steps - plan.warmup, 1), 1.0)
-    return plan.final_lr + (1 - plan.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    left = 1 - done if plan.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return plan.final_lr + (1 - plan.final_lr) * left
 
 
 class VaeTraining(_Training):
@@ -138,108 +169,159 @@ class VaeTraining(_Training):
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.vae.named_parameters())
 
-    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], _index: int) -> dict[str, Tensor]:
         x = batch["frames"]
         posterior = self.vae.encode(x)
-        z = posterior.sample(torch.randn_like(posterior.mean))
+        z = posterior.sample(Draws.of(batch).normal("posterior", *posterior.mean.shape[1:]).to(x.device))
         error = (self.vae.decode(z) - x) ** 2
         if "weight" in batch:
             error = error * batch["weight"]
-        return error.mean() + self.kl * posterior.kl().mean() / z[0].numel()
+        losses = error.mean(dim=(1, 2, 3)) + self.kl * posterior.kl() / z[0].numel()
+        return {"loss": losses.mean(), "losses": losses.detach()}
 
 
 class DenoiserTraining(_Training):
-    """Trains UNet, image projector and, where the model has it, the whole text adapter; the rest stays
-    frozen. Batches: see denoising_loss."""
+    """Trains `chosen` of the model's parameters (name -> parameter); everything else is frozen. Batches are
+    those of objective.denoising_loss."""
 
-    def __init__(self, model: nn.Module, plan: Plan, objective: Objective | None = None):
+    def __init__(self, model: nn.Module, plan: Plan, objective: Objective, chosen: dict[str, nn.Parameter]):
         super().__init__(plan)
-        self.model, self.objective = model, objective or Objective()
+        self.model, self.objective, self.chosen = model, objective, chosen
         self.constants = Constants.of(model)
-        model.requires_grad_(False)
-        for p in self.trainable().values():
-            p.requires_grad_(True)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        heads = ("model.diffusion_model.", "image_proj_model.", "queries", "qformer.")
-        return {n: p for n, p in self.model.named_parameters() if n.startswith(heads)}
+        return self.chosen
 
-    def training_step(self, batch: dict, _index: int) -> Tensor:
-        loss, _ = denoising_loss(self.model, batch, self.objective, self.constants)
-        return loss.mean()
-
-
-class _Log(pl.Callback):
-    """Appends {"step", "loss", "lr", "seconds"} to log.jsonl: the loss is the mean since the line before."""
-
-    def __init__(self, path: Path, every: int):
-        self.path, self.every, self.sum, self.count, self.start = path, every, 0.0, 0, time.monotonic()
-
-    def on_train_batch_end(self, trainer, module, outputs, *_args) -> None:
-        self.sum, self.count = self.sum + float(outputs["loss"]), self.count + 1
-        if trainer.global_step % self.every == 0 or trainer.global_step == module.plan.steps:
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
-            line = {"step": trainer.global_step, "loss": round(self.sum / self.count, 6), "lr": lr}
-            line["seconds"] = round(time.monotonic() - self.start, 1)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            self.sum, self.count = 0.0, 0
+    def training_step(self, batch: dict, _index: int) -> dict[str, Tensor]:
+        losses, t = denoising_loss(self.model, batch, self.objective, self.constants)
+        bands = t * BANDS // len(self.constants.schedule.betas)
+        return {"loss": losses.mean(), "losses": losses.detach(), "bands": bands}
 
 
-class Endless(torch.utils.data.IterableDataset):
-    """Batches without end from a table of tensors (equal first sizes) or lists: rows drawn with replacement
-    by a seed."""
+def fit(
+    module: _Training,
+    data: Sequence[Any],
+    folder: Path,
+    seed: int,
+    world: World | None = None,
+    device: str = "cpu",
+    sample: Callable | None = None,
+    sample_every: int = 0,
+) -> list[dict]:
+    """Train to module.plan.steps and return the log. Resumes from the last checkpoint in `folder`; ends with
+    the running mean in place. sample: (model, step) -> pictures, every sample_every steps.
 
-    def __init__(self, table: dict, batch: int, seed: int):
-        self.table, self.batch, self.seed = table, batch, seed
-        self.first = 0  # the step to begin with
-
-    def __iter__(self) -> Iterator[dict]:
-        rows = len(next(iter(self.table.values())))
-        for step in itertools.count(self.first):
-            pick = torch.randint(rows, (self.batch,), generator=generator(self.seed, "batch", step))
-            yield {
-                k: v[pick] if isinstance(v, Tensor) else [v[i] for i in pick] for k, v in self.table.items()
-            }
-
-
-def fit(module: _Training, batches: Endless, folder: Path, accelerator: str = "auto") -> list[dict]:
-    """Train to module.plan.steps and return the log. Resumes from folder/last.ckpt; ends with the running
-    mean in place."""
-    plan = module.plan
-    folder.mkdir(parents=True, exist_ok=True)
-    pl.seed_everything(plan.seed, verbose=False)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    last, log = folder / "last.ckpt", folder / "log.jsonl"
-    batches.first = resume_at(last, log)
-    save = pl.callbacks.ModelCheckpoint(
-        folder, "last", every_n_train_steps=plan.save_every, enable_version_counter=False
+    SIGUSR1 saves a checkpoint, SIGTERM saves one and leaves with exit code 143.
+    """
+    plan, world = module.plan, world or World()
+    if len(data) == 0:
+        raise UsageError("no sample to learn from", fix="see data in the configuration")
+    world.first(lambda: _prepare(folder))
+    last = last_checkpoint(folder)
+    first = 0 if last is None else int(last.stem.removeprefix("step_"))
+    world.first(lambda: _cut_log(folder / "log.jsonl", first))
+    _quiet()
+    pl.seed_everything(seed, verbose=False)
+    order = Order(
+        batch=plan.batch,
+        ranks=world.size,
+        rank=world.rank,
+        accumulate=plan.accumulate,
+        size=len(data),
+        seed=seed,
+        first_step=first,
     )
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=plan.precision,
+    loader = torch.utils.data.DataLoader(
+        Keyed(data),
+        batch_sampler=order,
+        collate_fn=partial(collate, seed=seed),
+        num_workers=plan.workers,
+        persistent_workers=plan.workers > 0,
+    )
+    trainer = _trainer(module, folder, world, device, sample, sample_every)
+    module.train()
+    trainer.fit(module, loader, ckpt_path=None if last is None else str(last), weights_only=True)
+    module.use_average()
+    return read_log(folder / "log.jsonl")
+
+
+def _trainer(
+    module: _Training, folder: Path, world: World, device: str, sample: Callable | None, sample_every: int
+) -> pl.Trainer:
+    plan = module.plan
+    callbacks = [
+        Log(folder / "log.jsonl", plan.log_every),
+        pl.callbacks.ModelCheckpoint(
+            folder,
+            "step_{step:08d}",
+            auto_insert_metric_name=False,
+            monitor="step",
+            mode="max",
+            save_top_k=plan.keep,
+            every_n_train_steps=plan.save_every,
+            enable_version_counter=False,
+        ),
+        Signals(folder),
+    ]
+    if sample is not None:
+        callbacks.insert(1, Samples(sample_every, sample))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    return pl.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=local,
+        num_nodes=max(world.size // local, 1),
+        strategy=_strategy(plan, world, device),
+        precision=PRECISIONS[plan.precision],
         max_steps=plan.steps,
-        gradient_clip_val=plan.grad_clip,
-        callbacks=[save, _Log(log, plan.log_every)],
-        logger=False,
+        accumulate_grad_batches=plan.accumulate,
+        gradient_clip_val=plan.grad_clip or None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        logger=_logger(plan, folder),
+        use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    module.use_average()
-    return read_log(log)
 
 
-def resume_at(last: Path, log: Path) -> int:
-    """The step that `last` was saved at (0 without it); lines of the log from after it are dropped."""
-    step = torch.load(last, map_location="cpu", weights_only=False)["global_step"] if last.exists() else 0
+def _strategy(plan: Plan, world: World, device: str) -> Any:
+    """One process needs none; several on CPUs speak gloo, on GPUs nccl."""
+    if plan.strategy == "auto" and world.size == 1:
+        return "auto"
+    name = STRATEGIES["ddp" if plan.strategy == "auto" else plan.strategy]
+    if name == "ddp":
+        return pl.strategies.DDPStrategy(process_group_backend="gloo" if device == "cpu" else "nccl")
+    if device == "cpu":
+        raise UsageError(f"train.strategy={plan.strategy} on CPU", expected="GPUs", fix="train.strategy=ddp")
+    return name
+
+
+def _logger(plan: Plan, folder: Path) -> Any:
+    if plan.logger == "none":
+        return False
+    if plan.logger == "wandb":
+        try:
+            return pl.loggers.WandbLogger(name=folder.name, save_dir=folder)
+        except ModuleNotFoundError as error:
+            raise MachineError("train.logger=wandb needs wandb", fix="pip install wandb") from error
+    return pl.loggers.TensorBoardLogger(folder, name="tensorboard", version="")
+
+
+def _prepare(folder: Path) -> None:
+    ensure_writable(folder)
+    remove_leftovers(folder)
+
+
+def _quiet() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Drop the lines from after `step`: they will be written again."""
     kept = [line for line in read_log(log) if line["step"] <= step]
-    log.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    return step
+    write_text(log, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(path: Path) -> list[dict]:

@@ -1,0 +1,161 @@
+"""`edg train CONFIG [key=value ...]`: a YAML file of one training run, or of several in a row (`stages`).
+
+    spec: dynamicrafter-512            all keys: systems/edg/train_options.py, Run
+    data: {kind: videos, root: ...}    what is learnt from, see SOURCES
+    train: {steps: 20000, ...}
+
+In a file with `stages: {name: {...}}` every stage is a run of its own settings over the file's common ones,
+and `init: name` means the result of an earlier one. To resume, run the same command again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edg.core import config
+from edg.core.arguments import Parser
+from edg.core.device import fix_threads, usable_cores
+from edg.core.dist import world
+from edg.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from edg.systems.edg.train_options import Run
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/train/sprites.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, dotted: train.lr=1e-5"
+    )
+    parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these stages of the file")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (all cores)")
+
+
+def train(args) -> int:
+    """Run the stages that are not finished; prints one line for each."""
+    runs = read_runs(args.config, args.overrides, args.stages)
+    import torch
+
+    from edg.systems.edg.stages import is_made, train_run
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    with world(device) as here:
+        fix_threads(args.threads or max(1, usable_cores() // here.size))
+        for run in runs:
+            if here.first(lambda run=run: is_made(run)):
+                said = "is there already"
+            else:
+                train_run(run, source(run), here, device)
+                said = "done"
+            if here.is_first:
+                print(f"{run.name}: {run.result} {said}", flush=True)
+    return 0
+
+
+def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Run]:
+    """The file's runs in order. Raises UsageError for unknown keys and stages, BadFileError for the file."""
+    from edg.systems.edg.train_options import Run
+
+    values = config.read_yaml(path, overrides)
+    stages = values.pop("stages", None)
+    if stages is None:
+        named = {"name": Path(path).stem, **values}
+        return [config.build(Run, named, str(path))]
+    for name in only or ():
+        if name not in stages:
+            raise UsageError(
+                f"{path} has no stage {name!r}", expected=", ".join(stages), fix=nearest(name, stages)
+            )
+    runs = []
+    for name, own in stages.items():
+        run = config.build(Run, {**values, **(own or {}), "name": name}, f"stages.{name}")
+        earlier = {key: value for key, value in (("init", run.init), ("vae", run.vae)) if value in stages}
+        runs.append(replace(run, **{k: str(run.out / f"{v}.safetensors") for k, v in earlier.items()}))
+    return [run for run in runs if not only or run.name in only]
+
+
+# ---- data --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """Clips ("base", "tuned") or single frames ("stills") of the sprites world, `count` of them, drawn from
+    the run's seed. focus: weight of the error where the shape is (or passes)."""
+
+    kind: str
+    split: str
+    count: int
+    focus: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder that `edg encode` wrote."""
+
+    kind: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A folder of videos with captions, or a csv with videos under `root`. The rest as in clips.ClipSpec;
+    frames, height, width: the spec's where not given."""
+
+    kind: str
+    root: Path | None = None
+    csv: Path | None = None
+    columns: dict[str, str] | None = None
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    stride: tuple[int, int] = (1, 6)
+    fixed_fps: float | None = None
+    random_start: bool = True
+    fps_max: int | None = None
+
+
+def source(run: Run) -> Any:
+    """The run's data as train.fit wants it. Raises UsageError for an unknown kind or key."""
+    kind = run.data.get("kind")
+    if kind not in SOURCES:
+        raise UsageError(
+            f"data.kind is {kind!r}", expected=", ".join(SOURCES), fix=nearest(str(kind), SOURCES)
+        )
+    shape, make = SOURCES[kind]
+    return make(run, config.build(shape, run.data, "data"))
+
+
+def _sprites(run: Run, data: Sprites) -> Any:
+    import torch
+
+    from edg.sprites.data import clip_tensors, latent_weight, stills
+    from edg.sprites.world import FPS, clips
+    from edg.systems.edg.find import load_spec
+    from edg.systems.edg.stages import Table
+
+    if data.split == "stills":
+        return Table(stills(run.seed, data.count, data.focus))
+    drawn = clip_tensors(list(clips(data.split, run.seed, data.count)), told=data.split == "tuned")
+    weight = latent_weight(drawn.pop("cover"), load_spec(run.spec).latent_factor, data.focus)
+    return Table({**drawn, "weight": weight, "fps": torch.full((data.count,), FPS)})
+
+
+def _cache(run: Run, data: Cache) -> Any:
+    from edg.systems.edg.encode import CachedClips
+
+    return CachedClips(data.path)
+
+
+def _videos(run: Run, data: Videos) -> Any:
+    raise NotImplementedError
+
+
+SOURCES: dict[str, tuple[type, Callable[[Any, Any], Any]]] = {
+    "videos": (Videos, _videos),
+    "cache": (Cache, _cache),
+    "sprites": (Sprites, _sprites),
+}

@@ -1,0 +1,318 @@
+"""One training run, from start to result: start -> (precompute) -> fit -> parameter set with record.
+
+`train_run` is the whole way. The trainer itself is train.py, the settings are train_options.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+import edg
+from edg.core import config
+from edg.core.dist import World
+from edg.core.errors import BadFileError, UsageError
+from edg.core.records import cached_sha256
+from edg.core.seeding import derive, generator
+from edg.core.video import contact_sheet, write_image, write_video
+from edg.data.prompts import read_folder
+from edg.diffusion.schedule import Schedule
+from edg.systems.base import Request
+from edg.systems.edg import adapter, load, trainable
+from edg.systems.edg.find import load_spec
+from edg.systems.edg.generate import generate
+from edg.systems.edg.model import LatentVideoModel
+from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.spec import ModelSpec
+from edg.systems.edg.train import DenoiserTraining, VaeTraining, fit
+from edg.systems.edg.train_options import Run
+from edg.systems.edg.vae import AutoencoderKL
+from edg.weights.provenance import base_reference, input_record
+from edg.weights.reference import sha256_weights
+from edg.weights.store import Weights, open_weights
+from edg.weights.writers import write_safetensors
+
+VAE = "first_stage_model."
+
+
+def train_run(run: Run, data: Any, world: World, device: str) -> Path:
+    """Train `run` on `data` (see train.fit) and return the path of its parameter set.
+
+    Raises UsageError for settings that do not fit each other, BadFileError for weights that do not fit.
+    """
+    train = autoencoder if run.kind == "autoencoder" else denoiser
+    tensors, base = train(run, data, world, device)
+    world.first(lambda: write_result(run, tensors, base, len(data)))
+    return run.result
+
+
+# ---- the two kinds of training -----------------------------------------------------------------------------
+
+
+def autoencoder(run: Run, data: Any, world: World, device: str) -> tuple[dict[str, Tensor], None]:
+    """Train the autoencoder from scratch on still frames."""
+    torch.manual_seed(run.seed)
+    vae = AutoencoderKL(load_spec(run.spec).vae)
+    module = VaeTraining(vae, run.train, run.autoencoder.kl)
+    fit(module, data, run.folder, run.seed, world, device)
+    vae = vae.cpu().eval()
+    if run.autoencoder.calm is not None:
+        frames = torch.stack([data[i]["frames"] for i in range(min(1024, len(data)))])
+        normalise(vae, frames, run.autoencoder.calm)
+    return {VAE + name: value.detach().contiguous() for name, value in vae.state_dict().items()}, None
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, frames: Tensor, calm: float) -> None:
+    """Fold (z - mean) / std per channel into the 1x1 convolutions around the latent, so that the scale
+    factor is 1, and divide the posterior's deviation by `calm`: the decoder stays used to noisier latents
+    than it will get, and the denoiser need not predict the noise."""
+    mean = torch.cat([vae.encode(part).mean for part in frames.split(64)])
+    shift, scale = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))
+    channels = len(scale)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:channels] /= scale[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - shift) / scale
+    quant.bias[channels:] -= 2 * (scale * calm).log()
+    post.bias += (post.weight * shift[None, :, None, None]).sum(dim=(1, 2, 3))
+    post.weight *= scale[None, :, None, None]
+
+
+def denoiser(run: Run, data: Any, world: World, device: str) -> tuple[dict[str, Tensor], Weights | None]:
+    """Train the denoiser (with or without text adapter) from `run.init`, or from scratch."""
+    model, base = start(run)
+    if run.lora is not None:
+        trainable.add_lora(model, run.lora.rank, run.lora.alpha, run.lora.where, run.seed)
+    chosen = trainable.choose(model, run.trainable)
+    model.unet.checkpointing = run.train.gradient_checkpointing
+    if not run.train.dropout:
+        no_dropout(model)
+    if isinstance(data, Table):
+        data = precompute(model, data, run.seed)
+    module = DenoiserTraining(model, run.train, run.objective, chosen)
+    fit(module, data, run.folder, run.seed, world, device, sampler(run), run.samples.every)
+    if run.lora is not None:
+        trainable.merge_lora(model)
+    return stored(model.cpu()), base
+
+
+def no_dropout(model: LatentVideoModel) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def start(run: Run) -> tuple[LatentVideoModel, Weights | None]:
+    """The model that training begins with, on the CPU in float32, and the parameter set it came from."""
+    spec = load_spec(run.spec)
+    draw = generator(run.seed, "adapter")
+    if run.init is None:
+        torch.manual_seed(derive(run.seed, "weights"))
+        model = load.build(spec.with_adapter() if run.adapter != "none" else spec, "cpu")
+        if run.vae is not None:
+            only = open_weights(run.vae)
+            model.first_stage_model.load_state_dict(
+                {name.removeprefix(VAE): only[name] for name in only if name.startswith(VAE)}
+            )
+        begin_adapter(model, run.adapter, draw)
+        return model, None
+    base = open_weights(run.init)
+    had = load.has_adapter(base)
+    model = load.load_model(spec.with_adapter() if had or run.adapter != "none" else spec, base)
+    if not had:
+        begin_adapter(model, run.adapter, draw)
+    return model, base
+
+
+def begin_adapter(model: LatentVideoModel, how: str, draw: torch.Generator) -> None:
+    if how == "identity":
+        adapter.begin(model, draw)
+    elif how == "released":
+        adapter.begin_released(model, draw)
+
+
+# ---- frozen parts, once ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Clips in memory: columns of equal length, tensors or lists, and the frames in [-1, 1]."""
+
+    columns: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        index = getattr(key, "index", key)
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+@torch.no_grad()
+def precompute(model: LatentVideoModel, table: Table, seed: int, at_once: int = 64) -> Table:
+    """`table` with latents, text and image tokens for frames (N, 3, T, H, W) and captions: what is frozen is
+    computed once. The posterior of a clip is drawn once, too."""
+    frames, captions = table.columns["frames"], table.columns["caption"]
+    draw = generator(seed, "posterior")
+    parts: list[dict[str, Tensor]] = []
+    for at in range(0, len(table), at_once):
+        x = frames[at : at + at_once]
+        posterior = model.encode_frames(rearrange(x, "b c t h w -> (b t) c h w"))
+        z = posterior.sample(torch.randn(posterior.mean.shape, generator=draw)) * model.spec.scale_factor
+        parts.append(
+            {
+                "latents": rearrange(z, "(b t) c h w -> b c t h w", b=len(x)),
+                "text": model.encode_text(captions[at : at + at_once]),
+                "image": model.embedder(x[:, :, 0]),
+            }
+        )
+    made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Table({n: c for n, c in table.columns.items() if n not in ("frames", "caption")} | made)
+
+
+# ---- clips on the way --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OneNetwork:
+    """A network in training, as generate() wants its parameter sets."""
+
+    network: LatentVideoModel
+    batch_size: int = 1
+    names: tuple[str, ...] = ("now",)
+    resident: bool = True
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.network.spec
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.network.schedule
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def use(self, index: int) -> LatentVideoModel:
+        return self.network
+
+
+def sampler(run: Run):
+    """(model, step) -> [(name, picture)] for train.fit, None when no clips are asked for. Raises UsageError
+    when the prompt folder does not pair."""
+    want = run.samples
+    if not want.every:
+        return None
+    pairs = read_folder(want.prompt_dir)[: want.count]
+    options = SamplingOptions(
+        steps=want.steps,
+        guidance_scale=want.guidance_scale,
+        guidance_rescale=want.guidance_rescale,
+        switch_at=(),
+    )
+
+    def make(model: LatentVideoModel, step: int) -> list[tuple[str, np.ndarray]]:
+        spec, folder = model.spec, run.folder / "samples" / f"step_{step:08d}"
+        requests = [
+            Request(p.name, p.prompt, p.image, run.seed, spec.frames, spec.height, spec.width, options)
+            for p in pairs
+        ]
+        clips = []
+        for result in generate(OneNetwork(model), requests):
+            if result.frames is None:
+                print(f"sample {result.request.id}: {result.error}", flush=True)
+                continue
+            write_video(folder / f"{result.request.id}.mp4", result.frames)
+            clips.append((result.request.prompt, result.frames))
+        if not clips:
+            return []
+        sheet = contact_sheet(clips)
+        write_image(folder / "contact_sheet.png", sheet)
+        return [("samples", sheet)]
+
+    return make
+
+
+# ---- the result --------------------------------------------------------------------------------------------
+
+
+def stored(model: LatentVideoModel) -> dict[str, Tensor]:
+    """The state dict without what a spec with a towers_seed can compute by itself."""
+    seeded = model.spec.towers_seed is not None
+    skip = (*load.TOWERS, *model.buffer_names) if seeded else ()
+    return {n: t.detach().contiguous() for n, t in model.state_dict().items() if not n.startswith(skip)}
+
+
+def write_result(run: Run, tensors: Mapping[str, Tensor], base: Weights | None, samples: int) -> None:
+    """{out}/{name}.safetensors: complete without a base, else what training changed and a reference to it."""
+    kept = dict(tensors) if base is None else dict(changed(tensors, base))
+    record: dict[str, Any] = {
+        "format": 1,
+        "edg": edg.__version__,
+        "output": run.name,
+        "training": {**config.to_dict(run), "samples_in_data": samples},
+        "inputs": [],
+        "tensors": len(tensors),
+        "stored": len(kept),
+    }
+    if base is not None:
+        hashes = {str(file.path): cached_sha256(file.path) for file in base.files}
+        record["inputs"] = [input_record("init", base, hashes)]
+        record |= base_reference({"init": base}, hashes, run.result, [])
+    write_safetensors(run.result, kept, {"spec": run.spec, "edg": json.dumps(record)})
+
+
+def changed(tensors: Mapping[str, Tensor], base: Weights) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that are not, bit for bit, what the base holds."""
+    for name, tensor in tensors.items():
+        if name not in base or not torch.equal(tensor, base[name].to(tensor.dtype)):
+            yield name, tensor
+
+
+def is_made(run: Run) -> bool:
+    """Whether the result lies there, by the same settings. Raises UsageError when by others."""
+    if not run.result.exists():
+        return False
+    try:
+        record = open_weights(run.result, join_base=False).provenance
+    except BadFileError:
+        record = {}
+    if not isinstance(record.get("training"), dict):
+        raise UsageError(f"{run.result} is not a result of edg train", fix="choose another out=FOLDER")
+    made, wanted = settings(record["training"]), settings(config.to_dict(run))
+    made["init"] = next((item["sha256"] for item in record["inputs"]), None)
+    wanted["init"] = None if run.init is None else sha256_weights(open_weights(run.init))
+    for name in wanted:
+        if made.get(name) != wanted[name]:
+            raise UsageError(
+                f"{run.result} was trained with another {name}: {made.get(name)!r}",
+                expected=repr(wanted[name]),
+                fix="choose another out=FOLDER, or remove the file",
+            )
+    return True
+
+
+def settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result, flat: `train.lr` -> 0.001."""
+    free = {"out", "samples", "samples_in_data", "train.save_every", "train.keep", "train.log_every"}
+    free |= {"train.logger", "train.workers", "train.strategy", "train.gradient_checkpointing", "init", "vae"}
+
+    def flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if name in free:
+            return
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from flat(item, f"{name}.{key}".lstrip("."))
+        else:
+            yield name, value
+
+    return dict(flat(record, ""))

@@ -44,6 +44,21 @@ COMMANDS = {
         "edg.weights.commands:add_info_arguments",
         "edg.cli:info",
     ),
+    "encode": Command(
+        "videos -> a folder of latents and tokens, so that training runs the frozen networks once",
+        "edg.systems.edg.encode_flags:add_encode_arguments",
+        "edg.systems.edg.encode:encode_command",
+    ),
+    "analytic-init": Command(
+        "videos -> the file that sampling from M < 1000 starts from",
+        "edg.systems.edg.encode_flags:add_analytic_arguments",
+        "edg.systems.edg.analytic:analytic_command",
+    ),
+    "export": Command(
+        "a parameter set -> one complete file that other tools open",
+        "edg.weights.export:add_export_arguments",
+        "edg.weights.export:export_command",
+    ),
     "verify": Command("recompute the reference numbers", "edg.cli:add_verify_arguments", "edg.cli:verify"),
     "doctor": Command(
         "what this machine can run, and why not",
@@ -137,7 +152,7 @@ def _run(argv: list[str], program: str) -> int:
 
 def _overview() -> str:
     usage = "usage: edg COMMAND ...   (edg COMMAND --help tells its flags)"
-    lines = [f"  {name:<10}{command.help}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<15}{command.help}" for name, command in COMMANDS.items()]
     codes = "exit codes: 0 ok, 2 usage, 3 bad input file, 4 machine, 5 some items failed, 130/143 signals"
     return "\n".join([usage, "", *lines, "", codes])
 

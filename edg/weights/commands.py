@@ -102,7 +102,7 @@ def merge_and_report(
     return 0
 
 
-def progress_line() -> Callable[[int, int], None] | None:
+def progress_line(what: str = "merging") -> Callable[[int, int], None] | None:
     """A percentage that rewrites itself on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         return None
@@ -114,7 +114,7 @@ def progress_line() -> Callable[[int, int], None] | None:
             shown[0] = percent
             end = "\n" if done >= total else ""
             print(
-                f"\rmerging {percent:3d} %  {done / 1e9:.1f} of {total / 1e9:.1f} GB",
+                f"\r{what} {percent:3d} %  {done / 1e9:.1f} of {total / 1e9:.1f} GB",
                 end=end,
                 file=sys.stderr,
                 flush=True,

@@ -1,0 +1,190 @@
+"""`edg encode`: videos -> a cache of posterior moments, text and image tokens."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from edg.core.config import to_dict
+from edg.core.device import choose, dtype_name, usable_cores
+from edg.core.dist import world_from_environment
+from edg.core.errors import UsageError
+from edg.core.records import hash_value
+from edg.systems.edg import cache
+from edg.systems.edg.encode_flags import stride_range
+from edg.systems.edg.find import load_spec
+from edg.systems.edg.load import TOWERS, build, canonical, check, rebuild_towers, with_adapter_of
+from edg.systems.edg.model import LatentVideoModel
+from edg.systems.edg.spec import ModelSpec
+from edg.weights.store import open_weights
+
+Item = dict[str, Any]
+WORKERS = 4
+
+
+# ---- clips -------------------------------------------------------------------------------------------------
+
+
+def open_dataset(args: argparse.Namespace, spec: ModelSpec) -> tuple[Any, Any]:
+    """(clips of the videos that the flags name, one of every video; their ClipSpec). Raises EdgError."""
+    from edg.data.clips import ClipDataset, ClipSpec, read_csv, read_tree
+
+    height, width = args.height or spec.height, args.width or spec.width
+    frames, unit = args.frames or spec.frames, spec.size_multiple
+    if height < 1 or width < 1 or height % unit or width % unit:
+        raise UsageError(f"clips of {height}x{width}", expected=f"multiples of {unit} for {spec.name}")
+    if frames < 1:
+        raise UsageError(f"clips of {frames} frames", expected="at least 1")
+    clips = ClipSpec(
+        frames=frames,
+        height=height,
+        width=width,
+        stride=stride_range(args.stride or "1:6"),
+        fixed_fps=args.fixed_fps,
+        condition=spec.fps_condition_type,
+        flip=args.flip,
+    )
+    path = Path(args.data)
+    root = Path(args.root) if args.root else path.parent
+    videos = read_tree(path) if path.is_dir() else read_csv(path, root)
+    return ClipDataset(videos, clips, args.seed), clips
+
+
+def read_items(dataset: Any, keys: Sequence[Any], workers: int) -> Iterator[Item]:
+    """dataset[key] for every key, in order; worker processes read ahead."""
+    return iter(torch.utils.data.DataLoader(dataset, batch_size=None, sampler=keys, num_workers=workers))
+
+
+def workers_for(args: argparse.Namespace, device: torch.device) -> int:
+    if args.workers is not None:
+        return args.workers
+    return min(WORKERS, usable_cores()) if device.type == "cuda" else 0
+
+
+# ---- the frozen networks -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def load_encoders(
+    spec: ModelSpec,
+    weights: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    towers: bool = True,
+) -> LatentVideoModel:
+    """The model without denoiser, decoder, projector layers and adapter: what `encode_clip` needs, no more.
+
+    towers=False: without the text and image towers, too. Raises BadFileError when `weights` is not a complete
+    parameter set of the spec.
+    """
+    model = build(with_adapter_of(spec, [weights]))
+    check(model, weights)
+    model.model, model.first_stage_model.decoder = nn.ModuleDict(), nn.Identity()
+    model.image_proj_model.layers = nn.ModuleList()
+    for part in ("queries", "qformer", *(() if towers else ("cond_stage_model", "embedder"))):
+        if hasattr(model, part):
+            delattr(model, part)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(False)
+    model.to_empty(device=device)
+    targets, stored = model.state_dict(), canonical(weights)
+    for name, value in model.schedule_buffers().items():
+        targets[name].copy_(value)
+    for name, actual in stored.items():
+        if name in targets:
+            targets[name].copy_(weights[actual])
+    if towers and spec.towers_seed is not None and not any(name.startswith(TOWERS) for name in stored):
+        rebuild_towers(model)
+    return model
+
+
+@torch.no_grad()
+def encode_moments(model: LatentVideoModel, frames_3THW: Tensor, chunk: int = 8) -> Tensor:
+    """Frames in [-1, 1] -> (2C, T, h, w): mean and clamped log variance of the posterior, unscaled, float32.
+
+    chunk: frames at once. A clip is encoded alone, so that its bits do not depend on its neighbours.
+    """
+    parts = []
+    for x in rearrange(frames_3THW.to(model.device), "c t h w -> t c h w").split(chunk):
+        posterior = model.encode_frames(x)
+        parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1))
+    return rearrange(torch.cat(parts), "t c h w -> c t h w").cpu()
+
+
+@torch.no_grad()
+def encode_clip(model: LatentVideoModel, item: Mapping[str, Any], every_frame: bool, chunk: int = 8) -> Item:
+    """A clip of ClipDataset with moments, text (L, D) and image (M, W) of frame 0, or images (T, M, W) of all
+    frames, in place of its frames."""
+    frames = item["frames"]
+    images = rearrange(frames if every_frame else frames[:, :1], "c t h w -> t c h w").to(model.device)
+    tokens = torch.cat([model.embedder(part).float().cpu() for part in images.split(chunk)])
+    made = {
+        "moments": encode_moments(model, frames, chunk),
+        "text": model.encode_text([item["caption"]])[0].float().cpu(),
+    }
+    made |= {"images": tokens} if every_frame else {"image": tokens[0]}
+    return {name: value for name, value in item.items() if name != "frames"} | made
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+def encode_command(args: argparse.Namespace) -> int:
+    """Carry out `edg encode`; under torchrun every process has its share of shards. Raises EdgError."""
+    for name in ("passes", "shard", "chunk"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} {getattr(args, name)}", expected="at least 1")
+    here, out = world_from_environment(), Path(args.out)
+    spec, (_, stored) = load_spec(args.spec), choose("cpu", args.dtype)
+    device, compute = choose(args.device, args.compute, here.local_rank)
+    weights = open_weights(args.weights)
+    dataset, clips = open_dataset(args, spec)
+    index = cache.Index(
+        spec=spec.name,
+        encoders=cache.encoder_identity(spec, weights) | {"compute": dtype_name(compute)},
+        clips=to_dict(clips),
+        videos=hash_value([[str(video.path), video.caption] for video in dataset.videos]),
+        size=len(dataset),
+        passes=args.passes,
+        seed=args.seed,
+        every_frame=args.every_frame,
+        dtype=dtype_name(stored),
+        shard=args.shard,
+    )
+    todo = cache.begin(out, index)
+    mine = [shard for shard in todo if shard % here.size == here.rank]
+    if mine:
+        model = load_encoders(spec, weights, device, compute)
+        encode_shards(model, dataset, out, index, mine, workers_for(args, device), args.chunk)
+    say(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
+    return 0
+
+
+def encode_shards(
+    model: LatentVideoModel,
+    dataset: Any,
+    out: Path,
+    index: cache.Index,
+    shards: Sequence[int],
+    workers: int = 0,
+    chunk: int = 8,
+) -> None:
+    """Encode and write `shards` of the cache, one after the other."""
+    keys = [divmod(number, index.size) for shard in shards for number in index.numbers(shard)]
+    items = read_items(dataset, keys, workers)
+    for done, shard in enumerate(shards):
+        rows = (encode_clip(model, next(items), index.every_frame, chunk) for _ in index.numbers(shard))
+        cache.write_shard(out, index, shard, rows)
+        say(f"  shard {shard}: {done + 1} of {len(shards)}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

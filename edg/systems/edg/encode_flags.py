@@ -1,0 +1,58 @@
+"""The flags of `edg encode` and `edg analytic-init`. Nothing heavy here: `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+
+from edg.core.arguments import add_switch
+from edg.core.errors import UsageError
+
+
+def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--out", required=True, help="folder of the cache; the same command continues it")
+    add_clip_arguments(parser)
+    parser.add_argument("--passes", type=int, default=1, help="clips of every video, each another one (1)")
+    add_switch(parser, "--every-frame", help="image tokens of all frames, for training on random ones")
+    parser.add_argument("--dtype", default="fp16", help="of what is stored: fp16, bf16 or float32 (fp16)")
+    parser.add_argument("--shard", type=int, default=64, help="clips in one file (64)")
+
+
+def add_analytic_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser, weights_required=False)
+    parser.add_argument("--out", required=True, help="the file to write, e.g. initial_noise.pt")
+    add_clip_arguments(parser)
+    parser.add_argument("--count", type=int, help="clips (default: one of every video; a cache: all of it)")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, weights_required: bool = True) -> None:
+    parser.add_argument("--spec", required=True, help="dynamicrafter-512, ... or a YAML file")
+    parser.add_argument("--weights", required=weights_required, help="the parameter set whose encoders work")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--compute", default="auto", help="precision of the networks: auto, fp32, fp16, bf16")
+    parser.add_argument("--chunk", type=int, default=8, help="frames encoded at once (8)")
+
+
+def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="a folder of videos, or a csv")
+    parser.add_argument("--root", help="folder that the names in the csv are in (default: the csv's)")
+    parser.add_argument("--height", type=int, help="of the clips, pixels (the model's)")
+    parser.add_argument("--width", type=int, help="of the clips, pixels (the model's)")
+    parser.add_argument("--frames", type=int, help="of a clip (the model's)")
+    parser.add_argument("--stride", help="frames from one to the next: N, or a range A:B to draw from (1:6)")
+    parser.add_argument(
+        "--fixed-fps", type=float, help="frames per second of every clip, instead of --stride"
+    )
+    add_switch(
+        parser, "--flip", help="mirror half of the clips (captions that say left or right are wrong then)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of clips (0)")
+    parser.add_argument("--workers", type=int, help="processes that read videos (with a GPU 4, else none)")
+
+
+def stride_range(text: str) -> tuple[int, int]:
+    """'2' -> (2, 2), '1:6' -> (1, 6). Raises UsageError."""
+    low, _, high = text.replace(",", ":").partition(":")
+    if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)):
+        raise UsageError(f"--stride {text}", expected="a number of frames, or a range such as 1:6")
+    return int(low), int(high or low)

@@ -39,6 +39,11 @@ COMMANDS = {
         "edg.runner.flags:add_sample_arguments",
         "edg.runner.command:sample",
     ),
+    "train": Command(
+        "a configuration -> trained parameter sets",
+        "edg.runner.train:add_arguments",
+        "edg.runner.train:train",
+    ),
     "info": Command(
         "what a checkpoint is, without loading it",
         "edg.weights.commands:add_info_arguments",

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from edg.systems.edg.train_options import Run
 
 
+SKIPPED = "skipped.jsonl"
+
+
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/train/sprites.yaml")
     parser.add_argument(
@@ -50,10 +53,19 @@ def train(args) -> int:
                 said = "is there already"
             else:
                 train_run(run, source(run), here, device)
-                said = "done"
+                said = "done" + skipped(run)
             if here.is_first:
                 print(f"{run.name}: {run.result} {said}", flush=True)
     return 0
+
+
+def skipped(run: Run) -> str:
+    """`; 3 videos were skipped, see FILE`, or nothing."""
+    from edg.data.clips import Skipped
+
+    file = run.folder / SKIPPED
+    count = len(Skipped(file).entries())
+    return f"; {count} videos were skipped, see {file}" if count else ""
 
 
 def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Run]:
@@ -102,13 +114,13 @@ class Cache:
 
 @dataclass(frozen=True)
 class Videos:
-    """A folder of videos with captions, or a csv with videos under `root`. The rest as in clips.ClipSpec;
-    frames, height, width: the spec's where not given."""
+    """A folder of videos with captions, or a csv whose files lie under `root`; columns: see sources.read_csv.
+    The rest as in data.transforms.ClipSpec; frames, height, width: the spec's where not given."""
 
     kind: str
     root: Path | None = None
     csv: Path | None = None
-    columns: dict[str, str] | None = None
+    columns: str = "auto"
     frames: int | None = None
     height: int | None = None
     width: int | None = None
@@ -116,6 +128,7 @@ class Videos:
     fixed_fps: float | None = None
     random_start: bool = True
     fps_max: int | None = None
+    flip: bool = False
 
 
 def source(run: Run) -> Any:
@@ -151,7 +164,23 @@ def _cache(run: Run, data: Cache) -> Any:
 
 
 def _videos(run: Run, data: Videos) -> Any:
-    raise NotImplementedError
+    from edg.data.clips import ClipDataset, ClipSpec, Skipped, read_videos
+    from edg.systems.edg.find import load_spec
+
+    spec = load_spec(run.spec)
+    clip = ClipSpec(
+        frames=data.frames or spec.frames,
+        height=data.height or spec.height,
+        width=data.width or spec.width,
+        stride=data.stride,
+        fixed_fps=data.fixed_fps,
+        random_start=data.random_start,
+        fps_max=data.fps_max,
+        condition=spec.fps_condition_type,
+        flip=data.flip,
+    )
+    videos = read_videos(data.root, data.csv, data.columns)
+    return ClipDataset(videos, clip, run.seed, Skipped(run.folder / SKIPPED))
 
 
 SOURCES: dict[str, tuple[type, Callable[[Any, Any], Any]]] = {

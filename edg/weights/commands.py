@@ -209,14 +209,19 @@ def family(infos: Mapping[str, TensorInfo]) -> str:
 
 
 def _provenance(record: dict) -> list[str]:
-    if not isinstance(record.get("recipe"), dict):
+    recipe, training = record.get("recipe"), record.get("training")
+    if not isinstance(recipe, dict) and not isinstance(training, dict):
         return []
-    lines = [f"made by     edg {record.get('edg')} as output {record.get('output')!r}"]
+    how = "trained by  " if isinstance(training, dict) else "made by     "
+    lines = [f"{how}edg {record.get('edg')} as output {record.get('output')!r}"]
     for item in record.get("inputs", []):
         lines.append(
             f"  input     {item.get('name')}: {item.get('path')}  sha256 {str(item.get('sha256'))[:16]}..."
         )
-    recipe = record["recipe"]
+    if isinstance(training, dict):
+        told = {"trainable": training["trainable"], "data": training["data"], "seed": training["seed"]}
+        told |= {name: training["train"][name] for name in ("steps", "batch", "lr")}
+        return [*lines, *(f"  {name:<10}{value}" for name, value in told.items())]
     for step in (recipe.get("outputs") or {}).get(record.get("output"), []):
         settings = ", ".join(f"{k} {v}" for k, v in step.items() if k != "op" and v not in ("", []))
         lines.append(f"  step      {step.get('op')}: {settings}")

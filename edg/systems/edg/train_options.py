@@ -27,8 +27,8 @@ class Plan:
     steps, then stays ("constant") or falls to final_lr x lr as a line or a cosine ("linear", "cosine").
     text_rate: multiple of lr for what the text enters by (the adapter, keys and values of attn2).
     grad_clip: largest norm of the gradient, 0 is off. ema: decay of the weights' running mean, 0 is off;
-    early on it is min(ema, (2 + step) / (11 + step)). gradient_checkpointing: blocks are computed twice, memory
-    falls. dropout: whether the network's own is on; its masks are then drawn for each process, so that
+    early on it is min(ema, (2 + step) / (11 + step)). gradient_checkpointing: blocks are computed twice, less
+    memory. dropout: whether the network's own is on; its masks are then drawn for each process, so that
     another number of ranks is another run. save_every, keep: steps between checkpoints, and how many stay.
     workers: processes that read clips.
     """

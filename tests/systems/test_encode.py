@@ -4,12 +4,14 @@ import json
 import pickle
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from edg.cli import main
 from edg.core.errors import BadFileError, UsageError
 from edg.core.seeding import generator
+from edg.core.video import write_video
 from edg.data.order import Keyed, Order, collate
 from edg.systems.edg import analytic, cache, encode
 from edg.systems.edg.cache import CachedClips
@@ -74,8 +76,8 @@ def model(weights):
 @pytest.fixture
 def fake(monkeypatch):
     data = Fake()
-    monkeypatch.setattr(encode, "open_dataset", lambda args, spec: (data, Clips()))
-    monkeypatch.setattr(analytic, "open_dataset", lambda args, spec: (data, Clips()))
+    monkeypatch.setattr(encode, "open_dataset", lambda *_: (data, Clips()))
+    monkeypatch.setattr(analytic, "open_dataset", lambda *_: (data, Clips()))
     return data
 
 
@@ -264,6 +266,33 @@ def test_mistakes(tmp_path, weights, fake, capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert run("analytic-init", weights, out) == 2
     assert not out.exists()
+
+
+# ---- real videos -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_videos(tmp_path, weights, capsys):
+    """mp4 files with captions, one of them torn: encoded, listed, estimated."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(3):
+        frames = np.full((20, 40, 64, 3), 60 * i + 40, np.uint8)
+        write_video(folder / f"{i}.mp4", frames, fps=12)
+        (folder / f"{i}.txt").write_text(f"grey {i}")
+    (folder / "3.mp4").write_bytes((folder / "0.mp4").read_bytes()[:200])
+    flags = ("--data", folder, "--stride", "2")
+    assert run("encode", weights, tmp_path / "c", *flags, "--dtype", "float32") == 0
+    assert "1 videos could not be used" in capsys.readouterr().err
+    assert "3.mp4" in (tmp_path / "c" / "skipped.jsonl").read_text()
+    clips = CachedClips(tmp_path / "c")
+    assert [clips[i]["caption"] for i in range(3)] == ["grey 0", "grey 1", "grey 2"] and len(clips) == 4
+    assert clips[3]["caption"].startswith("grey") and clips[0]["fps"] == 6 and clips[0]["stride"] == 2
+    again = CachedClips(tmp_path / "c").index
+    assert run("encode", weights, tmp_path / "c", *flags, "--dtype", "float32", "--workers", "1") == 0
+    assert CachedClips(tmp_path / "c").index == again
+    assert run("analytic-init", weights, tmp_path / "x.pt", *flags, "--workers", "1") == 0
+    expectation, _ = read_initial_noise(tmp_path / "x.pt", (1, 4, T, 8, 8))
+    assert torch.isfinite(expectation).all() and (tmp_path / "x.skipped.jsonl").is_file()
 
 
 def test_stride_flags():

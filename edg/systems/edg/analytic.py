@@ -26,6 +26,7 @@ from edg.systems.edg.encode import (
     open_dataset,
     read_items,
     say,
+    tell_skipped,
     workers_for,
 )
 from edg.systems.edg.find import load_spec
@@ -58,7 +59,13 @@ def analytic_command(args: argparse.Namespace) -> int:
         f"{found.expectation.abs().mean():.3f} (uncertain by {deviation / found.count**0.5:.3f}), "
         f"deviation {deviation:.3f}"
     )
+    tell_skipped(skipped_file(args.out))
     return 0
+
+
+def skipped_file(out: str) -> Path:
+    """Where the videos that could not be used are listed: initial_noise.skipped.jsonl, beside the result."""
+    return Path(out).with_suffix(".skipped.jsonl")
 
 
 def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any], Iterator[Tensor]]:
@@ -66,7 +73,7 @@ def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any]
     if args.weights is None:
         raise UsageError("edg analytic-init without --weights", expected="a checkpoint, or encoded --data")
     device, compute = choose(args.device, args.compute)
-    dataset, clips = open_dataset(args, spec)
+    dataset, clips = open_dataset(args, spec, skipped_file(args.out))
     model = load_encoders(spec, open_weights(args.weights), device, compute, towers=False)
     keys = draw_keys(len(dataset), args.count or len(dataset), args.seed)
     items = read_items(dataset, keys, workers_for(args, device))

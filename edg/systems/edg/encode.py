@@ -18,6 +18,7 @@ from edg.core.dist import world_from_environment
 from edg.core.errors import UsageError
 from edg.core.records import hash_value
 from edg.systems.edg import cache
+from edg.systems.edg.cache import CachedClips
 from edg.systems.edg.encode_flags import stride_range
 from edg.systems.edg.find import load_spec
 from edg.systems.edg.load import TOWERS, build, canonical, check, rebuild_towers, with_adapter_of
@@ -27,14 +28,18 @@ from edg.weights.store import open_weights
 
 Item = dict[str, Any]
 WORKERS = 4
+SKIPPED = "skipped.jsonl"
+
+__all__ = ["CachedClips", "encode_clip", "encode_command", "encode_moments", "load_encoders"]
 
 
 # ---- clips -------------------------------------------------------------------------------------------------
 
 
-def open_dataset(args: argparse.Namespace, spec: ModelSpec) -> tuple[Any, Any]:
-    """(clips of the videos that the flags name, one of every video; their ClipSpec). Raises EdgError."""
-    from edg.data.clips import ClipDataset, ClipSpec, read_csv, read_tree
+def open_dataset(args: argparse.Namespace, spec: ModelSpec, skipped: Path) -> tuple[Any, Any]:
+    """(clips of the videos that the flags name, one of every video; their ClipSpec). Videos that cannot be
+    read are listed in `skipped`, a .jsonl. Raises EdgError."""
+    from edg.data.clips import ClipDataset, ClipSpec, Skipped, read_csv, read_tree
 
     height, width = args.height or spec.height, args.width or spec.width
     frames, unit = args.frames or spec.frames, spec.size_multiple
@@ -48,13 +53,23 @@ def open_dataset(args: argparse.Namespace, spec: ModelSpec) -> tuple[Any, Any]:
         width=width,
         stride=stride_range(args.stride or "1:6"),
         fixed_fps=args.fixed_fps,
+        fps_max=args.fps_max,
         condition=spec.fps_condition_type,
         flip=args.flip,
     )
     path = Path(args.data)
-    root = Path(args.root) if args.root else path.parent
-    videos = read_tree(path) if path.is_dir() else read_csv(path, root)
-    return ClipDataset(videos, clips, args.seed), clips
+    videos = read_tree(path) if path.is_dir() else read_csv(path, args.root, args.columns)
+    return ClipDataset(videos, clips, args.seed, Skipped(skipped)), clips
+
+
+def tell_skipped(file: Path) -> None:
+    """Say how many videos of a run could not be used, and where they are listed."""
+    from edg.data.clips import Skipped
+
+    if lost := Skipped(file).entries():
+        path, reason = next(iter(lost.items()))
+        say(f"{len(lost)} videos could not be used and others took their places, see {file}")
+        say(f"  {path}: {reason}")
 
 
 def read_items(dataset: Any, keys: Sequence[Any], workers: int) -> Iterator[Item]:
@@ -146,7 +161,7 @@ def encode_command(args: argparse.Namespace) -> int:
     spec, (_, stored) = load_spec(args.spec), choose("cpu", args.dtype)
     device, compute = choose(args.device, args.compute, here.local_rank)
     weights = open_weights(args.weights)
-    dataset, clips = open_dataset(args, spec)
+    dataset, clips = open_dataset(args, spec, out / SKIPPED)
     index = cache.Index(
         spec=spec.name,
         encoders=cache.encoder_identity(spec, weights) | {"compute": dtype_name(compute)},
@@ -165,6 +180,7 @@ def encode_command(args: argparse.Namespace) -> int:
         model = load_encoders(spec, weights, device, compute)
         encode_shards(model, dataset, out, index, mine, workers_for(args, device), args.chunk)
     say(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
+    tell_skipped(out / SKIPPED)
     return 0
 
 

@@ -36,13 +36,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, weights_required: bool 
 def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder of videos, or a csv")
     parser.add_argument("--root", help="folder that the names in the csv are in (default: the csv's)")
+    parser.add_argument(
+        "--columns", default="auto", help="layout of the csv's files: auto, dynamicrafter, cil, path, ..."
+    )
     parser.add_argument("--height", type=int, help="of the clips, pixels (the model's)")
     parser.add_argument("--width", type=int, help="of the clips, pixels (the model's)")
     parser.add_argument("--frames", type=int, help="of a clip (the model's)")
     parser.add_argument("--stride", help="frames from one to the next: N, or a range A:B to draw from (1:6)")
     parser.add_argument(
-        "--fixed-fps", type=float, help="frames per second of every clip, instead of --stride"
+        "--fixed-fps", type=float, help="count --stride at this rate, not at each video's own"
     )
+    parser.add_argument("--fps-max", type=int, help="largest frame rate that the network is told")
     add_switch(
         parser, "--flip", help="mirror half of the clips (captions that say left or right are wrong then)"
     )

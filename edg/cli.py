@@ -152,7 +152,8 @@ def _run(argv: list[str], program: str) -> int:
     parser = Parser(prog=program if program != "edg" else f"edg {name}", description=command.help)
     _load(command.add)(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return _load(command.run)(parser.parse_args(rest)) or 0
+    args = parser.parse_args(rest)  # before what runs is imported: --help and mistakes are told at once
+    return _load(command.run)(args) or 0
 
 
 def _overview() -> str:

@@ -1,0 +1,151 @@
+"""Training clips out of video files, any of which may be broken: what is read is a function of (seed, epoch,
+index), what cannot be read is replaced, counted and listed, never fatal.
+
+    videos = read_videos(root, csv)                               sources.py
+    dataset = ClipDataset(videos, ClipSpec(16, 320, 512), seed)   readers.py, transforms.py
+    DataLoader(Keyed(dataset), batch_sampler=Order(...), collate_fn=partial(collate, seed=seed))   order.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edg.core.errors import BadFileError, UsageError
+from edg.core.records import machine_error
+from edg.core.seeding import generator
+from edg.data.order import Key
+from edg.data.readers import Backend, read_frames_at
+from edg.data.sources import Video, read_csv, read_tree, read_videos
+from edg.data.transforms import ClipSpec, choose_times, fit_clip, rate_condition
+
+__all__ = ["ClipDataset", "ClipSpec", "Skipped", "Video", "read_csv", "read_tree", "read_videos"]
+
+
+class Skipped:
+    """The videos that could not be used: path -> reason, each once.
+
+    file: a .jsonl shared by the workers of a run (and by its resumed runs): whoever meets a bad video appends
+    one line, unless it is there already (two in the same moment write it twice, entries() tells it once).
+    None: kept by this process alone. Raises MachineError when the file cannot be written.
+    """
+
+    def __init__(self, file: str | Path | None = None):
+        self.file = None if file is None else Path(file)
+        self._own: dict[str, str] = {}
+
+    def __contains__(self, path: str | Path) -> bool:
+        """Whether this process met it; what others or earlier runs met is tried again."""
+        return str(path) in self._own
+
+    def reason(self, path: str | Path) -> str:
+        return self._own[str(path)]
+
+    def add(self, path: str | Path, reason: str) -> None:
+        path = str(path)
+        if path in self._own:
+            return
+        self._own[path] = reason
+        if self.file is None or path in self.entries():
+            return
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"path": path, "reason": reason}) + "\n")
+        except OSError as error:
+            raise machine_error(error, self.file) or error from error
+
+    def entries(self) -> dict[str, str]:
+        """path -> reason, of all processes that share the file."""
+        if self.file is None:
+            return dict(self._own)
+        try:
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return {}
+        found: dict[str, str] = {}
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                found.setdefault(entry["path"], entry["reason"])
+            except (ValueError, KeyError, TypeError):  # half a line, of a process that was killed
+                continue
+        return found
+
+
+class ClipDataset(torch.utils.data.Dataset):
+    """Clips of videos, one per video and epoch.
+
+    dataset[epoch, index], or dataset[Key]: a dictionary of
+      frames    float32 (3, T, H, W) in [-1, 1]
+      caption   str                    path      str, of the video it really is
+      fps       int, the condition (frames per second or stride, as the ClipSpec says)
+      fps_true  float, frames per second of the clip, unrounded
+      stride    int                    start     int, its first frame in the video
+      reader    "decord" or "pyav"
+    A video that cannot be read or is too short goes to `skipped` and another one, drawn from (seed, epoch,
+    index, try), takes its place; after `tries` of them BadFileError names the first. reader: see open_video.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        clip: ClipSpec,
+        seed: int,
+        skipped: Skipped | None = None,
+        tries: int = 20,
+        reader: Backend = "auto",
+    ):
+        if not videos:
+            raise UsageError("there is no video to train on")
+        self.videos, self.clip, self.seed = videos, clip, seed
+        self.skipped = Skipped() if skipped is None else skipped
+        self.tries, self.reader = tries, reader
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: Key | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key[:2]
+        reasons = []
+        for attempt in range(self.tries):
+            video = self.videos[index if attempt == 0 else self._other(epoch, index, attempt)]
+            try:
+                return self._clip(video, epoch, index, attempt)
+            except BadFileError as error:
+                self.skipped.add(video.path, str(error))
+                reasons.append(f"{video.path.name}: {error}")
+        raise BadFileError(
+            f"{len(reasons)} videos in a row cannot be used, first {'; '.join(dict.fromkeys(reasons[:3]))}",
+            fix="look at the list of skipped videos" + (f" {self.skipped.file}" if self.skipped.file else ""),
+        )
+
+    def _other(self, epoch: int, index: int, attempt: int) -> int:
+        draws = generator(self.seed, "replacement", epoch, index, attempt)
+        return int(torch.randint(len(self.videos), (1,), generator=draws))
+
+    def _clip(self, video: Video, epoch: int, index: int, attempt: int) -> dict[str, Any]:
+        if video.path in self.skipped:
+            raise BadFileError(self.skipped.reason(video.path))
+
+        def choose(reader):
+            draws = generator(self.seed, "clip", epoch, index, attempt)
+            return choose_times(reader.frames, reader.fps, self.clip, draws)
+
+        reader, frames, chosen = read_frames_at(video.path, choose, self.reader)
+        draws = generator(self.seed, "flip", epoch, index, attempt)
+        mirror = self.clip.flip and bool(torch.rand(1, generator=draws) < 0.5)
+        return {
+            "frames": fit_clip(frames, self.clip.height, self.clip.width, mirror),
+            "caption": video.caption,
+            "path": str(video.path),
+            "fps": rate_condition(reader.fps, chosen.step, self.clip),
+            "fps_true": reader.fps / chosen.step,
+            "stride": chosen.step,
+            "start": chosen.start,
+            "reader": reader.name,
+        }

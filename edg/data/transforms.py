@@ -1,0 +1,92 @@
+"""From a video to the numbers a network sees: which frames, how they are fitted, what rate is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edg.core.errors import BadFileError, UsageError
+from edg.core.video import fit_image
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What a training clip is.
+
+    frames, height, width: its size. stride: smallest and largest distance of two frames in the video, drawn
+    uniformly (published: 1 to 6). fixed_fps: strides are counted at this rate instead of the video's own (a
+    stride of 1 is then the nearest whole number to video fps / fixed_fps, at least 1).
+    random_start: the clip begins anywhere, else at frame 0. condition: what the network is told, "fps" (the
+    clip's frames per second, rounded down, at most fps_max; 512 and 1024 models) or "fs" (the stride; 256).
+    flip: half of the clips are mirrored (wrong where captions say left and right).
+    """
+
+    frames: int
+    height: int
+    width: int
+    stride: tuple[int, int] = (1, 6)
+    fixed_fps: float | None = None
+    random_start: bool = True
+    fps_max: int | None = None
+    condition: Literal["fps", "fs"] = "fps"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width"):
+            _need(getattr(self, name) >= 1, f"a clip with {name} {getattr(self, name)}", "1 or more")
+        low, high = self.stride
+        _need(1 <= low <= high, f"strides from {low} to {high}", "1 <= smallest <= largest")
+        _need(self.fixed_fps is None or self.fixed_fps > 0, f"fixed_fps {self.fixed_fps}", "above 0")
+        _need(self.fps_max is None or self.fps_max >= 1, f"fps_max {self.fps_max}", "1 or more")
+        _need(self.condition in ("fps", "fs"), f"the condition {self.condition!r}", "fps or fs")
+
+
+def _need(holds: bool, given: str, expected: str) -> None:
+    if not holds:
+        raise UsageError(given, expected=expected)
+
+
+def choose_times(count: int, fps: float, clip: ClipSpec, generator: torch.Generator) -> range:
+    """Which frames of a video of `count` frames at `fps` frames per second a clip is made of: its start,
+    stop and step (the stride).
+
+    A video too short for the stride drawn gets the largest that fits. Always two numbers are drawn. Raises
+    BadFileError when the video has fewer frames than the clip.
+    """
+    stride = _draw(clip.stride[0], clip.stride[1], generator)
+    if clip.fixed_fps is not None:
+        stride = max(1, round(stride * fps / clip.fixed_fps))
+    if count < clip.frames:
+        raise BadFileError(f"too short: {count} frames, a clip has {clip.frames}")
+    gaps = clip.frames - 1
+    if gaps:
+        stride = min(stride, (count - 1) // gaps)
+    start = _draw(0, count - 1 - stride * gaps, generator)
+    start = start if clip.random_start else 0
+    return range(start, start + stride * clip.frames, stride)
+
+
+def _draw(low: int, high: int, generator: torch.Generator) -> int:
+    return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+
+def rate_condition(fps: float, stride: int, clip: ClipSpec) -> int:
+    """What the network is told about the speed: floor(fps / stride) in [1, fps_max], or the stride."""
+    if clip.condition == "fs":
+        return stride
+    rate = max(1, int(fps / stride + 1e-6))
+    return rate if clip.fps_max is None else min(rate, clip.fps_max)
+
+
+def fit_clip(frames: np.ndarray, height: int, width: int, mirror: bool = False) -> Tensor:
+    """uint8 (T, H, W, 3) to float32 (3, T, height, width) in [-1, 1].
+
+    Scaled (up, if need be) to cover the size, then cut in the centre: never a bar at a side. The resize is
+    the one that sampling uses with `crop`.
+    """
+    clip = torch.stack([fit_image(np.ascontiguousarray(x), height, width, crop=True) for x in frames], dim=1)
+    return clip.flip(-1) if mirror else clip

@@ -54,8 +54,11 @@ class Skipped:
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"path": path, "reason": reason}) + "\n")
+            with self.file.open("ab+") as file:
+                file.seek(-1 if file.tell() else 0, 2)
+                torn = file.read(1) not in (b"", b"\n")  # half a line, of a process that was killed
+                line = json.dumps({"path": path, "reason": reason}) + "\n"
+                file.write(("\n" + line if torn else line).encode())
         except OSError as error:
             raise machine_error(error, self.file) or error from error
 
@@ -72,7 +75,7 @@ class Skipped:
             try:
                 entry = json.loads(line)
                 found.setdefault(entry["path"], entry["reason"])
-            except (ValueError, KeyError, TypeError):  # half a line, of a process that was killed
+            except (ValueError, KeyError, TypeError):  # half a line
                 continue
         return found
 

@@ -1,10 +1,14 @@
 """Frames of a video file by their number: decord where it can be trusted, PyAV for the rest.
 
-decord 0.6 is tried first and left where it is known to be wrong:
-- frames come with four channels for some sizes and for turned phone videos (get_batch then fails);
+PyAV lists the packets of a file (nothing is decoded), which tells a broken file, and one that decord 0.6 is
+known to read wrongly:
 - a cut made without encoding hides frames before or after it (an edit list); decord counts hidden ones too,
   and repeats a picture, or never returns, when asked for one of the last (dmlc/decord#373);
-- now and then another frame of an avi (dmlc/decord#195).
+- frames that follow a keyframe in the file but are shown before it (open groups of pictures, usual for HEVC):
+  after a jump, decord gives later frames than the ones asked for;
+- containers other than mp4, mov, mkv and webm: jumps in a transport or program stream miss, and an avi now
+  and then gives another frame (dmlc/decord#195).
+For some sizes, and for turned phone videos, its frames come with four channels and get_batch fails.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import math
 import stat
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -24,7 +29,7 @@ from edg.core.video import MAX_PIXELS
 
 Backend = Literal["auto", "decord", "pyav"]
 T = TypeVar("T", bound=Sequence[int])
-_NOT_FOR_DECORD = (".avi",)
+_SEEKS_EXACTLY = ("mp4", "matroska")  # in FFmpeg's names of the container formats
 
 
 class Reader(Protocol):
@@ -44,20 +49,20 @@ class Reader(Protocol):
 def open_video(path: str | Path, backend: Backend = "auto") -> Reader:
     """A reader of a video file, its first frame decoded as a trial.
 
-    auto: decord, then PyAV. Raises BadFileError with PyAV's reason when the file cannot be read, MachineError
-    when decord is demanded and not installed.
+    auto: decord where it can be trusted, else PyAV. Raises BadFileError when the file cannot be read,
+    MachineError when decord is demanded and not installed.
     """
     path = Path(path)
     _need_content(path)
-    if backend == "decord" or (
-        backend == "auto" and path.suffix.lower() not in _NOT_FOR_DECORD and _decord()
-    ):
-        try:
-            return _checked(DecordReader(path))
-        except BadFileError:
-            if backend == "decord":
-                raise
-    return _checked(PyAvReader(path))
+    if backend == "decord":
+        return _checked(DecordReader(path))
+    reader = PyAvReader(path)
+    if backend == "auto" and reader.plain and _decord():
+        with suppress(BadFileError):
+            faster = DecordReader(path)
+            if faster.frames == reader.frames:
+                return _checked(faster)
+    return _checked(reader)
 
 
 def read_frames_at(
@@ -75,21 +80,6 @@ def read_frames_at(
     reader = open_video(path, "pyav")
     chosen = choose(reader)
     return reader, reader.get(chosen), chosen
-
-
-def _mistrusted(path: Path) -> bool:
-    """Whether decord is known to read such a file wrongly; the header tells."""
-    import av
-
-    if path.suffix.lower() in _NOT_FOR_DECORD:
-        return True
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            seconds = float((stream.duration or 0) * stream.time_base)
-            return stream.frames > seconds * float(stream.average_rate or 0) + 1.5 if seconds else False
-    except (av.FFmpegError, OSError, IndexError, ValueError):
-        return True  # then PyAV says what is wrong
 
 
 def _need_content(path: Path) -> None:
@@ -137,8 +127,6 @@ class DecordReader:
         self.path = path
         self._video = self._call(lambda: decord.VideoReader(str(path), num_threads=1))
         self.frames = len(self._video)
-        if self._call(lambda: self._video.get_frame_timestamp(0)).min() < 0:
-            raise BadFileError(f"{path} has frames before its beginning")
         self.fps = float(self._video.get_avg_fps())
         self.size = self.get([0]).shape[1:3]
 
@@ -160,7 +148,10 @@ class DecordReader:
 
 
 class PyAvReader:
-    """Reader over PyAV, one thread: the packets are listed once, then decoded from the keyframe before."""
+    """Reader over PyAV, one thread: the packets are listed once, then decoded from the keyframe before.
+
+    plain: a container that seeks exactly, every frame is shown, each after the keyframe that it follows.
+    """
 
     name = "pyav"
 
@@ -169,7 +160,10 @@ class PyAvReader:
         self._call(self._index)
         if not self.frames:
             raise BadFileError(f"{path} holds no frame")
-        self.size = self.get([0]).shape[1:3]
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        return self.get([0]).shape[1:3]
 
     def _call(self, function, *args):
         import av
@@ -209,6 +203,9 @@ class PyAvReader:
             numbered = None in shown or len(set(shown)) < len(shown)  # no usable times: count while decoding
             self._times = None if numbered else sorted(shown)
             self._keys = sorted(time for time, key, _ in packets if key and time is not None)
+            whole = len(shown) == max(len(packets), stream.frames) and not numbered
+            exact = any(name in container.format.name for name in _SEEKS_EXACTLY)
+            self.plain = whole and exact and not _leads(packets)
             self.fps = self._rate(stream)
 
     def _need_all(self, told: int) -> None:
@@ -255,6 +252,16 @@ class PyAvReader:
                 if time is not None and time >= last:
                     break
         return found
+
+
+def _leads(packets: Sequence[tuple[int, bool, bool]]) -> bool:
+    """Whether a frame is shown before the keyframe that it follows in the file; packets as in _index."""
+    begin = -math.inf
+    for time, key, _ in packets:
+        begin = time if key else begin
+        if time < begin:
+            return True
+    return False
 
 
 def _upright(frame) -> np.ndarray:

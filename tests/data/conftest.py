@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,22 +14,27 @@ TURNS = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
 
 
 def picture(index, height, width):
-    """uint8 (H, W, 3): the frame's number in red (4 levels a frame), the top half green, the left one blue."""
+    """uint8 (H, W, 3): red, green and blue quarters, the last one (bottom right) grey, 4 levels per frame."""
     image = np.zeros((height, width, 3), np.uint8)
-    image[..., 0] = index * 4 % 256
-    image[: height // 2, :, 1] = 200
-    image[:, : width // 2, 2] = 200
+    image[: height // 2, : width // 2] = (200, 0, 0)
+    image[: height // 2, width // 2 :] = (0, 200, 0)
+    image[height // 2 :, : width // 2] = (0, 0, 200)
+    image[height // 2 :, width // 2 :] = index * 4 % 256
     return image
 
 
-def encode(path, codec="libx264", count=40, size=(48, 64), fps=25, keyframes=12, **options):
-    """`count` pictures to a file; size is (H, W)."""
+def encode(path, codec="libx264", count=40, size=(48, 64), fps=25, keyframes=12, tune=(), **options):
+    """`count` pictures to a file; size is (H, W), tune the encoder's options, options the container's."""
     (height, width), rate = size, Fraction(fps).limit_denominator(1001)
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = width, height
+        if codec in ("mpeg4", "mpeg2video", "mjpeg"):  # fine enough to tell neighbouring frames apart
+            stream.bit_rate, stream.codec_context.qmin, stream.codec_context.qmax = 4_000_000, 1, 2
+            stream.codec_context.max_b_frames = 0 if codec == "mjpeg" else 2
         if codec == "libx265":
             stream.options = {"x265-params": "pools=none:frame-threads=1:log-level=none"}
+        stream.options = {**stream.options, **dict(tune)}
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.thread_count, stream.codec_context.gop_size = 1, keyframes
         for index in range(count):
@@ -63,6 +69,15 @@ def cut(path, source, start):
     return path
 
 
+def trim(path, seconds):
+    """Shorten what an mp4's edit list shows, all frames stay in the file."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12
+    data[at : at + 4] = struct.pack(">I", round(seconds * 1000))
+    path.write_bytes(data)
+    return path
+
+
 def truncate(path, share):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     return path
@@ -81,6 +96,12 @@ ROTATED = ("turned90", "turned180", "turned270")
 CODECS = ("libx264", "mpeg4", "libvpx-vp9", "libx265", "mpeg2video")
 SIZES = ((48, 64), (64, 48), (40, 96), (72, 72), (50, 66))
 RATES = (8, 15, 24, 30000 / 1001, 25, 50)
+
+
+@pytest.fixture(scope="session")
+def films():
+    """The makers of videos above, for tests that need one of their own."""
+    return SimpleNamespace(encode=encode, turn=turn, cut=cut, trim=trim, truncate=truncate, picture=picture)
 
 
 @pytest.fixture(scope="session")
@@ -112,4 +133,4 @@ def library(tmp_path_factory):
     lines += [f'{name},http://example.org/{name},0001_0050,"a, ""{name}"""' for name in names]
     (root / "videos.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert len(names) == 40
-    return root
+    return SimpleNamespace(root=root, csv=root / "videos.csv", bad=BAD, names=names)

@@ -158,9 +158,14 @@ def _sprites(run: Run, data: Sprites) -> Any:
 
 
 def _cache(run: Run, data: Cache) -> Any:
-    from edg.systems.edg.encode import CachedClips
+    from edg.systems.edg.cache import CachedClips
+    from edg.systems.edg.find import load_spec
+    from edg.weights.store import open_weights
 
-    return CachedClips(data.path)
+    clips = CachedClips(data.path)
+    if run.init is not None:
+        clips.check(load_spec(run.spec), open_weights(run.init))
+    return clips
 
 
 def _videos(run: Run, data: Videos) -> Any:

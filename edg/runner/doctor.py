@@ -17,7 +17,7 @@ from edg.runner.flags import checkpoints
 
 GB = 1e9
 PACKAGES = (
-    "torch", "torchvision", "numpy", "einops", "open_clip_torch", "omegaconf", "safetensors",
+    "torch", "torchvision", "numpy", "einops", "jaxtyping", "open_clip_torch", "omegaconf", "safetensors",
     "pytorch-lightning", "huggingface_hub", "pillow", "av", "imageio", "decord",
 )  # fmt: skip
 TORCHVISION_FIX = (

@@ -176,15 +176,16 @@ def test_every_released_flag_is_known(capsys):
 
 
 def test_flags_mean_the_options_of_their_names():
+    from edg import systems
     from edg.core.arguments import Parser
     from edg.runner.flags import add_sample_arguments, sampling_options
-    from edg.systems.edg.find import load_spec
 
     add_sample_arguments(parser := Parser())
-    spec = load_spec("dynamicrafter-512")
+    system = systems.get()
+    spec = system.spec("dynamicrafter-512")
 
     def options(*argv, sets=2):
-        return sampling_options(parser.parse_args([str(a) for a in argv]), spec, sets)
+        return sampling_options(parser.parse_args([str(a) for a in argv]), system, spec, sets)
 
     default = options()
     assert (default.steps, default.eta, default.guidance_scale, default.guidance_rescale) == (

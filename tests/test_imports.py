@@ -104,7 +104,7 @@ def test_guests_stay_in_their_rooms(path):
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("diffusion/*.py")), ids=lambda p: p.name)
 def test_diffusion_needs_tensors_only(path):
-    known = {"torch", "einops", "numpy", "edg", *sys.stdlib_module_names}
+    known = {"torch", "einops", "numpy", "jaxtyping", "edg", *sys.stdlib_module_names}
     assert {name.split(".")[0] for name in imports(path)} <= known
 
 

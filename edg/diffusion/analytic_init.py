@@ -1,16 +1,21 @@
-"""Analytic-Init (Zhao et al. 2024): where to start sampling at M < 1000 begins, and its estimate from data."""
+"""Analytic-Init (Zhao et al. 2024): where sampling from M < 1000 begins, and its estimate from data."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from edg.diffusion.schedule import Schedule
 
 
 def analytic_init(
-    expectation: Tensor, trace_cov_per_dim: Tensor | float, schedule: Schedule, start: int, eps: Tensor
-) -> Tensor:
+    expectation: Float[Tensor, "*shape"],
+    trace_cov_per_dim: Float[Tensor, "*#shape"] | float,
+    schedule: Schedule,
+    start: int,
+    eps: Float[Tensor, "*shape"],
+) -> Float[Tensor, "*shape"]:
     """x_T = s E[x0] + sqrt(1 - s^2 + s^2 TrCov / d) eps, with s = sqrt(abar_{M-1}).
 
     The isotropic Gaussian nearest to the noised data at timestep M - 1.

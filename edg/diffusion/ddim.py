@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from edg.diffusion.prediction import Denoiser, eps_from_x0
+from edg.diffusion.prediction import Denoiser, Latents, eps_from_x0
 from edg.diffusion.schedule import Schedule, Spacing, timesteps
 
 
@@ -36,11 +35,11 @@ class State:
     """After a step: the latent x it leads to, and the (rescaled) x0 that was predicted on the way."""
 
     step: Step
-    x: Tensor
-    x0: Tensor
+    x: Latents
+    x0: Latents
 
 
-Noise = Callable[[Step, Sequence[int]], Tensor]  # (step, shape) -> N(0, 1) of that shape
+Noise = Callable[[Step, Sequence[int]], Latents]  # (step, shape) -> N(0, 1) of that shape
 
 
 def ddim_plan(
@@ -77,7 +76,7 @@ def ddim_plan(
     return [Step(index, *values) for index, values in enumerate(reversed(list(columns)))]
 
 
-def ddim(denoise_x0: Denoiser, x: Tensor, plan: Sequence[Step], noise: Noise) -> Iterator[State]:
+def ddim(denoise_x0: Denoiser, x: Latents, plan: Sequence[Step], noise: Noise) -> Iterator[State]:
     """Walk a plan, or a part of it, from x, yielding after each step.
 
     Walking plan[:k] and then plan[k:] is bit-equal to walking it at once.
@@ -92,7 +91,7 @@ def ddim(denoise_x0: Denoiser, x: Tensor, plan: Sequence[Step], noise: Noise) ->
         yield State(step, x, x0)
 
 
-def ddim_step(x: Tensor, x0: Tensor, step: Step, noise: Tensor) -> tuple[Tensor, Tensor]:
+def ddim_step(x: Latents, x0: Latents, step: Step, noise: Latents) -> tuple[Latents, Latents]:
     """(next x, rescaled x0) of Song et al. 2021, equation 12:
 
         x <- sqrt(a_prev) x0 + sqrt(1 - a_prev - sigma^2) eps + sigma noise

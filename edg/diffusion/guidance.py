@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from edg.diffusion.prediction import Denoiser
+from edg.diffusion.prediction import Denoiser, Latents, Timesteps
 
 
-def rescale_noise(guided: Tensor, reference: Tensor, amount: float) -> Tensor:
+def rescale_noise(guided: Latents, reference: Latents, amount: float) -> Latents:
     """g (v std(reference) / std(v)) + (1 - g) v: the guided prediction at the conditional one's contrast.
 
     amount: g in 0..1. std is unbiased, over all but the batch dimension.
@@ -31,7 +29,7 @@ def classifier_free(cond: Denoiser, uncond: Denoiser | None, scale: float, resca
     if uncond is None:
         raise ValueError(f"guidance scale {scale} needs an unconditional prediction")
 
-    def guided(x: Tensor, t_B: Tensor) -> Tensor:
+    def guided(x: Latents, t_B: Timesteps) -> Latents:
         c, u = cond(x, t_B).to(x.dtype), uncond(x, t_B).to(x.dtype)
         return rescale_noise(u + scale * (c - u), c, rescale)
 
@@ -50,7 +48,7 @@ def image_guidance(
     if scale == 1 and image_scale == 1:
         return full
 
-    def guided(x: Tensor, t_B: Tensor) -> Tensor:
+    def guided(x: Latents, t_B: Timesteps) -> Latents:
         v_full = full(x, t_B).to(x.dtype)
         v = scale * v_full
         if image_scale != scale:

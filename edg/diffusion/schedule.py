@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Parameterization = Literal["v", "eps", "x0"]
@@ -44,21 +45,21 @@ class Schedule:
     equations 6 and 7), the log clipped at 1e-20. The two sqrt_recip buffers are zeros for v-prediction.
     """
 
-    betas: Tensor
-    alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
-    sqrt_alphas_cumprod: Tensor
-    sqrt_one_minus_alphas_cumprod: Tensor
-    log_one_minus_alphas_cumprod: Tensor
-    sqrt_recip_alphas_cumprod: Tensor
-    sqrt_recipm1_alphas_cumprod: Tensor
-    posterior_variance: Tensor
-    posterior_log_variance_clipped: Tensor
-    posterior_mean_coef1: Tensor
-    posterior_mean_coef2: Tensor
-    scale_arr: Tensor | None = None
+    betas: Float[Tensor, " timesteps"]
+    alphas_cumprod: Float[Tensor, " timesteps"]
+    alphas_cumprod_prev: Float[Tensor, " timesteps"]
+    sqrt_alphas_cumprod: Float[Tensor, " timesteps"]
+    sqrt_one_minus_alphas_cumprod: Float[Tensor, " timesteps"]
+    log_one_minus_alphas_cumprod: Float[Tensor, " timesteps"]
+    sqrt_recip_alphas_cumprod: Float[Tensor, " timesteps"]
+    sqrt_recipm1_alphas_cumprod: Float[Tensor, " timesteps"]
+    posterior_variance: Float[Tensor, " timesteps"]
+    posterior_log_variance_clipped: Float[Tensor, " timesteps"]
+    posterior_mean_coef1: Float[Tensor, " timesteps"]
+    posterior_mean_coef2: Float[Tensor, " timesteps"]
+    scale_arr: Float[Tensor, " rescaled"] | None = None
 
-    def buffers(self) -> dict[str, Tensor]:
+    def buffers(self) -> dict[str, Float[Tensor, " _"]]:
         """Published buffer name -> tensor; scale_arr only with the dynamic rescale."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -74,7 +75,7 @@ class Schedule:
             )
         return cls(**{name: buffers[name] for name in names if name in buffers})
 
-    def lvlb_weights(self, parameterization: Parameterization) -> Tensor:
+    def lvlb_weights(self, parameterization: Parameterization) -> Float[Tensor, " timesteps"]:
         """Weights (N,) of the variational bound's terms, not stored in checkpoints.
 
         eps: beta^2 / (2 posterior_variance (1 - beta) (1 - abar)) (Ho et al. 2020, equation 12); x0:
@@ -93,14 +94,14 @@ class Schedule:
         return torch.cat([weights[1:2], weights[1:]]).float()
 
 
-def linear_betas(spec: ScheduleSpec) -> np.ndarray:
+def linear_betas(spec: ScheduleSpec) -> Float[np.ndarray, " timesteps"]:
     """Betas (N,) in float64: linear in sqrt(beta), zero terminal SNR applied where the spec asks for it."""
     ends = spec.linear_start**0.5, spec.linear_end**0.5
     betas = np.linspace(*ends, spec.timesteps, dtype=np.float64) ** 2
     return zero_terminal_snr(betas) if spec.zero_terminal_snr else betas
 
 
-def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+def zero_terminal_snr(betas: Float[np.ndarray, " timesteps"]) -> Float[np.ndarray, " timesteps"]:
     """Betas whose sqrt(abar) starts where it did and ends in exactly 0 (Lin et al. 2024, algorithm 1).
 
     s <- (s - s_N) s_1 / (s_1 - s_N) with s = sqrt(abar); then 1 - beta is the ratio of consecutive s^2.
@@ -141,7 +142,9 @@ def make_schedule(spec: ScheduleSpec, parameterization: Parameterization = "v") 
     return Schedule(**{name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()})
 
 
-def timesteps(spacing: Spacing, steps: int, start: int = 1000, released: bool = False) -> np.ndarray:
+def timesteps(
+    spacing: Spacing, steps: int, start: int = 1000, released: bool = False
+) -> Int[np.ndarray, " visited"]:
     """The timesteps to visit, ascending int64; sampling walks them from the end.
 
     steps: S. start: M, only timesteps below it are used (sampling begins at or below M - 1).

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from edg.diffusion.ddim import Step
-from edg.diffusion.prediction import Denoiser
+from edg.diffusion.prediction import Denoiser, Latents, Timesteps
 
 
 def check_boundaries(sets: int, boundaries: Sequence[float]) -> None:
@@ -34,7 +35,7 @@ def switch(denoisers: Sequence[Denoiser] | Mapping[str, Denoiser], boundaries: S
     ordered = list(denoisers.values()) if isinstance(denoisers, Mapping) else list(denoisers)
     check_boundaries(len(ordered), boundaries)
 
-    def switched(x: Tensor, t_B: Tensor) -> Tensor:
+    def switched(x: Latents, t_B: Timesteps) -> Latents:
         chosen = [set_index(t, boundaries) for t in t_B.tolist()]
         used = sorted(set(chosen))
         out = ordered[used[0]](x, t_B)
@@ -46,7 +47,9 @@ def switch(denoisers: Sequence[Denoiser] | Mapping[str, Denoiser], boundaries: S
     return switched
 
 
-def blend(dyn: Denoiser, con: Denoiser, weight: Callable[[Tensor], Tensor] | None = None) -> Denoiser:
+def blend(
+    dyn: Denoiser, con: Denoiser, weight: Callable[[Timesteps], Float[Tensor, " b"]] | None = None
+) -> Denoiser:
     """w(t) dyn + (1 - w(t)) con at every step; w(t) = t / 1000 by default.
 
     Guided with scale s this equals EDG's unused soft switch, whose guidance weights are s t / 1000 for dyn
@@ -54,7 +57,7 @@ def blend(dyn: Denoiser, con: Denoiser, weight: Callable[[Tensor], Tensor] | Non
     """
     share = weight or (lambda t_B: t_B / 1000)
 
-    def blended(x: Tensor, t_B: Tensor) -> Tensor:
+    def blended(x: Latents, t_B: Timesteps) -> Latents:
         w = share(t_B).to(x).reshape(-1, *[1] * (x.ndim - 1))
         return w * dyn(x, t_B) + (1 - w) * con(x, t_B)
 

@@ -21,7 +21,7 @@ from edg.data.prompts import read_folder
 from edg.runner import flags
 from edg.runner.progress import say
 from edg.runner.sample import Run, run
-from edg.systems.base import Request
+from edg.systems.base import Request, Spec, System
 
 PATIENCE = 20  # seconds for a killed run to let go of the folder
 
@@ -36,8 +36,9 @@ def sample(args: argparse.Namespace) -> int:
     for line in flags.remarks(args) if here.is_first else ():
         say(line)
     paths = flags.set_paths(args)
-    spec = find_spec(args.config, paths)
-    options = flags.sampling_options(args, spec, len(paths))
+    system = systems.get(systems.DEFAULT)
+    spec = find_spec(system, args.config, paths)
+    options = flags.sampling_options(args, system, spec, len(paths))
     flags.check_numbers(args, spec)
     height, width = flags.frame_size(args, spec)
     pairs = read_folder(args.prompt_dir or default_prompts(spec.name))
@@ -53,7 +54,6 @@ def sample(args: argparse.Namespace) -> int:
         for pair in pairs
         for i in range(args.n_samples)
     ]
-    system = systems.get("edg")
     system.check(spec, sets, requests)
     outdir = Path(args.savedir) / str(args.M)
 
@@ -75,7 +75,7 @@ def sample(args: argparse.Namespace) -> int:
             requests=requests,
             outdir=outdir,
             shared={
-                "system": "edg",
+                "system": systems.DEFAULT,
                 "model": {"name": spec.name, "spec_sha256": hash_value(to_dict(spec))},
                 "sets": identities,
                 "dtype": dtype_name(dtype),
@@ -100,21 +100,19 @@ def sleep_when_idle(here: World) -> None:
 # ---- inputs ------------------------------------------------------------------------------------------------
 
 
-def find_spec(name: str | None, paths: Mapping[str, Path]):
+def find_spec(system: System, name: str | None, paths: Mapping[str, Path]) -> Spec:
     """The model: as given, or told by the first parameter set's names and shapes. Raises UsageError."""
-    from edg.systems.edg.family import identify
-    from edg.systems.edg.find import load_spec
     from edg.weights.store import open_weights
 
     if name:
-        return load_spec(_published_name(name))
+        return system.spec(_published_name(name))
     first = next(iter(paths.values()))
-    found, why = identify(open_weights(first, check_base=False))
+    found, why = system.identify(open_weights(first, check_base=False))
     if found is None:
         raise UsageError(
             f"cannot tell which model {first} is ({why})", expected="--config with a model or a YAML file"
         )
-    return load_spec(found)
+    return system.spec(found)
 
 
 def _published_name(name: str) -> str:
@@ -189,7 +187,7 @@ def options_settings(options: Any) -> dict[str, Any]:
 
 
 def notes(
-    args: argparse.Namespace, paths: Mapping[str, Path], spec: Any, device: str, here: World
+    args: argparse.Namespace, paths: Mapping[str, Path], spec: Spec, device: str, here: World
 ) -> dict[str, Any]:
     import torch
 

@@ -17,7 +17,7 @@ from edg.runner.flags import checkpoints
 
 GB = 1e9
 PACKAGES = (
-    "torch", "torchvision", "numpy", "einops", "open_clip_torch", "omegaconf", "safetensors",
+    "torch", "torchvision", "numpy", "einops", "jaxtyping", "open_clip_torch", "omegaconf", "safetensors",
     "pytorch-lightning", "huggingface_hub", "pillow", "av", "imageio", "decord",
 )  # fmt: skip
 TORCHVISION_FIX = (
@@ -180,7 +180,7 @@ def checkpoint_files() -> Iterator[str]:
 
 def _sniffed(path: Path) -> str:
     try:
-        from edg.systems.edg.family import identify
+        from edg import systems
         from edg.weights.store import open_weights
 
         weights = open_weights(path)
@@ -190,7 +190,7 @@ def _sniffed(path: Path) -> str:
         return f"NOT READABLE: {error}"
     if "Expectation_X0" in weights:
         return "an initial noise for Analytic-Init"
-    name, why = identify(weights)
+    name, why = systems.get().identify(weights)
     return f"{len(weights)} tensors, {name or 'unknown model'} by {why}"
 
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edg.core.arguments import Parser, add_switch
 from edg.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from edg.systems.edg.options import SamplingOptions
-    from edg.systems.edg.spec import ModelSpec
+    from edg.systems.base import Spec, System
 
 IGNORED = ("ckpt_path", "module", "local_rank")
 SEED_LIMIT = 2**63
@@ -142,11 +140,9 @@ def remarks(args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def sampling_options(args: argparse.Namespace, spec: ModelSpec, sets: int) -> SamplingOptions:
-    """The flags as checked SamplingOptions, for `sets` parameter sets. Raises UsageError."""
-    from edg.systems.edg.options import SamplingOptions
-
-    options = SamplingOptions(
+def sampling_options(args: argparse.Namespace, system: System, spec: Spec, sets: int) -> Any:
+    """The flags as the system's checked options, for `sets` parameter sets. Raises UsageError."""
+    settings = dict(
         steps=args.ddim_steps,
         eta=args.ddim_eta,
         spacing=args.timestep_spacing,
@@ -162,14 +158,13 @@ def sampling_options(args: argparse.Namespace, spec: ModelSpec, sets: int) -> Sa
         loop=args.loop,
         interp=args.interp,
         crop=args.img_crop,
-        perframe_ae=spec.perframe_ae if args.perframe_ae is None else args.perframe_ae,
+        perframe_ae=args.perframe_ae,
         analytic_init=_analytic_init(args),
+        con_prompt=args.con_prompt,
+        image_latent=args.image_latent,
+        timesteps=args.timesteps,
     )
-    options = options.released() if args.released else options
-    given = {name: getattr(args, name) for name in ("con_prompt", "image_latent", "timesteps")}
-    options = replace(options, **{name: value for name, value in given.items() if value is not None})
-    options.check()
-    return options
+    return system.options(spec, settings, released=args.released)
 
 
 def _image_guidance(args: argparse.Namespace) -> float | None:
@@ -216,7 +211,7 @@ def _analytic_init(args: argparse.Namespace) -> str | None:
     return str(path)
 
 
-def frame_size(args: argparse.Namespace, spec: ModelSpec) -> tuple[int, int]:
+def frame_size(args: argparse.Namespace, spec: Spec) -> tuple[int, int]:
     """Height and width in pixels. Raises UsageError, with the nearest sizes, for others."""
     sizes = (
         args.height or spec.height if args.height != 0 else 0,
@@ -233,7 +228,7 @@ def frame_size(args: argparse.Namespace, spec: ModelSpec) -> tuple[int, int]:
     return sizes
 
 
-def check_numbers(args: argparse.Namespace, spec: ModelSpec) -> None:
+def check_numbers(args: argparse.Namespace, spec: Spec) -> None:
     """Raise UsageError for the first number out of its range that is not one of the sampling options."""
     if args.video_length not in (None, spec.frames):
         raise UsageError(

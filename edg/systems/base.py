@@ -42,8 +42,34 @@ class Result:
 Progress = Callable[[str, int, int], None]  # (phase, done, total)
 
 
+class Spec(Protocol):
+    """What is asked of any system's model spec, a frozen dataclass. height, width: pixels, the size it was
+    made for; size_multiple: what they must be multiples of. frames: clip length."""
+
+    name: str
+    height: int
+    width: int
+    frames: int
+
+    @property
+    def size_multiple(self) -> int: ...
+
+
 class System(Protocol):
     """A family of models. `sets`: a parameter set's name -> its weights (a lazy mapping name -> tensor)."""
+
+    def spec(self, name: str) -> Spec:
+        """A model by name or YAML file. Raises EdgError for an unknown one."""
+        ...
+
+    def identify(self, weights: Mapping[str, Any]) -> tuple[str | None, str]:
+        """(a name for `spec` or None, the reason in words), from names and shapes."""
+        ...
+
+    def options(self, spec: Any, settings: Mapping[str, Any], released: bool = False) -> Any:
+        """Checked options for `Request.options`, a frozen dataclass. settings: by field, None for the default
+        (the model's where it has one). released: the published behaviour where nothing is set."""
+        ...
 
     def load(
         self,

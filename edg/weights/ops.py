@@ -15,7 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+#: All tensors of a call have one shape.
+Values = Float[Tensor, "*shape"]
+Mask = Bool[Tensor, "*shape"]
 
 
 def keep_probability(drop_rate: float) -> float:
@@ -27,7 +32,7 @@ def needs_mask(ndim: int, keep: float, mask_scalars: bool = True) -> bool:
     return 0 < keep < 1 and ndim != 1 and (ndim != 0 or mask_scalars)
 
 
-def dare(delta: Tensor, mask: Tensor | None, keep: float, *, out: Tensor | None = None) -> Tensor:
+def dare(delta: Values, mask: Mask | None, keep: float, *, out: Values | None = None) -> Values:
     """Drop and rescale: (delta * mask) / keep. keep <= 0 gives zeros; keep >= 1 or no mask, delta."""
     if keep <= 0:
         return torch.zeros_like(delta) if out is None else out.zero_()
@@ -36,12 +41,12 @@ def dare(delta: Tensor, mask: Tensor | None, keep: float, *, out: Tensor | None 
     return torch.mul(delta, mask, out=out).mul_(1 / keep)
 
 
-def task_vector(tuned: Tensor, base: Tensor, *, out: Tensor | None = None) -> Tensor:
+def task_vector(tuned: Values, base: Values, *, out: Values | None = None) -> Values:
     """S - P."""
     return torch.sub(tuned, base, out=out)
 
 
-def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, out: Tensor | None = None) -> Tensor:
+def linear(tensors: Sequence[Values], weights: Sequence[float], *, out: Values | None = None) -> Values:
     """sum_i w_i x_i."""
     total = torch.mul(tensors[0], weights[0], out=out)
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
@@ -49,19 +54,19 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, out: Tensor |
     return total
 
 
-def average(tensors: Sequence[Tensor], *, out: Tensor | None = None) -> Tensor:
+def average(tensors: Sequence[Values], *, out: Values | None = None) -> Values:
     """Arithmetic mean."""
     return linear(tensors, [1.0] * len(tensors), out=out).div_(len(tensors))
 
 
-def extrapolate(base: Tensor, tuned: Tensor, alpha: float, *, out: Tensor | None = None) -> Tensor:
+def extrapolate(base: Values, tuned: Values, alpha: float, *, out: Values | None = None) -> Values:
     """P + alpha (P - S): away from the tuned model for alpha > 0."""
     return torch.sub(base, tuned, out=out).mul_(alpha).add_(base)
 
 
 def add_task_vectors(
-    base: Tensor, deltas: Sequence[Tensor], scaling: float | Sequence[float], *, out: Tensor | None = None
-) -> Tensor:
+    base: Values, deltas: Sequence[Values], scaling: float | Sequence[float], *, out: Values | None = None
+) -> Values:
     """P + scaling * sum_i delta_i, or P + sum_i scaling_i delta_i when scaling is a sequence."""
     if isinstance(scaling, (int, float)):
         return linear(deltas, [1.0] * len(deltas), out=out).mul_(scaling).add_(base)
@@ -69,31 +74,31 @@ def add_task_vectors(
 
 
 def dynamic(
-    base: Tensor,
-    tuned: Tensor,
-    mask: Tensor | None,
+    base: Values,
+    tuned: Values,
+    mask: Mask | None,
     keep: float,
     alpha: float,
     beta: float,
     *,
-    out: Tensor | None = None,
-) -> Tensor:
+    out: Values | None = None,
+) -> Values:
     """EDG's dyn: P + beta * D(X - P) with X = P + alpha (P - S), D = DARE. Rounded through X as released."""
     degree = extrapolate(base, tuned, alpha, out=out).sub_(base)
     return dare(degree, mask, keep, out=degree).mul_(beta).add_(base)
 
 
 def consistent(
-    base: Tensor,
-    tuned: Tensor,
-    mask: Tensor | None,
+    base: Values,
+    tuned: Values,
+    mask: Mask | None,
     keep: float,
     alpha: float,
     beta: float,
     *,
     anchored: bool = False,
-    out: Tensor | None = None,
-) -> Tensor:
+    out: Values | None = None,
+) -> Values:
     """EDG's con: alpha S + beta D(S - P) as released, or anchored: P + alpha (S - P) + beta D(S - P).
 
     Only when anchored is alpha a strength: as released it scales the whole network."""
@@ -104,7 +109,7 @@ def consistent(
     return adapted.add_(tuned if alpha == 1 else tuned * alpha)
 
 
-def magnitude(tensor: Tensor, density: float) -> Tensor:
+def magnitude(tensor: Values, density: float) -> Values:
     """Keep the int(density * n) entries largest in size, without rescaling. Whole tensor; 1-d is unchanged.
 
     density >= 1 unchanged, <= 0 zeros. Memory: three copies of the tensor. Of equal sizes, the first are
@@ -120,7 +125,7 @@ def magnitude(tensor: Tensor, density: float) -> Tensor:
     return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view(tensor.shape)
 
 
-def svd_rank(tensor: Tensor, density: float | None = None, rank: int | None = None) -> Tensor:
+def svd_rank(tensor: Values, density: float | None = None, rank: int | None = None) -> Values:
     """Truncation to `rank`, or to rank int(density * min(shape)). Whole tensor; 0-d and 1-d are unchanged.
 
     density >= 1 unchanged, <= 0 zeros. More than two dimensions are taken as (first, all others). Costs a
@@ -166,7 +171,7 @@ class KthSmallest:
     def __init__(self, k: int):
         self.k, self.upper, self.counts = k, None, torch.zeros(1 << 16, dtype=torch.int64)
 
-    def update(self, block: Tensor) -> None:
+    def update(self, block: Values) -> None:
         bits = block.detach().to(torch.float32).abs().reshape(-1).view(torch.int32)
         upper = bits >> 16
         if self.upper is None:
@@ -189,17 +194,17 @@ class KthSmallest:
         return index, int(running[index] - self.counts[index])
 
 
-def ties_trim(delta: Tensor, threshold: float, *, out: Tensor | None = None) -> Tensor:
+def ties_trim(delta: Values, threshold: float, *, out: Values | None = None) -> Values:
     """delta where |delta| >= threshold, else 0."""
     return torch.mul(delta, delta.abs() >= threshold, out=out)
 
 
-def ties_sign_votes(trimmed: Sequence[Tensor]) -> int:
+def ties_sign_votes(trimmed: Sequence[Values]) -> int:
     """Sum of the elected signs of a block: over the whole model its sign settles exact ties."""
     return int(torch.sign(linear(trimmed, [1.0] * len(trimmed))).sum(dtype=torch.float64))
 
 
-def ties_merge(trimmed: Sequence[Tensor], majority: float) -> Tensor:
+def ties_merge(trimmed: Sequence[Values], majority: float) -> Values:
     """Elect a sign per element (the sum's; `majority` where it is 0), average the values that agree."""
     sign = torch.sign(linear(trimmed, [1.0] * len(trimmed)))
     sign = torch.where(sign == 0, torch.full_like(sign, majority), sign)

@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from edg.systems.base import Progress, Request, Result
+
+if TYPE_CHECKING:
+    from edg.systems.edg.options import SamplingOptions
+    from edg.systems.edg.spec import ModelSpec
 
 
 class EdgSystem:
     """`load` once, `generate` as often as wanted; the method itself is in `generate.py`."""
+
+    def spec(self, name: str) -> ModelSpec:
+        """A known model by name, or a YAML file, see `find.load_spec`."""
+        from edg.systems.edg.find import load_spec
+
+        return load_spec(name)
+
+    def identify(self, weights: Mapping[str, Any]) -> tuple[str | None, str]:
+        """(name of a known model or None, the reason in words), see `family.identify`."""
+        from edg.systems.edg.family import identify
+
+        return identify(weights)
+
+    def options(
+        self, spec: ModelSpec, settings: Mapping[str, Any], released: bool = False
+    ) -> SamplingOptions:
+        """SamplingOptions from their fields by name, None for the default. Raises UsageError."""
+        from edg.systems.edg.options import SamplingOptions
+
+        options = SamplingOptions(perframe_ae=spec.perframe_ae)
+        options = options.released() if released else options
+        options = replace(options, **{key: value for key, value in settings.items() if value is not None})
+        options.check()
+        return options
 
     def load(
         self,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from edg.systems.edg.spec import UNetSpec
@@ -19,18 +20,23 @@ from edg.systems.edg.vae import HALVES, GroupNorm
 GRID = 65_535
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Float[Tensor, "b l hd"], heads: int) -> Float[Tensor, "b heads l d"]:
     return rearrange(x, "b l (h d) -> b h l d", h=heads)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+def attend(
+    q: Float[Tensor, "b heads l d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    causal: bool = False,
+) -> Float[Tensor, "b heads l d"]:
     """softmax(q k^T / sqrt d) v, all (b, heads, L, d). Cut on b, which CUDA's kernels count in 16 bits."""
     parts = zip(*(part.split(GRID) for part in (q, k, v)), strict=True)
     done = [F.scaled_dot_product_attention(*part, is_causal=causal) for part in parts]
     return done[0] if len(done) == 1 else torch.cat(done)
 
 
-def merge_heads(x: Tensor) -> Tensor:
+def merge_heads(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b l hd"]:
     return rearrange(x, "b h l d -> b l (h d)")
 
 
@@ -39,11 +45,11 @@ class Context:
     """What the frames attend to: text (N, L, D) and, where image cross-attention is on, image tokens (N, L',
     D)."""
 
-    text: Tensor
-    image: Tensor | None
+    text: Float[Tensor, "n l d"]
+    image: Float[Tensor, "n m d"] | None
 
     @staticmethod
-    def split(context: Tensor, frames: int, spec: UNetSpec) -> Context:
+    def split(context: Float[Tensor, "b l d"], frames: int, spec: UNetSpec) -> Context:
         """The first text_tokens of context (B, L, D) are text. The rest are image tokens: image_tokens per
         frame where the length is exactly text_tokens + image_tokens * frames, else the same tokens for every
         frame."""
@@ -79,7 +85,7 @@ class SpatialAttention(nn.Module):
         if image == "learned":
             self.alpha = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "n l d"], context: Context | None = None) -> Float[Tensor, "n l d"]:
         text = x if context is None else context.text
         q = split_heads(self.to_q(x), self.heads)
         out = self._attend(q, self.to_k(text), self.to_v(text))
@@ -102,7 +108,7 @@ class RelativePosition(nn.Module):
         if not self.embeddings_table.is_meta:
             nn.init.xavier_uniform_(self.embeddings_table)
 
-    def forward(self, frames: int) -> Tensor:
+    def forward(self, frames: int) -> Float[Tensor, "t t d"]:
         """(frames, frames, dim_head)."""
         index = torch.arange(frames, device=self.embeddings_table.device)
         distance = (index[None, :] - index[:, None]).clamp(-self.reach, self.reach)
@@ -131,7 +137,7 @@ class TemporalAttention(nn.Module):
             self.relative_position_k = RelativePosition(dim_head, reach)
             self.relative_position_v = RelativePosition(dim_head, reach)
 
-    def forward(self, x: Tensor, context: None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "m t d"], context: None = None) -> Float[Tensor, "m t d"]:
         q, k, v = (split_heads(part(x), self.heads) for part in (self.to_q, self.to_k, self.to_v))
         out = self._relative(q, k, v) if self.relative else attend(q, k, v, self.causal)
         return self.to_out(merge_heads(out))
@@ -153,7 +159,7 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(width_in, 2 * width_out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d_in"]) -> Float[Tensor, "b l d_out"]:
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
@@ -165,14 +171,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         return self.net(x)
 
 
 class LayerNorm(nn.LayerNorm):
     """Statistics in x's precision; the result in the parameters' where that is 16 bits."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         if self.weight.dtype not in HALVES:
             return super().forward(x)
         y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
@@ -188,7 +194,7 @@ class Block(nn.Module):
         self.ff = FeedForward(width, dropout)
         self.norm1, self.norm2, self.norm3 = (LayerNorm(width) for _ in range(3))
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"], context: Context | None = None) -> Float[Tensor, "b l d"]:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -231,7 +237,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zeroed(_project(spec.use_linear, nn.Conv2d, inner, width))
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"], context: Context) -> Float[Tensor, "n c h w"]:
         height, y = x.shape[2], self.norm(x)
         y = y if self.use_linear else self.proj_in(y)
         y = rearrange(y, "n c h w -> n (h w) c")
@@ -271,7 +277,9 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = zeroed(_project(use_linear, nn.Conv1d, inner, width))
 
-    def forward(self, x: Tensor, temporal_context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], temporal_context: Float[Tensor, "b t d"] | None = None
+    ) -> Float[Tensor, "b c t h w"]:
         b, _, _, h, w = x.shape
         y = rearrange(self.norm(x), "b c t h w -> (b h w) c t")
         y = rearrange(y, "m c t -> m t c") if self.use_linear else y

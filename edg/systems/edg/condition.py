@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from edg.diffusion.prediction import Denoiser
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 
@@ -23,15 +25,17 @@ class Condition:
     one. concat_BCTHW: the image's latent, scaled. fs_B: frames per second (or stride), None for the default.
     """
 
-    context_BLD: Tensor
-    temporal_BTD: Tensor | None
-    concat_BCTHW: Tensor
-    fs_B: Tensor | None
+    context_BLD: Float[Tensor, "b l d"]
+    temporal_BTD: Float[Tensor, "b t d_adapter"] | None
+    concat_BCTHW: Float[Tensor, "b c t h w"]
+    fs_B: Int[Tensor, " b"] | None
 
-    def predict(self, network: LatentVideoModel) -> Callable[[Tensor, Tensor], Tensor]:
+    def predict(self, network: LatentVideoModel) -> Denoiser:
         """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32."""
 
-        def denoise(x_BCTHW: Tensor, t_B: Tensor) -> Tensor:
+        def denoise(
+            x_BCTHW: Float[Tensor, "b c t h w"], t_B: Int[Tensor, " b"]
+        ) -> Float[Tensor, "b c t h w"]:
             prediction = network.predict(
                 x_BCTHW, t_B, self.context_BLD, self.concat_BCTHW, self.fs_B, self.temporal_BTD
             )
@@ -42,12 +46,12 @@ class Condition:
 
 def image_latent(
     network: LatentVideoModel,
-    image_B3HW: Tensor,
+    image_B3HW: Float[Tensor, "b 3 h w"],
     frames: int,
     options: SamplingOptions,
     noises: Sequence[Noise],
     draw: str,
-) -> Tensor:
+) -> Float[Tensor, "b c t h_latent w_latent"]:
     """The image's latent on every frame (B, C, T, H/f, W/f), scaled; loop or interp: on first and last only.
 
     noises: one source for each clip; `draw` names the posterior draw (the same name gives the same latent).
@@ -55,7 +59,7 @@ def image_latent(
     posterior = network.encode_frames(image_B3HW)
     C, h, w = posterior.mean.shape[1:]
 
-    def latent(frame: int) -> Tensor:
+    def latent(frame: int) -> Float[Tensor, "b c h_latent w_latent"]:
         if options.image_latent == "mode":
             return posterior.mode()
         noise = torch.cat([noise("posterior", draw, frame, shape=(1, C, h, w)) for noise in noises])
@@ -72,8 +76,8 @@ def image_latent(
 def conditions(
     network: LatentVideoModel,
     prompts: Sequence[str],
-    image_B3HW: Tensor,
-    concat_BCTHW: Tensor,
+    image_B3HW: Float[Tensor, "b 3 h w"],
+    concat_BCTHW: Float[Tensor, "b c t h_latent w_latent"],
     options: SamplingOptions,
 ) -> Mapping[str, Condition]:
     """The branches that guidance needs: "full"; "null" unless the scale is 1; "image" with image guidance.
@@ -86,7 +90,7 @@ def conditions(
     if options.frame_stride is not None:
         fs_B = torch.full((B,), options.frame_stride, dtype=torch.long, device=image_B3HW.device)
 
-    def condition(texts: Sequence[str], image_tokens: Tensor) -> Condition:
+    def condition(texts: Sequence[str], image_tokens: Float[Tensor, "b l d"]) -> Condition:
         text_BLD = network.encode_text(list(texts))
         context = torch.cat([text_BLD, image_tokens], dim=1)
         return Condition(context, network.temporal_context(text_BLD), concat_BCTHW, fs_B)

@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edg.core.errors import MachineError
@@ -80,13 +81,13 @@ class TextEncoder(nn.Module):
         self.model = _clip(spec.clip)
         del self.model.visual
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
         """(B, context_length) int64, zero padded; longer prompts are cut and end with the end token."""
         return open_clip().tokenizer.SimpleTokenizer.__call__(
             _tokenizer(), list(prompts), context_length=self.spec.clip.text.context_length
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """tokens (B, L) -> features (B, L, width)."""
         clip = self.model
         x = clip.token_embedding(tokens) + clip.positional_embedding
@@ -97,7 +98,7 @@ class TextEncoder(nn.Module):
             x = block(x, attn_mask=causal)
         return clip.ln_final(x)
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
         return self(self.tokenize(prompts).to(self.model.positional_embedding.device))
 
 
@@ -106,7 +107,9 @@ def _tokenizer():
     return open_clip().tokenizer.SimpleTokenizer()
 
 
-def blur_before_shrinking(image: Tensor, height: int, width: int) -> Tensor:
+def blur_before_shrinking(
+    image: Float[Tensor, "b c h w"], height: int, width: int
+) -> Float[Tensor, "b c h w"]:
     """The Gaussian that precedes a resize of (B, C, H, W) to (height, width): none unless some side shrinks.
 
     Per side: factor f = size / new size, sigma = max((f - 1) / 2, 0.001), an odd kernel of about 4 sigma, at
@@ -138,7 +141,7 @@ class ImageEncoder(nn.Module):
         self.model = _clip(spec.clip)
         del self.model.transformer
 
-    def preprocess(self, image: Tensor) -> Tensor:
+    def preprocess(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 size size"]:
         """(B, 3, H, W) in [-1, 1] -> CLIP's input (B, 3, S, S), float32: squeezed to a square, normalised."""
         size = self.spec.clip.vision.image_size
         x = blur_before_shrinking(image.float(), size, size)
@@ -146,7 +149,7 @@ class ImageEncoder(nn.Module):
         mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
         return ((x + 1) / 2 - mean) / std
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l d"]:
         """image (B, 3, H, W) in [-1, 1]."""
         visual = self.model.visual
         patches = visual.conv1(self.preprocess(image).to(visual.conv1.weight.dtype))
@@ -170,7 +173,7 @@ class PerceiverAttention(nn.Module):
         self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"], latents: Float[Tensor, "b q d"]) -> Float[Tensor, "b q d"]:
         x, latents = self.norm1(x), self.norm2(latents)
         k, v = self.to_kv(torch.cat([x, latents], dim=1)).chunk(2, dim=-1)
         q, k, v = (split_heads(part, self.heads) for part in (self.to_q(latents), k, v))
@@ -209,7 +212,7 @@ class ImageProjector(nn.Module):
             for _ in range(spec.depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b q d_out"]:
         x = self.proj_in(x)
         latents = self.latents.expand(len(x), -1, -1)
         for attention, feed_forward in self.layers:

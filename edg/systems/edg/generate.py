@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from edg.core.errors import BadFileError, EdgError, UsageError
@@ -21,7 +22,7 @@ from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
 from edg.diffusion.ddim import Step, ddim, ddim_plan
 from edg.diffusion.guidance import classifier_free, image_guidance
-from edg.diffusion.prediction import to_x0
+from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import blend, phases
 from edg.systems.base import Progress, Request, Result
@@ -39,10 +40,10 @@ class Clip:
     """A request on its way: its image, its own source of noise, and its latent so far."""
 
     request: Request
-    image_13HW: Tensor
+    image_13HW: Float[Tensor, "1 3 h w"]
     noise: Noise
-    x_1CTHW: Tensor
-    concat_1CTHW: Tensor | None = None
+    x_1CTHW: Float[Tensor, "1 c t h_latent w_latent"]
+    concat_1CTHW: Float[Tensor, "1 c t h_latent w_latent"] | None = None
     error: str = ""
 
 
@@ -128,7 +129,7 @@ def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request])
 def clip_noise(request: Request) -> Noise:
     """N(0, 1) from (seed, request id, what it is for): the same for any order, rank, chunk or resume."""
 
-    def noise(*what: object, shape: Sequence[int]) -> Tensor:
+    def noise(*what: object, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         return torch.randn(tuple(shape), generator=generator(request.seed, request.id, *what))
 
     return noise
@@ -150,11 +151,14 @@ def start(sets: ParameterSets, request: Request) -> Clip:
     try:
         pixels = fit_image(read_image(request.image), request.height, request.width, crop=options.crop)
     except EdgError as error:
-        return Clip(request, x, noise, x, error=str(error))
+        no_image = torch.zeros(1, 3, request.height, request.width)
+        return Clip(request, no_image, noise, x, error=str(error))
     return Clip(request, pixels[None].to(sets.device), noise, x.to(sets.device))
 
 
-def read_initial_noise(path: Path, shape: Sequence[int]) -> tuple[Tensor, Tensor | float]:
+def read_initial_noise(
+    path: Path, shape: Sequence[int]
+) -> tuple[Float[Tensor, "1 c t h w"], Float[Tensor, "*shape"] | float]:
     """(E[x0], trace of its covariance per dimension) of a published Analytic-Init file (Zhao et al. 2024).
 
     Raises BadFileError for another kind of file, UsageError when it was made for another size or length.
@@ -176,12 +180,14 @@ def read_initial_noise(path: Path, shape: Sequence[int]) -> tuple[Tensor, Tensor
     return expectation, file["Tr_Cov_d"].float() if number is None else float(number)
 
 
-def denoiser(sets: ParameterSets, use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions):
+def denoiser(
+    sets: ParameterSets, use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions
+) -> Denoiser:
     """(x, t) -> x0: each branch of guidance over one set (or the blend of two), guided, turned into x0."""
     networks = [sets.use(index) for index in use]
     told = [condition_batch(net, index, batch, options) for net, index in zip(networks, use, strict=True)]
 
-    def branch(name: str):
+    def branch(name: str) -> Denoiser:
         raw = [condition[name].predict(net) for condition, net in zip(told, networks, strict=True)]
         return raw[0] if len(raw) == 1 else blend(*raw)
 
@@ -226,11 +232,13 @@ def condition_batch(
     return conditions(network, prompts, images, concat, options)
 
 
-def advance(batch: Sequence[Clip], denoise, steps: Sequence[Step], name: str, report: Progress) -> None:
+def advance(
+    batch: Sequence[Clip], denoise: Denoiser, steps: Sequence[Step], name: str, report: Progress
+) -> None:
     """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
     x = torch.cat([clip.x_1CTHW for clip in batch])
 
-    def noise(step: Step, shape: Sequence[int]) -> Tensor:
+    def noise(step: Step, shape: Sequence[int]) -> Float[Tensor, "b c t h w"]:
         drawn = [clip.noise("step", step.index, shape=(1, *shape[1:])) for clip in batch]
         return torch.cat(drawn).to(x.device)
 
@@ -245,13 +253,15 @@ def advance(batch: Sequence[Clip], denoise, steps: Sequence[Step], name: str, re
         clip.x_1CTHW = latent[None]
 
 
-def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> Tensor:
+def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> Float[Tensor, "3 t h w"]:
     """Latent -> video (3, T, H, W), about [-1, 1]; frame by frame with `perframe_ae`."""
     chunk = 1 if options.perframe_ae else clip.request.frames
     return network.decode_latents(clip.x_1CTHW, chunk)[0].float().cpu()
 
 
-def to_frames(video_3THW: Tensor, options: SamplingOptions) -> np.ndarray:
+def to_frames(
+    video_3THW: Float[Tensor, "3 t h w"], options: SamplingOptions
+) -> UInt8[np.ndarray, "t_kept h w 3"]:
     """Video -> uint8 (T, H, W, 3); a loop leaves out its last frame, which equals the first."""
     frames = to_uint8(video_3THW)
     return frames[:-1] if options.loop else frames

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edg.diffusion.schedule import Schedule, make_schedule
@@ -45,7 +46,7 @@ class LatentVideoModel(nn.Module):
     def device(self) -> torch.device:
         return self.image_proj_model.latents.device
 
-    def schedule_buffers(self) -> dict[str, Tensor]:
+    def schedule_buffers(self) -> dict[str, Float[Tensor, " _"]]:
         """The schedule that the spec computes, on the CPU; a checkpoint's own values take its place when
         loaded."""
         with torch.device("cpu"):
@@ -56,21 +57,23 @@ class LatentVideoModel(nn.Module):
         """The schedule of the loaded parameter set, on the CPU; a copy, which no other set changes."""
         return Schedule.from_buffers({name: getattr(self, name).cpu().clone() for name in self.buffer_names})
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
         """(B, text_tokens, D)."""
         return self.cond_stage_model.encode(prompts)
 
-    def encode_image(self, image_B3HW: Tensor) -> Tensor:
+    def encode_image(self, image_B3HW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l d"]:
         """Image in [-1, 1] -> context tokens (B, image_tokens * frames, D)."""
         return self.image_proj_model(self.embedder(image_B3HW))
 
-    def encode_frames(self, x_N3HW: Tensor) -> Posterior:
+    def encode_frames(self, x_N3HW: Float[Tensor, "n 3 h w"]) -> Posterior:
         """Frames in [-1, 1] -> the posterior of their unscaled latents, float32."""
         vae = self.first_stage_model
         posterior = vae.encode(x_N3HW.to(vae.quant_conv.weight.dtype))
         return Posterior(posterior.mean.float(), posterior.logvar.float())
 
-    def decode_latents(self, z_BCTHW: Tensor, chunk: int | None = None) -> Tensor:
+    def decode_latents(
+        self, z_BCTHW: Float[Tensor, "b c t h w"], chunk: int | None = None
+    ) -> Float[Tensor, "b 3 t h_out w_out"]:
         """Scaled latents -> frames (B, 3, T, H, W), float32, about in [-1, 1]. chunk: frames decoded at
         once."""
         vae, batch = self.first_stage_model, len(z_BCTHW)
@@ -79,7 +82,9 @@ class LatentVideoModel(nn.Module):
         frames = torch.cat([vae.decode(part).float() for part in z.split(chunk or len(z))])
         return rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
 
-    def temporal_context(self, text_BLD: Tensor, frames: int | None = None) -> Tensor | None:
+    def temporal_context(
+        self, text_BLD: Float[Tensor, "b l d"], frames: int | None = None
+    ) -> Float[Tensor, "b t d_adapter"] | None:
         """What the adapter tells each frame, (B, T, adapter width); None without adapter. frames: None is the
         spec's."""
         if self.spec.adapter is None:
@@ -89,13 +94,13 @@ class LatentVideoModel(nn.Module):
 
     def predict(
         self,
-        x_BCTHW: Tensor,
-        t_B: Tensor,
-        context_BLD: Tensor,
-        concat_BCTHW: Tensor,
-        fs_B: Tensor | None = None,
-        temporal_context: Tensor | None = None,
-    ) -> Tensor:
+        x_BCTHW: Float[Tensor, "b c t h w"],
+        t_B: Int[Tensor, " b"],
+        context_BLD: Float[Tensor, "b l d"],
+        concat_BCTHW: Float[Tensor, "b c t h w"],
+        fs_B: Int[Tensor, " b"] | None = None,
+        temporal_context: Float[Tensor, "b t d_adapter"] | None = None,
+    ) -> Float[Tensor, "b c t h w"]:
         """The raw prediction (v or eps, as the spec says) for noisy latents x at timesteps t, in x's shape
         and dtype.
 

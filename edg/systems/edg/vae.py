@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from edg.systems.edg.spec import GROUPS, VAESpec
@@ -18,17 +19,17 @@ HALVES = (torch.float16, torch.bfloat16)
 class Posterior:
     """q(z|x) = N(mean, exp(logvar)), both (N, C, h, w); logvar is clamped to [-30, 20]."""
 
-    mean: Tensor
-    logvar: Tensor
+    mean: Float[Tensor, "n c h w"]
+    logvar: Float[Tensor, "n c h w"]
 
-    def mode(self) -> Tensor:
+    def mode(self) -> Float[Tensor, "n c h w"]:
         return self.mean
 
-    def sample(self, noise: Tensor) -> Tensor:
+    def sample(self, noise: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """z = mean + std * noise, with noise ~ N(0, 1) of the mean's shape."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
-    def kl(self) -> Tensor:
+    def kl(self) -> Float[Tensor, " n"]:
         """KL(q || N(0, 1)) per sample (N,), in nats: 1/2 sum(mean^2 + var - 1 - logvar)."""
         terms = self.mean**2 + self.logvar.exp() - 1 - self.logvar
         return 0.5 * terms.flatten(1).sum(1)
@@ -41,7 +42,7 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, eps: float):
         super().__init__(GROUPS, channels, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c *shape"]:
         narrow = next((t.dtype for t in (self.weight, x) if t.dtype in HALVES), None)
         if narrow is None:
             return super().forward(x)
@@ -62,7 +63,7 @@ class Resnet(nn.Module):
         if width_in != width_out:
             self.nin_shortcut = nn.Conv2d(width_in, width_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c_out h w"]:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         self.norm = GroupNorm(width, eps=1e-6)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         h = self.norm(x)
         q, k, v = (rearrange(part(h), "n c h w -> n 1 (h w) c") for part in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q, k, v)
@@ -92,7 +93,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h//2 w//2"]:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -103,7 +104,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -114,7 +115,7 @@ class Middle(nn.Module):
         self.attn_1 = Attention(width)
         self.block_2 = Resnet(width, width, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -128,7 +129,7 @@ class Level(nn.Module):
         self.block = nn.ModuleList(Resnet(a, b, dropout) for a, b in zip(widths, widths[1:], strict=False))
         self.attn = nn.ModuleList(Attention(width) for _ in range(blocks if attend else 0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c_out h_out w_out"]:
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
@@ -160,7 +161,7 @@ class Encoder(nn.Module):
         self.norm_out = GroupNorm(widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * spec.z_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c_out h_out w_out"]:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -187,7 +188,7 @@ class Decoder(nn.Module):
         self.norm_out = GroupNorm(widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], spec.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c_out h_out w_out"]:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
@@ -206,15 +207,15 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * spec.z_channels, 2 * spec.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(spec.embed_dim, spec.z_channels, 1)
 
-    def moments(self, x: Tensor) -> Tensor:
+    def moments(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c_out h_out w_out"]:
         """Mean and unclamped log variance, stacked on the channels: (N, 2 embed_dim, H/f, W/f)."""
         return self.quant_conv(self.encoder(x))
 
-    def encode(self, x: Tensor) -> Posterior:
+    def encode(self, x: Float[Tensor, "n c h w"]) -> Posterior:
         """The posterior of frames x (N, 3, H, W) in [-1, 1]; H and W are multiples of spec.factor."""
         mean, logvar = self.moments(x).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c_out h_out w_out"]:
         """Frames (N, 3, H, W), about in [-1, 1], of unscaled latents z (N, embed_dim, H/f, W/f)."""
         return self.decoder(self.post_quant_conv(z))

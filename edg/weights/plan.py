@@ -1,0 +1,124 @@
+"""What a merge will do, and all that is checked before a value is read: names, shapes, paths, disk space."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edg.core.errors import MachineError, UsageError
+from edg.weights import keys
+from edg.weights.align import Aligned, align
+from edg.weights.atomic import check_writable
+from edg.weights.masks import BLOCK
+from edg.weights.recipe import Recipe, remarks
+from edg.weights.steps import Step
+from edg.weights.store import Weights, open_weights
+from edg.weights.tensors import FLOATS, ITEMSIZE, TensorInfo
+from edg.weights.writers import FORMATS
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to make. steps, infos: what is done to each aligned tensor, and how it is stored."""
+
+    name: str
+    path: Path
+    steps: Sequence[Step]
+    infos: Sequence[TensorInfo]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """aligned: the tensors in the order of the pass; absent: names left out; the rest as in `merge.run`."""
+
+    recipe: Recipe
+    inputs: Mapping[str, Weights]
+    aligned: Sequence[Aligned]
+    absent: Sequence[str]
+    outputs: Sequence[Output]
+    format: str
+    full: bool
+    block: int
+
+    def is_float(self, index: int) -> bool:
+        return self.aligned[index].info.dtype in FLOATS
+
+    def whole(self, index: int) -> bool:
+        """Whether some output needs this tensor in one piece."""
+        return any(output.steps[index].whole for output in self.outputs)
+
+
+def make_plan(
+    recipe: Recipe, out: Path, full: bool, format: str, block: int, warn: Callable[[str], None]
+) -> Plan:
+    """Open the inputs and decide everything; warn: where remarks go. Raises as `merge.run` does."""
+    if format not in FORMATS:
+        raise UsageError(f"format {format!r}", expected="one of " + ", ".join(FORMATS))
+    if block % BLOCK or block <= 0:
+        raise UsageError(f"block {block}", expected=f"a multiple of {BLOCK}")
+    inputs = {name: open_weights(path) for name, path in recipe.inputs.items()}
+    aligned, absent, notes = align(inputs, recipe.missing)
+    if format == "safetensors":  # wide dtypes first: every tensor stays aligned
+        aligned.sort(key=lambda tensor: -ITEMSIZE[_stored(tensor, recipe).dtype])
+    infos = [_stored(tensor, recipe) for tensor in aligned]
+    outputs = [
+        Output(
+            name, out / f"{name}.{format}", [recipe.step_for(name, tensor.name) for tensor in aligned], infos
+        )
+        for name in recipe.outputs
+    ]
+    plan = Plan(recipe, inputs, aligned, absent, outputs, format, full, block)
+    _check_paths(plan)
+    for note in notes + _remarks(plan):
+        warn(f"note: {note}")
+    _check_space(plan, out, warn)
+    return plan
+
+
+def _stored(tensor: Aligned, recipe: Recipe) -> TensorInfo:
+    keep = tensor.info.dtype not in FLOATS or not recipe.dtype
+    return TensorInfo(tensor.info.shape, tensor.info.dtype if keep else recipe.dtype)
+
+
+def _check_paths(plan: Plan) -> None:
+    for output in plan.outputs:
+        for weights in plan.inputs.values():
+            for file in weights.files:
+                if os.path.exists(output.path) and os.path.samefile(output.path, file.path):
+                    raise UsageError(
+                        f"the output {output.path} is the input {file.path}",
+                        fix="choose another folder or name",
+                    )
+
+
+def _remarks(plan: Plan) -> list[str]:
+    found = [f"{name}: {note}" for name, weights in plan.inputs.items() for note in weights.notes]
+    seen: dict[tuple[int, int], str] = {}
+    for name, weights in plan.inputs.items():
+        for file in weights.files[:1]:
+            first = seen.setdefault((file.stat.st_dev, file.stat.st_ino), name)
+            if first != name:
+                found.append(f"{first} and {name} are the same file: there is nothing to extrapolate")
+    found += remarks(plan.recipe)
+    if all(keys.component(tensor.name) in ("other", "buffers") for tensor in plan.aligned):
+        found.append("unknown model family: merging by name only")
+    return found
+
+
+def _check_space(plan: Plan, out: Path, warn: Callable[[str], None]) -> None:
+    """Room for the complete files; for files of changes only the most they could take is compared."""
+    if os.path.isfile(out):
+        raise UsageError(f"{out} is a file", expected="a folder to write to")
+    folder = check_writable(out)
+    needed = sum(info.nbytes for output in plan.outputs for info in output.infos)
+    free = shutil.disk_usage(folder).free
+    if needed > free and plan.full:
+        raise MachineError(
+            f"the outputs need {needed / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB left",
+            fix="free some space or choose another folder",
+        )
+    if needed > free:
+        warn(f"note: {free / 1e9:.2f} GB are left, the outputs may need up to {needed / 1e9:.2f} GB")

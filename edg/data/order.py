@@ -1,8 +1,8 @@
 """Which samples a training step sees, on which rank, and the seeds of what is drawn for them.
 
 A global batch has B = batch x ranks x accumulate samples. Sample n = step * B + position of the whole run is
-item permutation(seed, n // size)[n % size] of the data: every epoch shows each item once. So a resumed run and
-any number of ranks see the same samples with the same noise.
+item permutation(seed, n // size)[n % size] of the data: every epoch shows each item once. So a resumed run
+and any number of ranks see the same samples with the same noise.
 """
 
 from __future__ import annotations

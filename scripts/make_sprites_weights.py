@@ -3,9 +3,9 @@
 
     python scripts/make_sprites_weights.py --out edg/sprites/weights
 
-`edg train configs/train/sprites.yaml` (resumable: run the same command again), then base and tuned in 16 bits.
-On two CPU cores of their own: autoencoder 10 minutes, base an hour, tuned 13 minutes. docs/sprites.md has the
-log of the shipped run.
+`edg train configs/train/sprites.yaml` (to resume, run the same command again), then both in 16 bits.
+On two CPU cores of their own: autoencoder 10 minutes, base an hour, tuned 13 minutes. docs/sprites.md has
+the log of the shipped run.
 """
 
 from __future__ import annotations

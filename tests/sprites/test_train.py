@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from edg.core.dist import World
+from edg.core.errors import UsageError
 from edg.data.order import Key, Keyed, collate
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
@@ -20,7 +21,7 @@ from edg.systems.edg import adapter, load, trainable
 from edg.systems.edg.objective import Objective
 from edg.systems.edg.presets import SPRITES
 from edg.systems.edg.stages import Table
-from edg.systems.edg.train import DenoiserTraining, VaeTraining, fit, rate
+from edg.systems.edg.train import DenoiserTraining, VaeTraining, _strategy, fit, rate
 from edg.systems.edg.train_callbacks import last_checkpoint
 from edg.systems.edg.train_options import Plan
 from edg.systems.edg.vae import AutoencoderKL
@@ -245,6 +246,17 @@ def test_the_rate_rises_and_falls():
     assert rate(99, replace(plan, schedule="constant")) == 1.0
 
 
+def test_strategies_reach_lightning_and_gpus_are_demanded():
+    two = World(0, 2)
+    assert _strategy(PLAN, World(), "cpu") == "auto"
+    assert _strategy(PLAN, two, "cpu")._process_group_backend == "gloo"
+    assert _strategy(PLAN, two, "cuda")._process_group_backend == "nccl"
+    assert _strategy(replace(PLAN, strategy="fsdp"), two, "cuda") == "fsdp"
+    assert _strategy(replace(PLAN, strategy="deepspeed"), two, "cuda") == "deepspeed_stage_2"
+    with pytest.raises(UsageError, match="fsdp on CPU"):
+        _strategy(replace(PLAN, strategy="fsdp"), two, "cpu")
+
+
 def test_psnr_is_measured_on_the_shape_alone():
     frames, cover = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4)
     cover[:, :2] = 1.0
@@ -255,7 +267,5 @@ def test_psnr_is_measured_on_the_shape_alone():
 
 
 def test_no_sample_is_an_error_not_an_endless_run(tmp_path):
-    from edg.core.errors import UsageError
-
     with pytest.raises(UsageError, match="no sample"):
         fit(training(), [], tmp_path, seed=0, world=World())

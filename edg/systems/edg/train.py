@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,6 +193,13 @@ class DenoiserTraining(_Training):
     def trainable(self) -> dict[str, nn.Parameter]:
         return self.chosen
 
+    def train(self, mode: bool = True) -> DenoiserTraining:
+        """Autoencoder and towers stay as they are when sampling."""
+        super().train(mode)
+        for frozen in (self.model.first_stage_model, self.model.cond_stage_model, self.model.embedder):
+            frozen.eval()
+        return self
+
     def training_step(self, batch: dict, _index: int) -> dict[str, Tensor]:
         losses, t = denoising_loss(self.model, batch, self.objective, self.constants)
         bands = t * BANDS // len(self.constants.schedule.betas)
@@ -216,7 +224,7 @@ def fit(
     plan, world = module.plan, world or World()
     if len(data) == 0:
         raise UsageError("no sample to learn from", fix="see data in the configuration")
-    world.first(lambda: _prepare(folder))
+    world.first(lambda: _prepare(folder, plan.keep))
     last = last_checkpoint(folder)
     first = 0 if last is None else int(last.stem.removeprefix("step_"))
     world.first(lambda: _cut_log(folder / "log.jsonl", first))
@@ -308,9 +316,11 @@ def _logger(plan: Plan, folder: Path) -> Any:
     return pl.loggers.TensorBoardLogger(folder, name="tensorboard", version="")
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, keep: int) -> None:
     ensure_writable(folder)
     remove_leftovers(folder)
+    for old in sorted(folder.glob("step_*.ckpt"))[:-keep]:  # those that signals asked for are nobody's
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _quiet() -> None:

@@ -51,7 +51,7 @@ def test_the_autoencoder_keeps_the_shape():
 
 
 def test_a_short_sample_moves_as_told(tmp_path):
-    clips = held_out(1000, 4)
+    clips = held_out(2000, 4)
     options = SamplingOptions(steps=10, guidance_scale=1.0, switch_at=())
     requests = []
     for k, clip in enumerate(clips):

@@ -33,14 +33,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, dotted: train.lr=1e-5"
     )
-    parser.add_argument("--stages", nargs="+", metavar="NAME", help="only these stages of the file")
+    parser.add_argument("--stages", metavar="NAME,...", help="only these stages of the file")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(auto)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (all cores)")
 
 
 def train(args) -> int:
     """Run the stages that are not finished; prints one line for each."""
-    runs = read_runs(args.config, args.overrides, args.stages)
+    runs = read_runs(args.config, args.overrides, args.stages.split(",") if args.stages else None)
     import torch
 
     from edg.systems.edg.stages import is_made, train_run
@@ -49,7 +49,7 @@ def train(args) -> int:
     with world(device) as here:
         fix_threads(args.threads or max(1, usable_cores() // here.size))
         for run in runs:
-            if here.first(lambda run=run: is_made(run)):
+            if here.first(lambda run=run: is_made(run, here)):
                 said = "is there already"
             else:
                 train_run(run, source(run), here, device)
@@ -74,6 +74,8 @@ def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = N
 
     values = config.read_yaml(path, overrides)
     stages = values.pop("stages", None)
+    if stages is None and only:
+        raise UsageError(f"{path} has no stages", fix="leave --stages out")
     if stages is None:
         named = {"name": Path(path).stem, **values}
         return [config.build(Run, named, str(path))]
@@ -82,6 +84,10 @@ def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = N
             raise UsageError(
                 f"{path} has no stage {name!r}", expected=", ".join(stages), fix=nearest(name, stages)
             )
+    for text in overrides:
+        key = text.partition("=")[0].partition(".")[0]
+        if any(key in (own or {}) for own in stages.values()):
+            raise UsageError(f"{text}: the stages of {path} set {key} themselves", fix=f"stages.NAME.{text}")
     runs = []
     for name, own in stages.items():
         run = config.build(Run, {**values, **(own or {}), "name": name}, f"stages.{name}")
@@ -139,6 +145,11 @@ def source(run: Run) -> Any:
             f"data.kind is {kind!r}", expected=", ".join(SOURCES), fix=nearest(str(kind), SOURCES)
         )
     shape, make = SOURCES[kind]
+    if (run.kind == "autoencoder") != (run.data.get("split") == "stills"):
+        raise UsageError(
+            f"{run.name}: kind {run.kind} with data {run.data}",
+            expected="single frames (kind: sprites, split: stills) for an autoencoder, clips for a denoiser",
+        )
     return make(run, config.build(shape, run.data, "data"))
 
 
@@ -163,8 +174,8 @@ def _cache(run: Run, data: Cache) -> Any:
     from edg.weights.store import open_weights
 
     clips = CachedClips(data.path)
-    if run.init is not None:
-        clips.check(load_spec(run.spec), open_weights(run.init))
+    if run.init or run.vae:
+        clips.check(load_spec(run.spec), open_weights(run.init or run.vae))
     return clips
 
 

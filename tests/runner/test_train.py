@@ -72,6 +72,7 @@ def test_mistakes_are_named(tmp_path, capsys):
 
     assert "train.step" in told("stages.vae.train.step=3") and "steps"
     assert "no stage 'tunde'" in told("--stages", "tunde")
+    assert "stages.NAME.train.steps=5" in told("train.steps=5")
     assert "key=value" in told("lr")
     assert "data.kind" in told("stages.vae.data.kind=sprite")
     assert "train.batch is 0" in told("stages.vae.train.batch=0")
@@ -84,3 +85,25 @@ def test_the_shipped_configurations_can_be_read():
     for path in sorted((ROOT / "configs/train").glob("*.yaml")):
         for run in read_runs(path, []):
             load_spec(run.spec)
+
+
+def test_a_begun_run_does_not_go_on_with_other_settings(trained, tmp_path, capsys):
+    base = trained[0] / "base.safetensors"
+    own = [f"out={tmp_path}", f"stages.tuned.init={base}", "stages.tuned.train.save_every=1"]
+    command = ["train", CONFIG, *SHORT, *own, "--stages", "tuned", "--device", "cpu", "--threads", "1"]
+    assert main(command) == 0
+    first = (tmp_path / "tuned.safetensors").read_bytes()
+    (tmp_path / "tuned.safetensors").unlink()
+    changed = [*command[:2], *SHORT, *own, "stages.tuned.train.lr=0.1", *command[-6:]]
+    assert main(changed) == 2
+    assert "train.lr" in capsys.readouterr().err
+    assert main(command) == 0
+    assert (tmp_path / "tuned.safetensors").read_bytes() == first
+
+
+def test_a_diverged_run_is_no_result(tmp_path, capsys):
+    wild = ["stages.vae.train.lr=1e20", "stages.vae.train.steps=4", "stages.vae.train.precision=fp32"]
+    command = [CONFIG, f"out={tmp_path}", *SHORT, *wild, "--stages", "vae", "--device", "cpu"]
+    assert main(["train", *command]) == 2
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "vae.safetensors").exists()

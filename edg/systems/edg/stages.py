@@ -20,7 +20,7 @@ import edg
 from edg.core import config
 from edg.core.dist import World
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import cached_sha256
+from edg.core.records import cached_sha256, read_json, write_json
 from edg.core.seeding import derive, generator
 from edg.core.video import contact_sheet, write_image, write_video
 from edg.data.prompts import read_folder
@@ -33,6 +33,7 @@ from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.spec import ModelSpec
 from edg.systems.edg.train import DenoiserTraining, VaeTraining, fit
+from edg.systems.edg.train_callbacks import last_checkpoint
 from edg.systems.edg.train_options import Run
 from edg.systems.edg.vae import AutoencoderKL
 from edg.weights.provenance import base_reference, input_record
@@ -49,9 +50,18 @@ def train_run(run: Run, data: Any, world: World, device: str) -> Path:
     Raises UsageError for settings that do not fit each other, BadFileError for weights that do not fit.
     """
     train = autoencoder if run.kind == "autoencoder" else denoiser
+    world.first(lambda: begin(run, world))
     tensors, base = train(run, data, world, device)
-    world.first(lambda: write_result(run, tensors, base, len(data)))
+    world.first(lambda: write_result(run, tensors, base, len(data), world))
     return run.result
+
+
+def begin(run: Run, world: World) -> None:
+    """Note the settings of a run in its folder. Raises UsageError when it was begun there with others."""
+    note = run.folder / "settings.json"
+    if note.exists() and last_checkpoint(run.folder) is not None:
+        compare(run, world, read_json(note), f"the run in {run.folder} was begun")
+    write_json(note, record_of(run, world))
 
 
 # ---- the two kinds of training -----------------------------------------------------------------------------
@@ -252,14 +262,20 @@ def stored(model: LatentVideoModel) -> dict[str, Tensor]:
     return {n: t.detach().contiguous() for n, t in model.state_dict().items() if not n.startswith(skip)}
 
 
-def write_result(run: Run, tensors: Mapping[str, Tensor], base: Weights | None, samples: int) -> None:
-    """{out}/{name}.safetensors: complete without a base, else what training changed and a reference to it."""
+def write_result(
+    run: Run, tensors: Mapping[str, Tensor], base: Weights | None, samples: int, world: World
+) -> None:
+    """{out}/{name}.safetensors: complete without a base, else what training changed and a reference to it.
+    Raises UsageError when training has left a value that is not finite."""
     kept = dict(tensors) if base is None else dict(changed(tensors, base))
+    for name, tensor in kept.items():
+        if not torch.isfinite(tensor).all():
+            raise UsageError(f"{name} is not finite after training", fix="a lower train.lr")
     record: dict[str, Any] = {
         "format": 1,
         "edg": edg.__version__,
         "output": run.name,
-        "training": {**config.to_dict(run), "samples_in_data": samples},
+        "training": {**record_of(run, world), "samples_in_data": samples},
         "inputs": [],
         "tensors": len(tensors),
         "stored": len(kept),
@@ -278,7 +294,7 @@ def changed(tensors: Mapping[str, Tensor], base: Weights) -> Iterator[tuple[str,
             yield name, tensor
 
 
-def is_made(run: Run) -> bool:
+def is_made(run: Run, world: World) -> bool:
     """Whether the result lies there, by the same settings. Raises UsageError when by others."""
     if not run.result.exists():
         return False
@@ -288,26 +304,42 @@ def is_made(run: Run) -> bool:
         record = {}
     if not isinstance(record.get("training"), dict):
         raise UsageError(f"{run.result} is not a result of edg train", fix="choose another out=FOLDER")
-    made, wanted = settings(record["training"]), settings(config.to_dict(run))
-    made["init"] = next((item["sha256"] for item in record["inputs"]), None)
-    wanted["init"] = None if run.init is None else sha256_weights(open_weights(run.init))
+    compare(run, world, record["training"], f"{run.result} was trained")
+    return True
+
+
+def record_of(run: Run, world: World) -> dict[str, Any]:
+    """The settings of a run, its number of processes, and the hashes of the weights it starts from."""
+    hashes = {
+        key: None if path is None else sha256_weights(open_weights(path))
+        for key, path in (("init_sha256", run.init), ("vae_sha256", run.vae))
+    }
+    step = {"processes": world.size, "samples_per_step": run.train.batch * run.train.accumulate * world.size}
+    return {**config.to_dict(run), **hashes, **step}
+
+
+def compare(run: Run, world: World, record: Mapping[str, Any], what: str) -> None:
+    """Raise UsageError when `record` tells another setting that decides the result."""
+    made, wanted = settings(record), settings(record_of(run, world))
     for name in wanted:
         if made.get(name) != wanted[name]:
             raise UsageError(
-                f"{run.result} was trained with another {name}: {made.get(name)!r}",
+                f"{what} with another {name}: {made.get(name)!r}",
                 expected=repr(wanted[name]),
-                fix="choose another out=FOLDER, or remove the file",
+                fix="choose another out=FOLDER, or remove what is there",
             )
-    return True
+
+
+FREE = {"out", "init", "vae", "samples", "samples_in_data", "processes"}  # decide nothing, or as hashes
+FREE |= {"train." + n for n in ("batch", "accumulate", "strategy", "gradient_checkpointing")}
+FREE |= {"train." + n for n in ("save_every", "keep", "log_every", "logger", "workers")}
 
 
 def settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the result, flat: `train.lr` -> 0.001."""
-    free = {"out", "samples", "samples_in_data", "train.save_every", "train.keep", "train.log_every"}
-    free |= {"train.logger", "train.workers", "train.strategy", "train.gradient_checkpointing", "init", "vae"}
 
     def flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        if name in free:
+        if name in FREE:
             return
         if isinstance(value, Mapping):
             for key, item in value.items():

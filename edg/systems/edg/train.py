@@ -38,6 +38,7 @@ from edg.systems.edg.train_callbacks import (
     Log,
     Samples,
     Signals,
+    checkpoints,
     last_checkpoint,
 )
 from edg.systems.edg.train_options import PRECISIONS, STRATEGIES, Plan
@@ -229,7 +230,7 @@ def fit(
     first = 0 if last is None else int(last.stem.removeprefix("step_"))
     world.first(lambda: _cut_log(folder / "log.jsonl", first))
     _quiet()
-    pl.seed_everything(seed, verbose=False)
+    pl.seed_everything(derive(seed, "lightning") % 2**32, verbose=False)
     order = Order(
         batch=plan.batch,
         ranks=world.size,
@@ -257,6 +258,8 @@ def _trainer(
     module: _Training, folder: Path, world: World, device: str, sample: Callable | None, sample_every: int
 ) -> pl.Trainer:
     plan = module.plan
+    if device == "cpu" and plan.precision.startswith("fp16"):
+        raise UsageError(f"train.precision={plan.precision} on CPU", expected="fp32 or bf16")
     callbacks = [
         Log(folder / "log.jsonl", plan.log_every),
         pl.callbacks.ModelCheckpoint(
@@ -319,7 +322,7 @@ def _logger(plan: Plan, folder: Path) -> Any:
 def _prepare(folder: Path, keep: int) -> None:
     ensure_writable(folder)
     remove_leftovers(folder)
-    for old in sorted(folder.glob("step_*.ckpt"))[:-keep]:  # those that signals asked for are nobody's
+    for old in checkpoints(folder)[:-keep]:  # those that signals asked for are nobody's
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 

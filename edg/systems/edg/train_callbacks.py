@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 import sys
@@ -15,10 +16,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from edg.core.errors import UsageError
 from edg.core.records import atomic_path
 
 BANDS = 4  # equal parts of the timesteps, the losses of which are logged apart
-STOPPED = 143
+STOPPED = {signal.SIGTERM: 143, signal.SIGINT: 130}  # signal -> exit code
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -43,10 +45,14 @@ class Log(pl.Callback):
         self.path, self.every = path, every
         self.start = self.since = time.monotonic()
         self.sums: torch.Tensor | None = None
-        self.norm, self.told = 0.0, -1
+        self.norm, self.lr, self.told = 0.0, 0.0, -1
+
+    def on_train_start(self, trainer, module) -> None:
+        self.told = trainer.global_step
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         if self._is_due(trainer.global_step + 1, module):
+            self.lr = optimizer.param_groups[0]["lr"]
             grads = [p.grad for p in module.trainable().values() if p.grad is not None]
             self.norm = float(torch.nn.utils.get_total_norm(grads))
 
@@ -64,6 +70,11 @@ class Log(pl.Callback):
     def _tell(self, trainer, step: int) -> None:
         sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
         self.sums = None
+        if not torch.isfinite(sums).all():
+            raise UsageError(
+                f"the loss is not finite, in or shortly before step {step}",
+                fix="a lower train.lr, or train.precision=fp32, and another out=FOLDER",
+            )
         if not trainer.is_global_zero:
             return
         now = time.monotonic()
@@ -73,7 +84,7 @@ class Log(pl.Callback):
                 line[f"loss_t{band}"] = round(total / count, 6)
         line |= {
             "grad_norm": round(self.norm, 5),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self.lr,
             "samples_per_second": round(float(sums[1].sum()) / max(now - self.since, 1e-9), 3),
             "memory_gb": round(peak_memory(trainer.strategy.root_device) / 1e9, 3),
             "seconds": round(now - self.start, 1),
@@ -103,26 +114,32 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Signals(pl.Callback):
-    """SIGUSR1: a checkpoint after this step. SIGTERM: a checkpoint, then exit 143. Any rank may get it."""
+    """SIGUSR1: a checkpoint after this step. SIGTERM and SIGINT: a checkpoint, then exit 143 or 130; a second
+    one does not wait for the step. Any rank may get it."""
 
     def __init__(self, folder: Path):
         self.folder, self.asked, self.before = folder, set(), {}
 
     def on_train_start(self, trainer, module) -> None:
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            self.before[number] = signal.signal(number, lambda received, frame: self.asked.add(received))
+        for number in (signal.SIGUSR1, *STOPPED):
+            self.before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame) -> None:
+        if number in self.asked and number in STOPPED:
+            raise SystemExit(STOPPED[number])
+        self.asked.add(number)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
         if (index + 1) % trainer.accumulate_grad_batches:
             return  # in the middle of a step
-        stop, save = (self._agreed(trainer, n) for n in (signal.SIGTERM, signal.SIGUSR1))
-        if stop or save:
+        stop = [code for number, code in STOPPED.items() if self._agreed(trainer, number)]
+        if stop or self._agreed(trainer, signal.SIGUSR1):
             self.asked.clear()
             trainer.save_checkpoint(checkpoint_path(self.folder, trainer.global_step))
         if stop:
             if trainer.is_global_zero:
                 print(f"stopped after step {trainer.global_step}; the same command goes on", file=sys.stderr)
-            raise SystemExit(STOPPED)
+            raise SystemExit(stop[0])
 
     def _agreed(self, trainer, number: int) -> bool:
         return bool(trainer.strategy.reduce_boolean_decision(number in self.asked, all=False))
@@ -138,7 +155,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps (a file, or the folder of a sharded one)."""
-    return max(folder.glob("step_*.ckpt"), default=None)
+    return max(checkpoints(folder), default=None)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the fewest steps first."""
+    return sorted(path for path in folder.glob("step_*.ckpt") if re.fullmatch(r"step_\d{8}", path.stem))
 
 
 class Samples(pl.Callback):
@@ -146,6 +168,9 @@ class Samples(pl.Callback):
 
     def __init__(self, every: int, make: Callable[[Any, int], list[tuple[str, Any]]]):
         self.every, self.make, self.told = every, make, -1
+
+    def on_train_start(self, trainer, module) -> None:
+        self.told = trainer.global_step
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
         step = trainer.global_step

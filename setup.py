@@ -23,6 +23,10 @@ setup(
     packages=find_packages(include=["edg", "edg.*"]),
     package_data={"edg": ["sprites/weights/*.safetensors", "**/*.yaml"]},
     install_requires=REQUIREMENTS,
-    extras_require={"lora": ["peft"], "tests": ["pytest>=8", "ruff>=0.6", "hypothesis>=6", "peft"]},
+    extras_require={
+        "lora": ["peft"],
+        "plots": ["matplotlib"],
+        "tests": ["pytest>=8", "ruff>=0.6", "hypothesis>=6", "peft", "matplotlib"],
+    },
     entry_points={"console_scripts": ["edg=edg.cli:entry"]},
 )

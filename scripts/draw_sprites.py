@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     for k, clip in enumerate(held_out(SEED, 8)):
         pixels = np.round(render(clip)[0][0] * 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{k:02d}-{clip.sprite.colour}-{clip.sprite.shape}.png")
-        captions.append(caption(words_of(clip, told=True)))
+        captions.append(caption(words_of(clip)))
     (folder / "prompts.txt").write_text("\n".join(captions) + "\n")
 
 

@@ -163,7 +163,7 @@ def _sprites(run: Run, data: Sprites) -> Any:
 
     if data.split == "stills":
         return Table(stills(run.seed, data.count, data.focus))
-    drawn = clip_tensors(list(clips(data.split, run.seed, data.count)), told=data.split == "tuned")
+    drawn = clip_tensors(list(clips(data.split, run.seed, data.count)), data.split)
     weight = latent_weight(drawn.pop("cover"), load_spec(run.spec).latent_factor, data.focus)
     return Table({**drawn, "weight": weight, "fps": torch.full((data.count,), FPS)})
 

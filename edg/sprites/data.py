@@ -28,14 +28,14 @@ def stills(seed: int, count: int, shape_weight: float = 1.0) -> dict[str, Tensor
     }
 
 
-def clip_tensors(clips: Sequence[Clip], told: bool) -> dict[str, Tensor | list[str]]:
+def clip_tensors(clips: Sequence[Clip], split: str) -> dict[str, Tensor | list[str]]:
     """frames (N, 3, T, H, W) in [-1, 1], cover (N, T, H, W) in [0, 1], caption: N strings."""
     drawn = [render(clip) for clip in clips]
     frames = torch.from_numpy(np.stack([f for f, _ in drawn])) * 2 - 1
     return {
         "frames": rearrange(frames, "n t h w c -> n c t h w").contiguous(),
         "cover": torch.from_numpy(np.stack([c for _, c in drawn])),
-        "caption": [caption(words_of(clip, told)) for clip in clips],
+        "caption": [caption(words_of(clip, split)) for clip in clips],
     }
 
 

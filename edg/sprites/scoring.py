@@ -1,4 +1,4 @@
-"""How sampled clips of the sprites world are judged: the tracker's figures over many clips."""
+"""How sampled clips of the sprites world are judged: one clip by the tracker, many clips with intervals."""
 
 from __future__ import annotations
 
@@ -7,41 +7,65 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edg.sprites.tracker import Track, track
-from edg.sprites.world import PACES, Clip, words_of
+from edg.sprites.tracker import track
+from edg.sprites.world import Clip, render, words_of
+
+FIGURES = ("speed", "slowly", "quickly", "direction", "intact", "first_frame")
 
 
 @dataclass(frozen=True)
-class Score:
-    """Means over clips. speed: px/frame; direction, intact: shares; slowly, quickly: speed by the pace of
-    the caption."""
+class Judgement:
+    """One clip. speed: px/frame; direction: whether it is the caption's; intact: whether colour and shape are
+    kept; first_frame: mean absolute error of frame 0 against the given image, in levels of 255."""
 
-    clips: int
     speed: float
-    direction: float
-    intact: float
-    intact_frames: float
-    slowly: float
-    quickly: float
+    direction: bool
+    intact: bool
+    first_frame: float
+    pace: str
+
+    def figure(self, name: str) -> float:
+        """A number of FIGURES; `slowly` and `quickly` are the speed where the caption says so, else NaN."""
+        if name in ("slowly", "quickly"):
+            return self.speed if self.pace == name else float("nan")
+        return float(getattr(self, name))
 
 
-def judge(videos: Sequence[np.ndarray], clips: Sequence[Clip]) -> tuple[Score, list[Track]]:
-    """Score sampled videos (T, H, W, 3) against the clips whose first frame and caption they were made
-    from."""
-    tracks = [track(video, clip.sprite) for video, clip in zip(videos, clips, strict=True)]
-    paces = [words_of(clip, told=True).pace for clip in clips]
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval."""
 
-    def speed_at(pace: str) -> float:
-        chosen = [t.speed for t, p in zip(tracks, paces, strict=True) if p == pace]
-        return float(np.mean(chosen)) if chosen else float("nan")
+    mean: float
+    low: float
+    high: float
 
-    right = [t.direction == clip.motion.direction for t, clip in zip(tracks, clips, strict=True)]
-    score = Score(
-        clips=len(clips),
-        speed=float(np.mean([t.speed for t in tracks])),
-        direction=float(np.mean(right)),
-        intact=float(np.mean([t.intact for t in tracks])),
-        intact_frames=float(np.mean([t.intact_frames for t in tracks])),
-        **{pace: speed_at(pace) for pace in PACES},
+
+def judge(video: np.ndarray, clip: Clip) -> Judgement:
+    """Judge a sampled video, uint8 (T, H, W, 3), against the clip whose first frame and caption it has."""
+    found = track(video, clip.sprite)
+    image = np.round(render(clip)[0][0] * 255)
+    return Judgement(
+        speed=found.speed,
+        direction=found.direction == clip.motion.direction,
+        intact=found.intact,
+        first_frame=float(np.abs(video[0].astype(np.float32) - image).mean()),
+        pace=words_of(clip).pace or "",
     )
-    return score, tracks
+
+
+def estimate(values: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of values (S, N), S seeds of the same N images, NaN where an image has none, with the bootstrap's
+    95 % interval over images (Efron 1979): images are drawn again with all their seeds, because two clips
+    of one image are not independent."""
+    table = np.asarray(values, dtype=np.float64)
+    of_image = table.mean(axis=0)[~np.isnan(table).any(axis=0)]
+    if not len(of_image):
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    drawn = np.random.default_rng(seed).integers(len(of_image), size=(draws, len(of_image)))
+    low, high = np.percentile(of_image[drawn].mean(axis=1), (2.5, 97.5))
+    return Estimate(float(of_image.mean()), float(low), float(high))
+
+
+def estimates(judgements: Sequence[Sequence[Judgement]]) -> dict[str, Estimate]:
+    """FIGURES of judgements by seed, then image."""
+    return {name: estimate([[j.figure(name) for j in one] for one in judgements]) for name in FIGURES}

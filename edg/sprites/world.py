@@ -30,8 +30,19 @@ COLOURS = {
 SHAPES = ("circle", "bar", "pillar")  # bar: wide, pillar: tall; both of the circle's area
 ASPECT = 2.25  # long side to short side of bar and pillar
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-PACES = {"slowly": (0.3, 0.5), "quickly": (0.8, 1.0)}  # px/frame, mean 0.65: what the tuned model is taught
-BASE_SPEED = (0.6, 1.6)  # px/frame, mean 1.1: what the base model is taught
+PACES = ("slowly", "quickly")
+SPEEDS = {  # px/frame, by split of the training clips: one range where motion is untold, else one per pace
+    "base": ((0.6, 1.6),),  # mean 1.1
+    "tuned": ((0.3, 0.5), (0.8, 1.0)),  # mean 0.65
+    "tuned_equal": ((0.75, 0.95), (1.25, 1.45)),  # mean 1.1, the base's
+    "tuned_fast": ((1.1, 1.3), (1.5, 1.7)),  # mean 1.4
+}
+STREAMS = {
+    "base": 1,
+    "tuned": 2,
+    "tuned_equal": 5,
+    "tuned_fast": 6,
+}  # of random numbers; held_out 3, stills 4
 RADIUS = (4.8, 5.5)  # of the circle of equal area, px
 
 
@@ -111,13 +122,14 @@ def all_captions(told: bool) -> list[str]:
     return [caption(Words(c, s, d, p)) for c, s in things for d in DIRECTIONS for p in PACES]
 
 
-def words_of(clip: Clip, told: bool) -> Words:
-    """What a caption of this clip says. The pace is the nearer one of PACES."""
-    s, m = clip.sprite, clip.motion
-    if not told:
+def words_of(clip: Clip, split: str = "tuned") -> Words:
+    """What a caption of this clip says in a split: nothing of the motion in "base", else the direction and
+    the pace whose range of speeds is the nearer one."""
+    s, m, ranges = clip.sprite, clip.motion, SPEEDS[split]
+    if len(ranges) == 1:
         return Words(s.colour, s.shape)
-    pace = min(PACES, key=lambda p: abs(sum(PACES[p]) / 2 - m.speed))
-    return Words(s.colour, s.shape, m.direction, pace)
+    near = min(range(len(PACES)), key=lambda k: abs(sum(ranges[k]) / 2 - m.speed))
+    return Words(s.colour, s.shape, m.direction, PACES[near])
 
 
 def half_extents(shape: str, radius: float) -> tuple[float, float, float, float]:
@@ -196,25 +208,26 @@ def draw_clip(
 
 
 def clips(split: str, seed: int, count: int) -> Iterator[Clip]:
-    """`count` training clips: split "base" (motion untold, BASE_SPEED) or "tuned" (told, PACES). Clip k
-    depends only on (split, seed, k)."""
-    speeds = (BASE_SPEED,) if split == "base" else tuple(PACES.values())
+    """`count` training clips of a split of SPEEDS. Clip k depends only on (split, seed, k). Raises UsageError
+    for a split that is none."""
+    if split not in SPEEDS:
+        raise UsageError(f"sprites split {split!r}", expected=", ".join(SPEEDS), fix=nearest(split, SPEEDS))
     for k in range(count):
-        rng = np.random.default_rng([seed, {"base": 1, "tuned": 2}[split], k])
-        yield draw_clip(rng, speeds)
+        yield draw_clip(np.random.default_rng([seed, STREAMS[split], k]), SPEEDS[split])
 
 
 def held_out(seed: int, count: int) -> list[Clip]:
     """`count` clips for evaluation and prompts: directions and paces in equal shares, and the shape stands
     so far inside that every direction at the quick pace would fit, so the picture does not give the direction
     away."""
-    margin = sum(PACES["quickly"]) / 2 * (FRAMES - 1)
+    slow, quick = (sum(range_) / 2 for range_ in SPEEDS["tuned"])
+    margin = quick * (FRAMES - 1)
     chosen = []
     for k in range(count):
         rng = np.random.default_rng([seed, 3, k])
         sprite = draw_central(rng, margin)
-        pace = list(PACES)[(k // len(DIRECTIONS)) % len(PACES)]
-        chosen.append(Clip(sprite, Motion(list(DIRECTIONS)[k % len(DIRECTIONS)], sum(PACES[pace]) / 2)))
+        speed = (slow, quick)[(k // len(DIRECTIONS)) % 2]
+        chosen.append(Clip(sprite, Motion(list(DIRECTIONS)[k % len(DIRECTIONS)], speed)))
     return chosen
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edg.sprites.scoring import judge
+from edg.sprites.scoring import estimate, estimates, judge
 from edg.sprites.tracker import look, track
 from edg.sprites.world import DIRECTIONS, SHAPES, Clip, Motion, Sprite, clips, held_out, render
 
@@ -52,10 +52,35 @@ def test_a_frame_tells_what_it_shows(shape):
     assert (sight.x, sight.y) == pytest.approx((14.2, 17.7), abs=0.15)
 
 
-def test_scores_of_the_truth_are_perfect_and_of_stills_are_chance():
+def uint8(frames):
+    return np.round(frames * 255).astype(np.uint8)
+
+
+def test_the_truth_is_judged_perfect_and_one_direction_for_all_chance():
     chosen = held_out(2, 16)
-    truth, _ = judge([render(clip)[0] for clip in chosen], chosen)
-    assert truth.direction == 1 and truth.intact == 1
-    assert truth.slowly == pytest.approx(0.4, abs=0.05) and truth.quickly == pytest.approx(0.9, abs=0.05)
-    left = [render(Clip(clip.sprite, Motion("left", 1.0)))[0] for clip in chosen]
-    assert judge(left, chosen)[0].direction == 1 / len(DIRECTIONS)
+    truth = estimates([[judge(uint8(render(clip)[0]), clip) for clip in chosen]])
+    assert truth["direction"].mean == truth["intact"].mean == 1 and truth["first_frame"].mean == 0
+    assert truth["slowly"].mean == pytest.approx(0.4, abs=0.05)
+    assert truth["quickly"].mean == pytest.approx(0.9, abs=0.05)
+    left = [judge(uint8(render(Clip(clip.sprite, Motion("left", 1.0)))[0]), clip) for clip in chosen]
+    assert estimates([left])["direction"].mean == 1 / len(DIRECTIONS)
+
+
+def test_the_first_frame_is_held_against_the_image():
+    clip = held_out(2, 1)[0]
+    video = uint8(render(clip)[0])
+    video[0] = np.where(video[0] < 128, video[0] + 10, video[0] - 10)
+    assert judge(video, clip).first_frame == pytest.approx(10)
+
+
+def test_an_interval_is_that_of_the_mean_over_images():
+    rng = np.random.default_rng(0)
+    image = rng.normal(3.0, 1.0, 400)
+    found = estimate([image, image])
+    assert found.mean == pytest.approx(image.mean())
+    half = 1.96 * image.std() / 20
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.02), (
+        "a second seed that says the same adds nothing"
+    )
+    assert estimate([[1.0, float("nan"), 3.0]]).mean == 2.0
+    assert np.isnan(estimate([[float("nan")]]).mean)

@@ -34,9 +34,9 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-def table(count=4, told=False, split="base"):
+def table(count=4, split="base"):
     """Clips with random numbers for latents: what is tested is the training, not the autoencoder."""
-    drawn = clip_tensors(list(clips(split, 0, count)), told)
+    drawn = clip_tensors(list(clips(split, 0, count)), split)
     generator = torch.Generator().manual_seed(0)
     return Table(
         {
@@ -232,7 +232,7 @@ def test_the_adapter_starts_as_the_identity_and_can_learn():
 
 def test_raw_batches_train_as_well():
     module = training(objective=Objective(random_frame=True, min_snr=5.0))
-    drawn = clip_tensors(list(clips("tuned", 0, 2)), told=True)
+    drawn = clip_tensors(list(clips("tuned", 0, 2)), "tuned")
     data = Table({"frames": drawn["frames"], "caption": drawn["caption"], "fps": torch.tensor([8, 8])})
     loss = module.training_step(batch_of(data), 0)["loss"]
     assert torch.isfinite(loss) and loss.requires_grad

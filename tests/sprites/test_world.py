@@ -7,13 +7,13 @@ import pytest
 
 from edg.core.errors import UsageError
 from edg.sprites.world import (
-    BASE_SPEED,
     COLOURS,
     DIRECTIONS,
     FRAMES,
     PACES,
     SHAPES,
     SIZE,
+    SPEEDS,
     Motion,
     Words,
     all_captions,
@@ -36,7 +36,7 @@ def test_a_clip_depends_on_split_seed_and_number_alone():
     assert a.dtype == np.float32 and np.array_equal(a, b)
 
 
-@pytest.mark.parametrize("split", ["base", "tuned"])
+@pytest.mark.parametrize("split", SPEEDS)
 def test_shapes_stay_inside_the_frame(split):
     for clip in clips(split, 0, 200):
         left, right, up, down = half_extents(clip.sprite.shape, clip.sprite.radius)
@@ -46,10 +46,14 @@ def test_shapes_stay_inside_the_frame(split):
 
 
 def test_mean_speeds_are_those_of_the_documentation():
-    base = np.mean([clip.motion.speed for clip in clips("base", 1, 2000)])
-    tuned = np.mean([clip.motion.speed for clip in clips("tuned", 1, 2000)])
-    assert base == pytest.approx(sum(BASE_SPEED) / 2, abs=0.03) and base == pytest.approx(1.1, abs=0.03)
-    assert tuned == pytest.approx(0.65, abs=0.03)
+    wanted = {"base": 1.1, "tuned": 0.65, "tuned_equal": 1.1, "tuned_fast": 1.4}
+    means = {split: np.mean([clip.motion.speed for clip in clips(split, 1, 2000)]) for split in SPEEDS}
+    assert means == pytest.approx(wanted, abs=0.03)
+
+
+def test_a_split_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="did you mean 'tuned'"):
+        next(clips("tunde", 0, 1))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,10 +97,11 @@ def test_a_misspelt_word_is_named_with_the_nearest_one():
         parse_caption("a red cirle")
 
 
-def test_captions_tell_the_motion_that_is_drawn():
-    for clip in clips("tuned", 0, 100):
-        words = words_of(clip, told=True)
-        low, high = PACES[words.pace]
+@pytest.mark.parametrize("split", [split for split in SPEEDS if split != "base"])
+def test_captions_tell_the_motion_that_is_drawn(split):
+    for clip in clips(split, 0, 100):
+        words = words_of(clip, split)
+        low, high = SPEEDS[split][PACES.index(words.pace)]
         assert low <= clip.motion.speed <= high and words.direction == clip.motion.direction
 
 
@@ -107,7 +112,7 @@ def test_held_out_clips_are_balanced_and_do_not_give_the_direction_away():
     )
     for clip in chosen:
         for direction in DIRECTIONS:
-            fast = Motion(direction, sum(PACES["quickly"]) / 2)
+            fast = Motion(direction, sum(SPEEDS["tuned"][1]) / 2)
             x, y = np.array([clip.sprite.x, clip.sprite.y]) + (FRAMES - 1) * fast.velocity
             left, right, up, down = half_extents(clip.sprite.shape, clip.sprite.radius)
             assert (

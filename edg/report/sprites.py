@@ -1,0 +1,77 @@
+"""The figures of scripts/sprites_experiment.py as a table and as plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edg.report.plots import Curve, panels, scatter
+from edg.sprites.scoring import Estimate
+
+HEAD = {
+    "speed": "speed, px/frame",
+    "slowly": '"slowly"',
+    "quickly": '"quickly"',
+    "direction": "direction as told",
+    "intact": "colour and shape kept",
+    "first_frame": "first-frame error",
+}
+SHARES = ("direction", "intact")
+PANELS = ("speed", "direction", "intact")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm of the experiment and its figures. group: what it is plotted with, "line TUNE" for the points of
+    base + s (fine-tune - base), "switch" for those of T; at: the s or T."""
+
+    title: str
+    group: str
+    at: float | None
+    figures: Mapping[str, Estimate]
+
+
+def table(rows: Mapping[str, Row]) -> str:
+    """Markdown: one line for each row, every figure with half its interval."""
+    lines = ["| | " + " | ".join(HEAD.values()) + " |", "|---" * (len(HEAD) + 1) + "|"]
+    for row in rows.values():
+        lines.append(f"| {row.title} | " + " | ".join(_cell(n, row.figures[n]) for n in HEAD) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(name: str, e: Estimate) -> str:
+    scale, digits, unit = (100, 0, " %") if name in SHARES else (1, 1 if name == "first_frame" else 2, "")
+    return f"{scale * e.mean:.{digits}f} ± {scale * (e.high - e.low) / 2:.{digits}f}{unit}"
+
+
+def plots(rows: Mapping[str, Row], out: Path) -> None:
+    """trade_off.png: motion against control. strength.png: along the line of every fine-tune, with the
+    base at 0 and the fine-tune at 1. switch.png: over T. Those without their rows are not drawn."""
+    groups: dict[str, dict[str, tuple[Estimate, Estimate]]] = {}
+    lines: dict[str, dict[float, Row]] = {}
+    for name, row in rows.items():
+        groups.setdefault(row.group, {})[name] = (row.figures["direction"], row.figures["speed"])
+        if row.group.startswith("line ") and row.at is not None:
+            tune = row.group.removeprefix("line ")
+            ends = {at: rows[end] for at, end in ((0.0, "base_told"), (1.0, tune)) if end in rows}
+            lines.setdefault(tune, ends)[row.at] = row
+    switch = {row.at: row for row in rows.values() if row.group == "switch" and row.at is not None}
+    scatter(out / "trade_off.png", groups, HEAD["direction"], HEAD["speed"])
+    _curves(out / "strength.png", lines, "s in base + s (fine-tune - base): below 0 away from the fine-tune")
+    _curves(
+        out / "switch.png", {"dyn, then con": switch}, "T: dyn while t > T; 0 is dyn alone, 1000 con alone"
+    )
+
+
+def _curves(path: Path, lines: Mapping[str, Mapping[float, Row]], axis: str) -> None:
+    lines = {name: dict(sorted(points.items())) for name, points in lines.items() if len(points) > 1}
+    if lines:
+        curves = {
+            HEAD[figure]: {
+                name: Curve(list(points), [row.figures[figure] for row in points.values()])
+                for name, points in lines.items()
+            }
+            for figure in PANELS
+        }
+        panels(path, curves, axis)

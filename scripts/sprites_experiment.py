@@ -1,0 +1,406 @@
+#!/usr/bin/env python
+"""Does the method work? Base, fine-tunes, merges and decoupled runs on held-out images of the sprites world.
+
+    python scripts/sprites_experiment.py --quick     # 16 images, one seed, one fine-tune, 10 steps
+    python scripts/sprites_experiment.py             # the table and the plots of docs/sprites.md
+
+fine-tunes -> merges -> clips -> OUT/table.md, table.json, *.png. To resume, run it again: what is
+made by the same settings is not made again. `--arms 'slow*' decoupled_500` makes some rows only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+
+from edg.cli import main as edg
+from edg.core.device import usable_cores
+from edg.core.errors import EdgError
+from edg.core.records import sha256_file, write_json, write_text
+from edg.diffusion.analytic_init import Moments
+from edg.report.sprites import Row, plots, table
+from edg.sprites.data import clip_tensors, psnr_on_shape, stills
+from edg.sprites.scoring import Judgement, estimates, judge
+from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
+from edg.systems.base import Request
+from edg.systems.edg import EdgSystem
+from edg.systems.edg.analytic import write_initial_noise
+from edg.systems.edg.load import load_model
+from edg.systems.edg.presets import SPRITES
+from edg.weights import merge
+from edg.weights.recipe import Recipe, load_recipe
+from edg.weights.steps import Average, Copy, Linear, Step, TaskArithmetic, Ties
+from edg.weights.store import open_weights
+
+SHIPPED = Path("edg/sprites/weights")
+TRAINING = "configs/train/sprites_experiment.yaml"
+TUNES = {"slow": "slower than the base's", "equal": "as fast", "fast": "faster"}  # clips of the fine-tune
+AWAY = (0.19, 0.5, 1.0, 2.0)  # strengths: base + s (base - tuned); the release's recipe is 0.19 on average
+TOWARDS = (0.5, 1.5)  # base + s (tuned - base), 1 is the fine-tune itself
+SWITCHES = (900, 700, 500, 300, 100)
+STARTS = (960, 920)
+PARTLY = (-1.0,)  # strengths in some modules only
+DEEPER = (-0.5, -1.5, -2.0)  # and these in the temporal convolutions
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: parameter sets in their order of use, and what differs from plain sampling.
+
+    group: what it is plotted with. at: its place on the group's axis, the strength or T. told: whether the
+    caption tells the motion."""
+
+    title: str
+    sets: tuple[str, ...]
+    group: str
+    at: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    told: bool = True
+
+
+def arms(tunes: list[str], noise: Path) -> dict[str, Arm]:
+    """Every row by name. tunes: the fine-tunes that are there; noise: the file for runs from M < 1000."""
+    rows = {
+        "base": Arm("base, caption without motion", ("base",), "base", told=False),
+        "base_told": Arm("base, caption with motion", ("base",), "base"),
+        "naive": Arm("fine-tune without adapter", ("naive",), "fine-tune"),
+    }
+    for tune in tunes:
+        rows[tune] = Arm(f"fine-tune on clips {TUNES[tune]}", (tune,), "fine-tune")
+    for tune in tunes:
+        for s in (*(-s for s in AWAY), *TOWARDS):
+            title = f"{tune}: base {s:+g} x (fine-tune - base)"
+            rows[line(tune, s)] = Arm(title, (line(tune, s),), f"line {tune}", at=s)
+    for name in MERGES:
+        rows[name] = Arm(f"dyn and con merged: {MERGES[name][0]}", (name,), "merge")
+    for name, (what, _) in MODULES.items():
+        for s in PARTLY + (DEEPER if name == "temporal_conv" else ()):
+            title = f"fine-tune, but base {s:+g} x (fine-tune - base) in {what}"
+            rows[f"{name}_{s:+g}"] = Arm(title, (f"{name}_{s:+g}",), "modules")
+    for start in STARTS:
+        options = {"start": start, "analytic_init": str(noise)}
+        rows[f"start_{start}"] = Arm(
+            f"fine-tune from M = {start} (CIL)", ("slow",), "start M", options=options
+        )
+    rows["dyn"] = Arm("dyn alone", ("slow_dyn",), "switch", at=0)
+    rows["con"] = Arm("con alone", ("slow_con",), "switch", at=1000)
+    for T in SWITCHES:
+        options = {"switch_at": (T,)}
+        rows[f"decoupled_{T}"] = Arm(
+            f"decoupled: dyn above T = {T}, con below", ("slow_dyn", "slow_con"), "switch", T, options
+        )
+    for T in SWITCHES[1:-1]:
+        options = {"switch_at": (T,)}
+        title = f"the other way round: con above T = {T}, dyn below"
+        rows[f"reversed_{T}"] = Arm(title, ("slow_con", "slow_dyn"), "reversed", options=options)
+        for s in (-1.0, -1.5, -2.0):
+            title = f"decoupled: temporal convolutions {s:+g} above T = {T}, fine-tune below"
+            rows[f"conv_{s:+g}_{T}"] = Arm(title, (f"temporal_conv_{s:+g}", "slow"), "conv", options=options)
+        for s in PARTLY:
+            title = f"decoupled: dyn {s:+g} that hears as the fine-tune above T = {T}, fine-tune below"
+            rows[f"told_{s:+g}_{T}"] = Arm(title, (f"but_text_{s:+g}", "slow"), "told", options=options)
+            title = f"the other way round: fine-tune above T = {T}, base {s:+g} x (fine-tune - base) below"
+            rows[f"late_{s:+g}_{T}"] = Arm(title, ("slow", line("slow", s)), "late", options=options)
+    for tune in tunes[1:]:
+        rows[f"decoupled_{tune}"] = Arm(
+            f"decoupled at T = 500, fine-tune {tune}", (f"{tune}_dyn", f"{tune}_con"), "decoupled",
+            options={"switch_at": (500,)},
+        )  # fmt: skip
+    rows["blend"] = Arm(
+        "dyn and con blended by t / 1000", ("slow_dyn", "slow_con"), "decoupled", options={"blend": "soft"}
+    )
+    return rows
+
+
+# ---- parameter sets ----------------------------------------------------------------------------------------
+
+
+HEARS = ("adapter", "*.attn2.to_k.*", "*.attn2.to_v.*")  # what the text enters by
+MODULES = {  # what walks away, the rest stays the fine-tune's
+    "but_text": ("all but what hears the text", lambda move, stay: (stay(HEARS), move())),
+    "temporal": (
+        "temporal transformers",
+        lambda move, stay: (stay(HEARS), move(("temporal", "init_attn")), stay()),
+    ),
+    "temporal_conv": ("temporal convolutions", lambda move, stay: (move(("temporal_conv",)), stay())),
+    "spatial": ("spatial transformers", lambda move, stay: (stay(HEARS), move(("spatial",)), stay())),
+    "resblock": ("residual blocks", lambda move, stay: (move(("resblock",)), stay())),
+}
+MERGES = {  # one network in place of two
+    "average": ("average", Average(of=("dyn", "con"))),
+    "task_arithmetic": ("task arithmetic", TaskArithmetic(of=("dyn", "con"))),
+    "ties": ("TIES, 20 % kept", Ties(of=("dyn", "con"), drop_rate=0.8)),
+    "dare": ("DARE, 70 % dropped", TaskArithmetic(of=("dyn", "con"), drop_rate=0.7)),
+}
+
+
+def line(tune: str, s: float) -> str:
+    return f"{tune}_{s:+g}"
+
+
+def part(name: str, s: float) -> tuple[Step, ...]:
+    """base + s (fine-tune - base) in the modules of MODULES[name], the fine-tune elsewhere."""
+    return MODULES[name][1](
+        lambda where=(): Linear(weights=(1 - s, s), where=where),
+        lambda where=(): Copy(of="tuned", where=where),
+    )
+
+
+def parameter_sets(tunes: Mapping[str, Path], base: Path, out: Path) -> dict[str, Path]:
+    """Every merged set of the experiment, made if need be: name -> file."""
+    made = {}
+    for tune, path in tunes.items():
+        inputs = {"base": str(base), "tuned": str(path)}
+        points = {line(tune, s): (Linear(weights=(1 - s, s)),) for s in (*(-s for s in AWAY), *TOWARDS)}
+        pair = {f"{tune}_{name}": steps for name, steps in load_recipe("edg").outputs.items()}
+        if tune == "slow":
+            points |= {f"{name}_{s:+g}": part(name, s) for name in MODULES for s in PARTLY}
+            points |= {f"temporal_conv_{s:+g}": part("temporal_conv", s) for s in DEEPER}
+        made |= merged(Recipe(inputs=inputs, outputs=points | pair, seed=123), out)
+    inputs = {"base": str(base), "dyn": str(made["slow_dyn"]), "con": str(made["slow_con"])}
+    return made | merged(Recipe(inputs=inputs, outputs={n: (step,) for n, (_, step) in MERGES.items()}), out)
+
+
+def merged(recipe: Recipe, out: Path) -> dict[str, Path]:
+    return {made.output: made.path for made in merge.run(recipe, out, full=True, warn=lambda _: None)}
+
+
+# ---- clips -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row with one seed: what a worker process does."""
+
+    name: str
+    arm: Arm
+    files: tuple[str, ...]
+    seed: int
+    count: int
+    images_seed: int
+    steps: int
+    guidance: float
+    batch: int
+    out: Path
+
+    @property
+    def path(self) -> Path:
+        return self.out / "rows" / f"{self.name}_{self.seed}.json"
+
+    def key(self) -> dict[str, Any]:
+        """What the row's figures depend on."""
+        files = [sha256_file(path) for path in self.files]
+        options = {k: v if k != "analytic_init" else sha256_file(v) for k, v in self.arm.options.items()}
+        names = ("seed", "count", "images_seed", "steps", "guidance", "batch")
+        return {"files": files, "options": options, "told": self.arm.told} | {
+            n: getattr(self, n) for n in names
+        }
+
+
+def judged(task: Task) -> list[Judgement] | None:
+    """The judgements of a task that was done before."""
+    if not task.path.exists():
+        return None
+    saved = json.loads(task.path.read_text())
+    if saved["key"] != json.loads(json.dumps(task.key())):
+        return None
+    return [Judgement(**values) for values in saved["clips"]]
+
+
+def do(task: Task) -> float:
+    """Sample the clips of a task, judge them and write both down; seconds."""
+    torch.set_num_threads(1)
+    start, chosen = time.monotonic(), held_out(task.images_seed, task.count)
+    videos = sample(task, chosen)
+    np.savez_compressed(task.path.with_suffix(".npz"), videos=videos)
+    values = [dataclasses.asdict(judge(video, clip)) for video, clip in zip(videos, chosen, strict=True)]
+    write_json(task.path, {"key": task.key(), "clips": values})
+    return time.monotonic() - start
+
+
+def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
+    """uint8 (N, T, H, W, 3): every clip's first frame and caption, animated by the project's own sampler."""
+    system, arm = EdgSystem(), task.arm
+    settings = {"switch_at": (), "steps": task.steps, "guidance_scale": task.guidance, **arm.options}
+    if len(arm.sets) == 2 and "switch_at" not in arm.options:
+        settings["switch_at"] = (500,)
+    options = system.options(SPRITES, settings)
+    requests = [
+        Request(
+            f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), image_of(task.out, k),
+            task.seed, clip.frames, 32, 32, options,
+        )
+        for k, clip in enumerate(chosen)
+    ]  # fmt: skip
+    weights = {name: open_weights(file) for name, file in zip(arm.sets, task.files, strict=True)}
+    resident = options.blend == "soft"
+    model = system.load(SPRITES, weights, batch_size=task.batch, resident=resident)
+    results = list(system.generate(model, requests))
+    failed = [result.error for result in results if result.frames is None]
+    if failed:
+        raise EdgError(f"{task.name}: {failed[0]}")
+    return np.stack([result.frames for result in results])
+
+
+def image_of(out: Path, k: int) -> Path:
+    return out / "images" / f"{k:02d}.png"
+
+
+def write_images(out: Path, chosen: list[Clip]) -> None:
+    image_of(out, 0).parent.mkdir(parents=True, exist_ok=True)
+    for k, clip in enumerate(chosen):
+        frame = render(dataclasses.replace(clip, frames=1))[0][0]
+        Image.fromarray(np.round(frame * 255).astype(np.uint8)).save(image_of(out, k))
+
+
+def run_all(tasks: list[Task], jobs: int) -> None:
+    """Do the tasks that are not done, `jobs` at a time: one core each is more than two on one."""
+    todo = [task for task in tasks if judged(task) is None]
+    print(f"{len(tasks)} rows x seeds, {len(tasks) - len(todo)} done before", flush=True)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(do, task): task for task in todo}
+        for number, done in enumerate(as_completed(waiting), 1):
+            task = waiting[done]
+            print(f"[{number}/{len(todo)}] {task.name}, seed {task.seed}: {done.result():.0f} s", flush=True)
+
+
+# ---- what is there before ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def initial_noise(base: Path, path: Path, count: int = 1024, seed: int = 20) -> None:
+    """Analytic-Init of the fine-tune's clips (Zhao et al. 2024), for runs that start at M < 1000."""
+    model, found = load_model(SPRITES, open_weights(base)), Moments()
+    frames = clip_tensors(list(clips("tuned", seed, count)), "tuned")["frames"]
+    for part in frames.split(64):
+        posterior = model.encode_frames(rearrange(part, "b c t h w -> (b t) c h w"))
+        mean, variance = (
+            rearrange(x, "(b t) c h w -> b c t h w", b=len(part))
+            for x in (posterior.mean, posterior.logvar.exp())
+        )
+        scale = SPRITES.scale_factor
+        found.add(scale * mean, scale**2 * variance)
+    write_initial_noise(path, found)
+
+
+@torch.no_grad()
+def shape_psnr(base: Path, seed: int, count: int = 512) -> float:
+    """PSNR in dB on the shape's pixels of new stills, decoded from the posterior's mean."""
+    vae = load_model(SPRITES, open_weights(base)).first_stage_model
+    test = stills(seed, count, shape_weight=2.0)
+    decoded = torch.cat([vae.decode(vae.encode(part).mean) for part in test["frames"].split(64)])
+    return psnr_on_shape(decoded, test["frames"], test["weight"][:, 0] - 1)
+
+
+def fine_tunes(names: list[str], args: argparse.Namespace) -> dict[str, Path]:
+    """name -> file: the shipped one, and those trained for the experiment."""
+    found = {"slow": args.tuned}
+    wanted = [name for name in names if name not in found]
+    if wanted:
+        folder = args.out / "training"
+        settings = [f"out={folder}", f"init={args.base}", *args.train]
+        if code := edg(["train", TRAINING, *settings, "--stages", ",".join(wanted)]):
+            raise SystemExit(code)
+        found |= {name: folder / f"{name}.safetensors" for name in wanted}
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    tunes = ["slow"] if args.quick else list(TUNES)
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(
+        f"autoencoder: {shape_psnr(args.base, args.images_seed):.1f} dB on the pixels of the shape",
+        flush=True,
+    )
+    files = {"base": args.base, **fine_tunes([*tunes, "naive"], args)}
+    files |= parameter_sets({name: files[name] for name in tunes}, args.base, args.out / "sets")
+    noise = args.out / "initial_noise.pt"
+    if not noise.exists():
+        initial_noise(args.base, noise)
+    rows = arms(tunes, noise)
+    if args.arms:
+        rows = {n: arm for n, arm in rows.items() if any(fnmatch.fnmatch(n, p) for p in args.arms)}
+    write_images(args.out, held_out(args.images_seed, args.count))
+    settings = {n: getattr(args, n) for n in ("count", "images_seed", "steps", "guidance", "batch", "out")}
+    tasks = [
+        Task(name, arm, tuple(str(files[s]) for s in arm.sets), seed, **settings)
+        for seed in range(args.seeds)
+        for name, arm in rows.items()
+    ]
+    (args.out / "rows").mkdir(exist_ok=True)
+    run_all(tasks, args.jobs)
+    report(rows, tasks, args.out)
+    return 0
+
+
+def report(arms: Mapping[str, Arm], tasks: list[Task], out: Path) -> None:
+    """OUT/table.json, table.md and the plots, from what the tasks have left."""
+    rows = {}
+    for name, arm in arms.items():
+        found = estimates([judged(task) for task in tasks if task.name == name])
+        rows[name] = Row(arm.title, arm.group, arm.at, found)
+    write_json(out / "table.json", {name: dataclasses.asdict(row) for name, row in rows.items()})
+    write_text(out / "table.md", table(rows))
+    print(table(rows), end="")
+    plots(rows, out)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="16 images, 1 seed, 10 steps, the fine-tune `slow` alone"
+    )
+    parser.add_argument("--base", type=Path, default=SHIPPED / "base.safetensors")
+    parser.add_argument(
+        "--tuned", type=Path, default=SHIPPED / "tuned.safetensors", help="the fine-tune `slow`"
+    )
+    parser.add_argument(
+        "--train",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"settings of the fine-tunes, see {TRAINING}",
+    )
+    parser.add_argument("--out", type=Path, help="(output/sprites_experiment, with --quick ..._quick)")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these rows, * and ? allowed")
+    parser.add_argument("--count", type=int, help="held-out images (64)")
+    parser.add_argument("--seeds", type=int, help="clips of every image, with seeds 0, 1, ... (3)")
+    parser.add_argument(
+        "--images-seed", type=int, default=4000, help="of the held-out images; training has 20"
+    )
+    parser.add_argument("--steps", type=int, help="DDIM steps (25)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale, 1 is none (1)")
+    parser.add_argument("--batch", type=int, default=32, help="clips at a time (32)")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes of one thread each")
+    args = parser.parse_args(argv)
+    small = {"count": 16, "seeds": 1, "steps": 10, "out": Path("output/sprites_experiment_quick")}
+    full = {"count": 64, "seeds": 3, "steps": 25, "out": Path("output/sprites_experiment")}
+    for name, value in (small if args.quick else full).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

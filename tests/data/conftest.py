@@ -106,11 +106,12 @@ def films():
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    """40 mp4 files, named in videos.csv with CIL's columns: 30 plain ones of all codecs, sizes and rates, 3
-    turned ones, 7 bad ones (BAD: name -> reason)."""
+    """Small mp4 files of all codecs, sizes and rates, and two lists of 40 of them with CIL's columns:
+    csv: 30 plain ones, 3 turned ones, 7 bad ones of all kinds (BAD: name -> reason);
+    real: only encoded ones, 35 plain, 3 turned, one truncated (half), one too short (short)."""
     root = tmp_path_factory.mktemp("library")
-    names = []
-    for k in range(30):
+    plain = []
+    for k in range(35):
         codec = "libsvtav1" if k == 29 else CODECS[k % len(CODECS)]
         size = SIZES[(k // 2) % len(SIZES)]
         if codec in ("libx265", "libsvtav1"):  # x265 writes beyond the end of frames 48 pixels wide
@@ -119,7 +120,7 @@ def library(tmp_path_factory):
         count = 12 + 3 * (k % 13)
         rate = 25 if codec == "mpeg2video" and RATES[k % 6] < 24 else RATES[k % 6]  # MPEG-2 knows 24 to 60
         encode(root / f"{name}.mp4", codec, count, size, rate)
-        names.append(name)
+        plain.append(name)
     for degrees in TURNS:
         turn(encode(root / f"turned{degrees}.mp4", count=30), degrees)
     truncate(encode(root / "cut-off.mp4", count=40), 0.6)
@@ -128,9 +129,10 @@ def library(tmp_path_factory):
     (root / "empty.mp4").touch()
     (root / "text.mp4").write_text("not a video\n" * 50)
     (root / "folder.mp4").mkdir()
-    names += [*ROTATED, *BAD]
-    lines = ["videoid,contentUrl,page_dir,name"]
-    lines += [f'{name},http://example.org/{name},0001_0050,"a, ""{name}"""' for name in names]
-    (root / "videos.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert len(names) == 40
-    return SimpleNamespace(root=root, csv=root / "videos.csv", bad=BAD, names=names)
+    names = [*plain[:30], *ROTATED, *BAD]
+    for file, listed in (("videos.csv", names), ("real.csv", [*plain, *ROTATED, "half", "short"])):
+        assert len(listed) == 40
+        lines = ["videoid,contentUrl,page_dir,name"]
+        lines += [f'{name},http://example.org/{name},0001_0050,"a, ""{name}"""' for name in listed]
+        (root / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return SimpleNamespace(root=root, csv=root / "videos.csv", real=root / "real.csv", bad=BAD, names=names)

@@ -163,13 +163,25 @@ def finish(folder, **how):
     ]
 
 
-def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path):
-    one, log_one = finish(tmp_path / "one", steps=20, batch=4, optimizer="sgd", lr=0.05)
-    two, log_two = finish(tmp_path / "two", ranks=2, steps=20, batch=2, optimizer="sgd", lr=0.05)
+@pytest.mark.parametrize("optimizer, lr, far", [("sgd", 0.05, 0.0), ("adamw", 2e-3, 0.01)])
+def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path, optimizer, lr, far):
+    """far: the share of the weights that may differ by more than 1e-5. AdamW divides by the gradient's size:
+    where the gradient is rounding alone, as that of a bias before a norm, it steps by up to lr all the same.
+    """
+    plan = {"steps": 20, "optimizer": optimizer, "lr": lr}
+    one, log_one = finish(tmp_path / "one", batch=4, **plan)
+    two, log_two = finish(tmp_path / "two", ranks=2, batch=2, **plan)
     assert [x["step"] for x in log_one] == [x["step"] for x in log_two] == list(range(1, 21))
-    for a, b in zip(log_one, log_two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5, abs=1.1e-6), "the log rounds to 1e-6"
-    assert max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-5
+    losses = [(a["loss"], b["loss"]) for a, b in zip(log_one, log_two, strict=True)]
+    apart = torch.cat([(one[n] - two[n]).abs().flatten() for n in one])
+    beyond = int((apart > 1e-5).sum())
+    print(
+        f"\n{optimizer}, lr {lr}: losses differ by at most {max(abs(a - b) / a for a, b in losses):.1e} of "
+        f"themselves, weights by {float(apart.max()):.1e}, {beyond} of {len(apart)} by more than 1e-5"
+    )
+    for a, b in losses:
+        assert b == pytest.approx(a, rel=1e-5, abs=1.1e-6), "the log rounds to 1e-6"
+    assert beyond <= far * len(apart)
 
 
 def wait_for(folder, step, process):

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from edg.core.records import sha256_file, write_json, write_text
 from edg.diffusion.analytic_init import Moments
 from edg.report.sprites import Row, plots, table
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
+from edg.sprites.experiment import TUNES, Arm, arms, name_of, recipes
 from edg.sprites.scoring import Judgement, estimates, judge
 from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
 from edg.systems.base import Request
@@ -46,142 +47,10 @@ from edg.systems.edg.analytic import write_initial_noise
 from edg.systems.edg.load import load_model
 from edg.systems.edg.presets import SPRITES
 from edg.weights import merge
-from edg.weights.recipe import Recipe, load_recipe
-from edg.weights.steps import Average, Copy, Linear, Step, TaskArithmetic, Ties
 from edg.weights.store import open_weights
 
 SHIPPED = Path("edg/sprites/weights")
 TRAINING = "configs/train/sprites_experiment.yaml"
-TUNES = {"slow": "slower than the base's", "equal": "as fast", "fast": "faster"}  # clips of the fine-tune
-AWAY = (0.19, 0.5, 1.0, 2.0)  # strengths: base + s (base - tuned); the release's recipe is 0.19 on average
-TOWARDS = (0.5, 1.5)  # base + s (tuned - base), 1 is the fine-tune itself
-SWITCHES = (900, 700, 500, 300, 100)
-STARTS = (960, 920)
-PARTLY = (-1.0,)  # strengths in some modules only
-DEEPER = (-0.5, -1.5, -2.0)  # and these in the temporal convolutions
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One row of the table: parameter sets in their order of use, and what differs from plain sampling.
-
-    group: what it is plotted with. at: its place on the group's axis, the strength or T. told: whether the
-    caption tells the motion."""
-
-    title: str
-    sets: tuple[str, ...]
-    group: str
-    at: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    told: bool = True
-
-
-def arms(tunes: list[str], noise: Path) -> dict[str, Arm]:
-    """Every row by name. tunes: the fine-tunes that are there; noise: the file for runs from M < 1000."""
-    rows = {
-        "base": Arm("base, caption without motion", ("base",), "base", told=False),
-        "base_told": Arm("base, caption with motion", ("base",), "base"),
-        "naive": Arm("fine-tune without adapter", ("naive",), "fine-tune"),
-    }
-    for tune in tunes:
-        rows[tune] = Arm(f"fine-tune on clips {TUNES[tune]}", (tune,), "fine-tune")
-    for tune in tunes:
-        for s in (*(-s for s in AWAY), *TOWARDS):
-            title = f"{tune}: base {s:+g} x (fine-tune - base)"
-            rows[line(tune, s)] = Arm(title, (line(tune, s),), f"line {tune}", at=s)
-    for name in MERGES:
-        rows[name] = Arm(f"dyn and con merged: {MERGES[name][0]}", (name,), "merge")
-    for name, (what, _) in MODULES.items():
-        for s in PARTLY + (DEEPER if name == "temporal_conv" else ()):
-            title = f"fine-tune, but base {s:+g} x (fine-tune - base) in {what}"
-            rows[f"{name}_{s:+g}"] = Arm(title, (f"{name}_{s:+g}",), "modules")
-    for start in STARTS:
-        options = {"start": start, "analytic_init": str(noise)}
-        rows[f"start_{start}"] = Arm(
-            f"fine-tune from M = {start} (CIL)", ("slow",), "start M", options=options
-        )
-    rows["dyn"] = Arm("dyn alone", ("slow_dyn",), "switch", at=0)
-    rows["con"] = Arm("con alone", ("slow_con",), "switch", at=1000)
-    for T in SWITCHES:
-        options = {"switch_at": (T,)}
-        rows[f"decoupled_{T}"] = Arm(
-            f"decoupled: dyn above T = {T}, con below", ("slow_dyn", "slow_con"), "switch", T, options
-        )
-    for T in SWITCHES[1:-1]:
-        options = {"switch_at": (T,)}
-        title = f"the other way round: con above T = {T}, dyn below"
-        rows[f"reversed_{T}"] = Arm(title, ("slow_con", "slow_dyn"), "reversed", options=options)
-        for s in (-1.0, -1.5, -2.0):
-            title = f"decoupled: temporal convolutions {s:+g} above T = {T}, fine-tune below"
-            rows[f"conv_{s:+g}_{T}"] = Arm(title, (f"temporal_conv_{s:+g}", "slow"), "conv", options=options)
-        for s in PARTLY:
-            title = f"decoupled: dyn {s:+g} that hears as the fine-tune above T = {T}, fine-tune below"
-            rows[f"told_{s:+g}_{T}"] = Arm(title, (f"but_text_{s:+g}", "slow"), "told", options=options)
-            title = f"the other way round: fine-tune above T = {T}, base {s:+g} x (fine-tune - base) below"
-            rows[f"late_{s:+g}_{T}"] = Arm(title, ("slow", line("slow", s)), "late", options=options)
-    for tune in tunes[1:]:
-        rows[f"decoupled_{tune}"] = Arm(
-            f"decoupled at T = 500, fine-tune {tune}", (f"{tune}_dyn", f"{tune}_con"), "decoupled",
-            options={"switch_at": (500,)},
-        )  # fmt: skip
-    rows["blend"] = Arm(
-        "dyn and con blended by t / 1000", ("slow_dyn", "slow_con"), "decoupled", options={"blend": "soft"}
-    )
-    return rows
-
-
-# ---- parameter sets ----------------------------------------------------------------------------------------
-
-
-HEARS = ("adapter", "*.attn2.to_k.*", "*.attn2.to_v.*")  # what the text enters by
-MODULES = {  # what walks away, the rest stays the fine-tune's
-    "but_text": ("all but what hears the text", lambda move, stay: (stay(HEARS), move())),
-    "temporal": (
-        "temporal transformers",
-        lambda move, stay: (stay(HEARS), move(("temporal", "init_attn")), stay()),
-    ),
-    "temporal_conv": ("temporal convolutions", lambda move, stay: (move(("temporal_conv",)), stay())),
-    "spatial": ("spatial transformers", lambda move, stay: (stay(HEARS), move(("spatial",)), stay())),
-    "resblock": ("residual blocks", lambda move, stay: (move(("resblock",)), stay())),
-}
-MERGES = {  # one network in place of two
-    "average": ("average", Average(of=("dyn", "con"))),
-    "task_arithmetic": ("task arithmetic", TaskArithmetic(of=("dyn", "con"))),
-    "ties": ("TIES, 20 % kept", Ties(of=("dyn", "con"), drop_rate=0.8)),
-    "dare": ("DARE, 70 % dropped", TaskArithmetic(of=("dyn", "con"), drop_rate=0.7)),
-}
-
-
-def line(tune: str, s: float) -> str:
-    return f"{tune}_{s:+g}"
-
-
-def part(name: str, s: float) -> tuple[Step, ...]:
-    """base + s (fine-tune - base) in the modules of MODULES[name], the fine-tune elsewhere."""
-    return MODULES[name][1](
-        lambda where=(): Linear(weights=(1 - s, s), where=where),
-        lambda where=(): Copy(of="tuned", where=where),
-    )
-
-
-def parameter_sets(tunes: Mapping[str, Path], base: Path, out: Path) -> dict[str, Path]:
-    """Every merged set of the experiment, made if need be: name -> file."""
-    made = {}
-    for tune, path in tunes.items():
-        inputs = {"base": str(base), "tuned": str(path)}
-        points = {line(tune, s): (Linear(weights=(1 - s, s)),) for s in (*(-s for s in AWAY), *TOWARDS)}
-        pair = {f"{tune}_{name}": steps for name, steps in load_recipe("edg").outputs.items()}
-        if tune == "slow":
-            points |= {f"{name}_{s:+g}": part(name, s) for name in MODULES for s in PARTLY}
-            points |= {f"temporal_conv_{s:+g}": part("temporal_conv", s) for s in DEEPER}
-        made |= merged(Recipe(inputs=inputs, outputs=points | pair, seed=123), out)
-    inputs = {"base": str(base), "dyn": str(made["slow_dyn"]), "con": str(made["slow_con"])}
-    return made | merged(Recipe(inputs=inputs, outputs={n: (step,) for n, (_, step) in MERGES.items()}), out)
-
-
-def merged(recipe: Recipe, out: Path) -> dict[str, Path]:
-    return {made.output: made.path for made in merge.run(recipe, out, full=True, warn=lambda _: None)}
-
 
 # ---- clips -------------------------------------------------------------------------------------------------
 
@@ -240,8 +109,6 @@ def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
     """uint8 (N, T, H, W, 3): every clip's first frame and caption, animated by the project's own sampler."""
     system, arm = EdgSystem(), task.arm
     settings = {"switch_at": (), "steps": task.steps, "guidance_scale": task.guidance, **arm.options}
-    if len(arm.sets) == 2 and "switch_at" not in arm.options:
-        settings["switch_at"] = (500,)
     options = system.options(SPRITES, settings)
     requests = [
         Request(
@@ -250,7 +117,7 @@ def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
         )
         for k, clip in enumerate(chosen)
     ]  # fmt: skip
-    weights = {name: open_weights(file) for name, file in zip(arm.sets, task.files, strict=True)}
+    weights = {name_of(s): open_weights(file) for s, file in zip(arm.sets, task.files, strict=True)}
     resident = options.blend == "soft"
     model = system.load(SPRITES, weights, batch_size=task.batch, resident=resident)
     results = list(system.generate(model, requests))
@@ -331,18 +198,23 @@ def main(argv: list[str] | None = None) -> int:
         f"autoencoder: {shape_psnr(args.base, args.images_seed):.1f} dB on the pixels of the shape",
         flush=True,
     )
-    files = {"base": args.base, **fine_tunes([*tunes, "naive"], args)}
-    files |= parameter_sets({name: files[name] for name in tunes}, args.base, args.out / "sets")
     noise = args.out / "initial_noise.pt"
-    if not noise.exists():
-        initial_noise(args.base, noise)
-    rows = arms(tunes, noise)
+    rows = arms(tunes, str(noise))
     if args.arms:
         rows = {n: arm for n, arm in rows.items() if any(fnmatch.fnmatch(n, p) for p in args.arms)}
+    files = {"base": args.base, **fine_tunes([*tunes, "naive"], args)}
+
+    def path_of(name: str) -> Path:
+        return files.get(name, args.out / "sets" / f"{name}.safetensors")
+
+    for recipe in recipes(rows.values(), path_of):
+        merge.run(recipe, args.out / "sets", full=True, warn=lambda _: None)
+    if not noise.exists():
+        initial_noise(args.base, noise)
     write_images(args.out, held_out(args.images_seed, args.count))
     settings = {n: getattr(args, n) for n in ("count", "images_seed", "steps", "guidance", "batch", "out")}
     tasks = [
-        Task(name, arm, tuple(str(files[s]) for s in arm.sets), seed, **settings)
+        Task(name, arm, tuple(str(path_of(name_of(s))) for s in arm.sets), seed, **settings)
         for seed in range(args.seeds)
         for name, arm in rows.items()
     ]
@@ -389,13 +261,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images-seed", type=int, default=4000, help="of the held-out images; training has 20"
     )
-    parser.add_argument("--steps", type=int, help="DDIM steps (25)")
+    parser.add_argument("--steps", type=int, help="DDIM steps (16)")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale, 1 is none (1)")
     parser.add_argument("--batch", type=int, default=32, help="clips at a time (32)")
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes of one thread each")
     args = parser.parse_args(argv)
     small = {"count": 16, "seeds": 1, "steps": 10, "out": Path("output/sprites_experiment_quick")}
-    full = {"count": 64, "seeds": 3, "steps": 25, "out": Path("output/sprites_experiment")}
+    full = {"count": 64, "seeds": 3, "steps": 16, "out": Path("output/sprites_experiment")}
     for name, value in (small if args.quick else full).items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edg.sprites.experiment import TUNES, arms, name_of, recipes
+from edg.weights.steps import Copy, Linear
+
 ROOT = Path(__file__).parents[2]
-ARMS = ("base", "naive", "slow_-1", "ties", "start_960", "decoupled_500")
+ARMS = ("base", "naive", "slow-1", "ties", "start_960", "conv-1_500")
 
 
 def experiment(out, *arguments):
@@ -32,3 +35,21 @@ def test_the_experiment_runs_and_goes_on(tmp_path):
     again = experiment(tmp_path, "--arms", "base", "naive", "dyn")
     assert "3 rows x seeds, 2 done before" in again
     assert json.loads((tmp_path / "table.json").read_text())["base"] == rows["base"]
+
+
+def test_every_set_of_every_row_is_made_once_and_before_it_is_read():
+    rows, made = arms(TUNES, "noise.pt"), []
+    for recipe in recipes(rows.values(), Path):
+        assert all(name in made for name in recipe.inputs.values() if name not in ("base", *TUNES))
+        made += recipe.outputs
+    merged = {name_of(s) for row in rows.values() for s in row.sets} - {"base", "naive", *TUNES}
+    assert merged <= set(made) and len(made) == len(set(made))
+    assert all(len(row.options.get("switch_at", ())) == len(row.sets) - 1 for row in rows.values())
+
+
+def test_a_point_in_some_modules_leaves_the_rest_to_the_fine_tune():
+    (recipe,) = recipes([arms(["slow"], "")["conv-1"]], Path)
+    conv, other = "model.diffusion_model.input_blocks.1.0.temopral_conv.conv1.2.weight", "queries"
+    steps = [recipe.step_for("slow_conv-1", name) for name in (conv, other)]
+    assert steps[0] == Linear(weights=(2.0, -1.0), where=("temporal_conv",))
+    assert isinstance(steps[1], Copy) and steps[1].of == "tuned"

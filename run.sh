@@ -20,23 +20,24 @@ noise="$CKPT_PATH/dynamicrafter_analytic_init/initial_noise_512.pt"
 
 if [ -f "$base" ] && [ -f "$tuned" ]; then
     merged="$CKPT_PATH/merge"
+    merging=(--dyn-alpha 0.25 --dyn-beta 0.75 --con-alpha 1.0 --con-beta 0.25 --seed 123)
     sampling=(--config configs/models/dynamicrafter_512.yaml --prompt_dir prompts/scenes --savedir output
               --height 320 --width 512 --video_length 16 --frame_stride 24 --perframe_ae
-              --unconditional_guidance_scale 7.5)
+              --unconditional_guidance_scale 7.5 --T 500)
     if [ -f "$noise" ]; then sampling+=(--whether_analytic_init 0 --analytic_init_path "$noise"); fi
 else
     echo "No published weights under $CKPT_PATH (see 'edg fetch'): running the embedded default, sprites."
     base=edg/sprites/weights/base.safetensors
     tuned=edg/sprites/weights/tuned.safetensors
     merged="$CKPT_PATH/merge_sprites"
+    merging=(--config configs/merge/edg_temporal_conv.yaml)   # what docs/sprites.md found best
     sampling=(--config configs/models/sprites.yaml --prompt_dir prompts/sprites --savedir output/sprites
-              --unconditional_guidance_scale 1.0)
+              --unconditional_guidance_scale 1.0 --T 300)
 fi
 
 # Killed at any moment, this script takes its work with it: the merge watches for that, the sampler takes its place.
 python -m edg.core.process $$ python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" \
-    --base "$base" --tuned "$tuned" --outdir "$merged" \
-    --dyn-alpha 0.25 --dyn-beta 0.75 --con-alpha 1.0 --con-beta 0.25 --seed 123
+    --base "$base" --tuned "$tuned" --outdir "$merged" "${merging[@]}"
 
 processes="${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
 launcher=(python)
@@ -44,4 +45,4 @@ if [ "$processes" != 1 ]; then launcher=(torchrun --standalone --nproc_per_node=
 exec "${launcher[@]}" scripts/infer_multi.py \
     --dynamic_path "$merged/dyn.pt" --consistency_path "$merged/con.pt" \
     --seed 123 --n_samples 1 --bs 1 --ddim_steps 50 --ddim_eta 1.0 --guidance_rescale 0.7 \
-    --timestep_spacing uniform_trailing --text_input --M 1000 --T 500 "${sampling[@]}" "$@"
+    --timestep_spacing uniform_trailing --text_input --M 1000 "${sampling[@]}" "$@"

@@ -11,6 +11,7 @@ and `init: name` means the result of an earlier one. To resume, run the same com
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,15 @@ from edg.core.arguments import Parser
 from edg.core.device import fix_threads, usable_cores
 from edg.core.dist import world
 from edg.core.errors import UsageError, nearest
+from edg.core.records import ensure_writable, lock_folder
+from edg.runner.progress import say
 
 if TYPE_CHECKING:
     from edg.systems.edg.train_options import Run
 
 
 SKIPPED = "skipped.jsonl"
+PATIENCE = 20  # seconds for a killed run to let go of the folder
 
 
 def add_arguments(parser: Parser) -> None:
@@ -52,11 +56,22 @@ def train(args) -> int:
             if here.first(lambda run=run: is_made(run, here)):
                 said = "is there already"
             else:
-                train_run(run, source(run), here, device)
+                with ExitStack() as stack:
+                    here.first(lambda run=run, stack=stack: hold(run, stack))
+                    train_run(run, source(run), here, device)
                 said = "done" + skipped(run)
             if here.is_first:
                 print(f"{run.name}: {run.result} {said}", flush=True)
     return 0
+
+
+def hold(run: Run, stack: ExitStack) -> None:
+    """Have the run's folder to ourselves until the stack closes. Raises MachineError."""
+
+    def waiting(holder: str) -> None:
+        say(f"{run.folder} is locked by {holder}; waiting up to {PATIENCE:g} s for it to end")
+
+    stack.enter_context(lock_folder(ensure_writable(run.folder), PATIENCE, waiting))
 
 
 def skipped(run: Run) -> str:

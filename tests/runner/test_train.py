@@ -1,5 +1,6 @@
 """`edg train` as its user meets it: stages in a row, results with their record, resuming, mistakes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from edg.cli import main
+from edg.core.records import lock_folder
+from edg.runner import train
 from edg.runner.train import read_runs
 from edg.systems.edg.find import load_spec
 from edg.systems.edg.load import load_model
@@ -107,3 +110,13 @@ def test_a_diverged_run_is_no_result(tmp_path, capsys):
     assert main(["train", *command]) == 2
     assert "not finite" in capsys.readouterr().err
     assert not (tmp_path / "vae.safetensors").exists()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "PATIENCE", 0)
+    command = ["train", CONFIG, f"out={tmp_path}", *SHORT, "--stages", "vae", "--device", "cpu"]
+    (tmp_path / "vae").mkdir()
+    with lock_folder(tmp_path / "vae"):
+        assert main(command) == 4
+    assert f"{tmp_path / 'vae'} is locked by pid {os.getpid()}" in capsys.readouterr().err
+    assert main(command) == 0

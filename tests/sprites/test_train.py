@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edg.core.dist import World
-from edg.core.errors import UsageError
+from edg.core.errors import BadFileError, UsageError
 from edg.data.order import Key, Keyed, collate
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
@@ -269,3 +269,15 @@ def test_psnr_is_measured_on_the_shape_alone():
 def test_no_sample_is_an_error_not_an_endless_run(tmp_path):
     with pytest.raises(UsageError, match="no sample"):
         fit(training(), [], tmp_path, seed=0, world=World())
+
+
+class Broken(Table):
+    def __getitem__(self, key):
+        raise BadFileError("no video can be used", fix="look at the list")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_data_is_one_line_wherever_it_is_read(tmp_path, workers):
+    plan = replace(PLAN, workers=workers)
+    with pytest.raises(BadFileError, match="^no video can be used; look at the list$"):
+        fit(training(plan), Broken(table().columns), tmp_path, seed=0)

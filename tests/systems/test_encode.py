@@ -302,3 +302,13 @@ def test_stride_flags():
     for text in ("", "0", "6:1", "a", "1:2:3", "-1"):
         with pytest.raises(UsageError, match="--stride"):
             stride_range(text)
+
+
+def test_a_reader_process_tells_its_error_in_one_line(fake, monkeypatch):
+    monkeypatch.setattr(Fake, "__getitem__", broken)
+    with pytest.raises(BadFileError, match="^nothing can be used$"):
+        list(encode.read_items(fake, [(0, 0)], workers=1))
+
+
+def broken(self, key):
+    raise BadFileError("nothing can be used")

@@ -17,6 +17,7 @@ from edg.core.device import choose, dtype_name, usable_cores
 from edg.core.dist import world_from_environment
 from edg.core.errors import UsageError
 from edg.core.records import hash_value
+from edg.data.order import Caught, told
 from edg.systems.edg import cache
 from edg.systems.edg.cache import CachedClips
 from edg.systems.edg.encode_flags import stride_range
@@ -74,7 +75,8 @@ def tell_skipped(file: Path) -> None:
 
 def read_items(dataset: Any, keys: Sequence[Any], workers: int) -> Iterator[Item]:
     """dataset[key] for every key, in order; worker processes read ahead."""
-    return iter(torch.utils.data.DataLoader(dataset, batch_size=None, sampler=keys, num_workers=workers))
+    loader = torch.utils.data.DataLoader(Caught(dataset), batch_size=None, sampler=keys, num_workers=workers)
+    return map(told, loader)
 
 
 def workers_for(args: argparse.Namespace, device: torch.device) -> int:

@@ -30,7 +30,7 @@ from edg.core.dist import World
 from edg.core.errors import MachineError, UsageError
 from edg.core.records import ensure_writable, remove_leftovers, write_text
 from edg.core.seeding import derive
-from edg.data.order import Keyed, Order, collate
+from edg.data.order import Caught, Keyed, Order, collate, told
 from edg.systems.edg.objective import Constants, Draws, Objective, denoising_loss
 from edg.systems.edg.train_callbacks import (
     BANDS,
@@ -102,6 +102,9 @@ class _Training(pl.LightningModule):
         for name, p in self.trainable().items():
             if name in self.average:
                 p.copy_(self.average[name])
+
+    def on_before_batch_transfer(self, batch: Any, _index: int) -> dict:
+        return told(batch)
 
     def on_train_batch_start(self, batch: dict, index: int) -> None:
         """What the network draws by itself (dropout) follows from the step and the rank."""
@@ -241,7 +244,7 @@ def fit(
         first_step=first,
     )
     loader = torch.utils.data.DataLoader(
-        Keyed(data),
+        Caught(Keyed(data)),
         batch_sampler=order,
         collate_fn=partial(collate, seed=seed),
         num_workers=plan.workers,

@@ -22,7 +22,7 @@ from edg.systems.edg.objective import Objective
 from edg.systems.edg.presets import SPRITES
 from edg.systems.edg.stages import Table
 from edg.systems.edg.train import DenoiserTraining, VaeTraining, _strategy, fit, rate
-from edg.systems.edg.train_callbacks import last_checkpoint
+from edg.systems.edg.train_callbacks import checkpoint_path, checkpoints, last_checkpoint, set_aside_damaged
 from edg.systems.edg.train_options import Plan
 from edg.systems.edg.vae import AutoencoderKL
 
@@ -95,6 +95,35 @@ def test_a_resumed_run_is_the_run(tmp_path):
     run("parts", 3)
     parts = run("parts", 6)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_damaged_checkpoints_are_set_aside(tmp_path, capfd, damage):
+    for step in (2, 4, 6):
+        torch.save({"weights": torch.ones(1000)}, checkpoint_path(tmp_path, step))
+    data = bytearray(checkpoint_path(tmp_path, 6).read_bytes())
+    data[len(data) // 2] ^= 1
+    spoilt = {"empty": b"", "cut": data[: len(data) // 2], "changed": data}[damage]
+    for step in (4, 6):
+        checkpoint_path(tmp_path, step).write_bytes(spoilt)
+    set_aside_damaged(tmp_path)
+    assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 2)]
+    assert (tmp_path / "step_00000006.ckpt.damaged").read_bytes() == spoilt
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 2 and f"{checkpoint_path(tmp_path, 6)} is damaged (" in told[0]
+    assert told[1].endswith("going on from step_00000002.ckpt")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, capfd):
+    plan = replace(PLAN, steps=2, save_every=1, log_every=1)
+    whole, again = training(plan), training(plan)
+    fit(whole, table(), tmp_path, seed=0)
+    last_checkpoint(tmp_path).write_bytes(b"torn")
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "lo')
+    assert [line["step"] for line in fit(again, table(), tmp_path, seed=0)] == [1, 2]
+    assert "going on from step_00000001.ckpt" in capfd.readouterr().err
+    assert all(torch.equal(whole.trainable()[name], p) for name, p in again.trainable().items())
 
 
 def test_checkpoints_are_few_whole_and_hold_what_trains(tmp_path):

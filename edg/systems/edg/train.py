@@ -17,7 +17,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from edg.systems.edg.train_callbacks import (
     Signals,
     checkpoints,
     last_checkpoint,
+    set_aside_damaged,
 )
 from edg.systems.edg.train_options import PRECISIONS, STRATEGIES, Plan
 from edg.weights.keys import is_adapter
@@ -325,6 +326,7 @@ def _logger(plan: Plan, folder: Path) -> Any:
 def _prepare(folder: Path, keep: int) -> None:
     ensure_writable(folder)
     remove_leftovers(folder)
+    set_aside_damaged(folder)
     for old in checkpoints(folder)[:-keep]:  # those that signals asked for are nobody's
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
@@ -341,4 +343,9 @@ def _cut_log(log: Path, step: int) -> None:
 
 
 def read_log(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a log, but for one that was torn when its process was killed."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines

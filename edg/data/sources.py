@@ -146,7 +146,7 @@ def read_tree(root: str | Path, captions: bool = False) -> list[Video]:
     videos = [Video(path, _caption(path)) for path in paths]
     if captions and not any(video.caption for video in videos):
         raise UsageError(
-            f"none of the {len(videos)} videos in {root} has a caption",
+            f"no video in {root} has a caption",
             expected=f"{paths[0].stem}.txt or {paths[0].stem}.json beside {paths[0].name}",
         )
     return videos

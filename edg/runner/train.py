@@ -4,23 +4,23 @@
     data: {kind: videos, root: ...}    what is learnt from, see SOURCES
     train: {steps: 20000, ...}
 
-In a file with `stages: {name: {...}}` every stage is a run of its own settings over the file's common ones,
-and `init: name` means the result of an earlier one. To resume, run the same command again.
+In a file with `stages: {name: {...}}` every stage is a run of its own settings over the file's common ones
+(see `over`), and `init: name` means the result of an earlier one. To resume, run the same command again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edg.core import config
 from edg.core.arguments import Parser
 from edg.core.device import fix_threads, usable_cores
 from edg.core.dist import world
-from edg.core.errors import UsageError, nearest
+from edg.core.errors import BadFileError, UsageError, nearest
 from edg.core.records import ensure_writable, lock_folder
 from edg.runner.progress import say
 
@@ -45,6 +45,7 @@ def add_arguments(parser: Parser) -> None:
 def train(args) -> int:
     """Run the stages that are not finished; prints one line for each."""
     runs = read_runs(args.config, args.overrides, args.stages.split(",") if args.stages else None)
+    check_starts(runs)
     import torch
 
     from edg.systems.edg.stages import is_made, train_run
@@ -65,6 +66,20 @@ def train(args) -> int:
     return 0
 
 
+def check_starts(runs: list[Run]) -> None:
+    """Raise BadFileError, before anything is trained, for an init or vae that is not there."""
+    made: dict[str, str] = {}
+    for run in runs:
+        for key, path in (("init", run.init), ("vae", run.vae)):
+            if path is not None and path not in made and not Path(path).exists():
+                raise BadFileError(
+                    f"the {key} of {run.name} is {path!r}, which does not exist",
+                    expected="a file, or the name of a stage before it",
+                    fix=nearest(path, made.values()),
+                )
+        made[str(run.result)] = run.name
+
+
 def hold(run: Run, stack: ExitStack) -> None:
     """Have the run's folder to ourselves until the stack closes. Raises MachineError."""
 
@@ -75,12 +90,12 @@ def hold(run: Run, stack: ExitStack) -> None:
 
 
 def skipped(run: Run) -> str:
-    """`; 3 videos were skipped, see FILE`, or nothing."""
+    """`; skipped videos: 3, see FILE`, or nothing."""
     from edg.data.clips import Skipped
 
     file = run.folder / SKIPPED
     count = len(Skipped(file).entries())
-    return f"; {count} videos were skipped, see {file}" if count else ""
+    return f"; skipped videos: {count}, see {file}" if count else ""
 
 
 def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Run]:
@@ -94,21 +109,48 @@ def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = N
     if stages is None:
         named = {"name": Path(path).stem, **values}
         return [config.build(Run, named, str(path))]
+    _check_stages(stages, path)
     for name in only or ():
         if name not in stages:
             raise UsageError(
                 f"{path} has no stage {name!r}", expected=", ".join(stages), fix=nearest(name, stages)
             )
-    for text in overrides:
-        key = text.partition("=")[0].partition(".")[0]
-        if any(key in (own or {}) for own in stages.values()):
-            raise UsageError(f"{text}: the stages of {path} set {key} themselves", fix=f"stages.NAME.{text}")
     runs = []
     for name, own in stages.items():
-        run = config.build(Run, {**values, **(own or {}), "name": name}, f"stages.{name}")
+        merged = {key: over(values.get(key), value) for key, value in (own or {}).items()}
+        merged = {**values, **merged, "name": name}
+        for text in overrides:
+            key = text.partition("=")[0].strip()
+            if _at(values, key) != _at(merged, key):
+                given = f"{text}: the stages of {path} set {key} themselves"
+                raise UsageError(given, fix=f"stages.NAME.{text}")
+        run = config.build(Run, merged, f"stages.{name}")
         earlier = {key: value for key, value in (("init", run.init), ("vae", run.vae)) if value in stages}
         runs.append(replace(run, **{k: str(run.out / f"{v}.safetensors") for k, v in earlier.items()}))
     return [run for run in runs if not only or run.name in only]
+
+
+def _check_stages(stages: Any, path: str | Path) -> None:
+    if not isinstance(stages, Mapping) or not stages:
+        raise UsageError(f"the stages of {path} are {stages!r}", expected="stages: {name: {settings}}")
+    for name, own in stages.items():
+        if not isinstance(name, str) or not isinstance({} if own is None else own, Mapping):
+            raise UsageError(f"stages.{name} is {own!r}", expected="a name, and a mapping of settings")
+
+
+def over(common: Any, own: Any) -> Any:
+    """A stage's setting over the common one: mappings are merged, key by key, unless their `kind` differs."""
+    both = isinstance(common, Mapping) and isinstance(own, Mapping)
+    if not both or own.get("kind", common.get("kind")) != common.get("kind"):
+        return own
+    return {**common, **{key: over(common.get(key), value) for key, value in own.items()}}
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key, None where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 # ---- data --------------------------------------------------------------------------------------------------
@@ -120,9 +162,15 @@ class Sprites:
     the run's seed. focus: weight of the error where the shape is (or passes)."""
 
     kind: str
-    split: str
+    split: Literal["base", "tuned", "stills"]
     count: int
     focus: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"data.count is {self.count}", expected="at least 1")
+        if not self.focus > 0:
+            raise UsageError(f"data.focus is {self.focus}", expected="above 0")
 
 
 @dataclass(frozen=True)
@@ -189,6 +237,11 @@ def _cache(run: Run, data: Cache) -> Any:
     from edg.weights.store import open_weights
 
     clips = CachedClips(data.path)
+    if run.objective.random_frame and not clips.index.every_frame:
+        raise UsageError(
+            f"objective.random_frame, and {data.path} has image tokens of frame 0 alone",
+            fix="objective.random_frame=false, or edg encode --every-frame into another folder",
+        )
     if run.init or run.vae:
         clips.check(load_spec(run.spec), open_weights(run.init or run.vae))
     return clips

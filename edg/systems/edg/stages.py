@@ -106,7 +106,7 @@ def denoiser(run: Run, data: Any, world: World, device: str) -> tuple[dict[str, 
     if not run.train.dropout:
         no_dropout(model)
     if isinstance(data, Table):
-        data = precompute(model, data, run.seed)
+        data = precompute(model, data, run.seed, run.objective.random_frame)
     module = DenoiserTraining(model, run.train, run.objective, chosen)
     fit(module, data, run.folder, run.seed, world, device, sampler(run), run.samples.every)
     if run.lora is not None:
@@ -167,23 +167,28 @@ class Table:
 
 
 @torch.no_grad()
-def precompute(model: LatentVideoModel, table: Table, seed: int, at_once: int = 64) -> Table:
-    """`table` with latents, text and image tokens for frames (N, 3, T, H, W) and captions: what is frozen is
-    computed once. The posterior of a clip is drawn once, too."""
+def precompute(
+    model: LatentVideoModel, table: Table, seed: int, every_frame: bool = False, at_once: int = 64
+) -> Table:
+    """`table` with latents, text and image tokens (of frame 0, or of every frame) for frames (N, 3, T, H, W)
+    and captions: what is frozen is computed once. The posterior of a clip is drawn once, too."""
     frames, captions = table.columns["frames"], table.columns["caption"]
     draw = generator(seed, "posterior")
     parts: list[dict[str, Tensor]] = []
     for at in range(0, len(table), at_once):
         x = frames[at : at + at_once]
-        posterior = model.encode_frames(rearrange(x, "b c t h w -> (b t) c h w"))
+        flat = rearrange(x, "b c t h w -> (b t) c h w")
+        posterior = model.encode_frames(flat)
         z = posterior.sample(torch.randn(posterior.mean.shape, generator=draw)) * model.spec.scale_factor
-        parts.append(
-            {
-                "latents": rearrange(z, "(b t) c h w -> b c t h w", b=len(x)),
-                "text": model.encode_text(captions[at : at + at_once]),
-                "image": model.embedder(x[:, :, 0]),
-            }
-        )
+        part = {
+            "latents": rearrange(z, "(b t) c h w -> b c t h w", b=len(x)),
+            "text": model.encode_text(captions[at : at + at_once]),
+        }
+        if every_frame:
+            part["images"] = rearrange(model.embedder(flat), "(b t) m w -> b t m w", b=len(x))
+        else:
+            part["image"] = model.embedder(x[:, :, 0])
+        parts.append(part)
     made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Table({n: c for n, c in table.columns.items() if n not in ("frames", "caption")} | made)
 

@@ -282,7 +282,7 @@ def test_a_folder_of_videos(tmp_path, weights, capsys):
     (folder / "3.mp4").write_bytes((folder / "0.mp4").read_bytes()[:200])
     flags = ("--data", folder, "--stride", "2")
     assert run("encode", weights, tmp_path / "c", *flags, "--dtype", "float32") == 0
-    assert "could not be used, and others took their places: 1, see" in capsys.readouterr().err
+    assert "unusable videos, replaced by others: 1, see" in capsys.readouterr().err
     assert "3.mp4" in (tmp_path / "c" / "skipped.jsonl").read_text()
     clips = CachedClips(tmp_path / "c")
     assert [clips[i]["caption"] for i in range(3)] == ["grey 0", "grey 1", "grey 2"] and len(clips) == 4

@@ -69,7 +69,7 @@ def tell_skipped(file: Path) -> None:
 
     if lost := Skipped(file).entries():
         path, reason = next(iter(lost.items()))
-        say(f"videos that could not be used, and others took their places: {len(lost)}, see {file}")
+        say(f"unusable videos, replaced by others: {len(lost)}, see {file}")
         say(f"  {path}: {reason}")
 
 

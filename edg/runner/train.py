@@ -248,19 +248,17 @@ def _cache(run: Run, data: Cache) -> Any:
 
 
 def _videos(run: Run, data: Videos) -> Any:
-    from edg.data.clips import ClipDataset, ClipSpec, Skipped, read_videos
+    from edg.data.clips import ClipDataset, Skipped, read_videos
     from edg.systems.edg.find import load_spec
 
-    spec = load_spec(run.spec)
-    clip = ClipSpec(
-        frames=data.frames or spec.frames,
-        height=data.height or spec.height,
-        width=data.width or spec.width,
+    clip = load_spec(run.spec).clip(
+        data.frames,
+        data.height,
+        data.width,
         stride=data.stride,
         fixed_fps=data.fixed_fps,
         random_start=data.random_start,
         fps_max=data.fps_max,
-        condition=spec.fps_condition_type,
         flip=data.flip,
     )
     videos = read_videos(data.root, data.csv, data.columns)

@@ -150,6 +150,22 @@ def test_odd_sprites_are_refused(tmp_path, data, told):
         source(run)
 
 
+@pytest.mark.parametrize(
+    "data, told",
+    [
+        ({"frames": 0}, "a clip with frames 0"),
+        ({"height": -64}, "clips of -64x32; expected multiples of "),
+        ({"width": 33}, "clips of 32x33; expected multiples of "),
+        ({"width": 0}, "clips of 32x0; expected multiples of "),
+    ],
+)
+def test_odd_sizes_of_clips_are_refused(tmp_path, data, told):
+    videos = {"kind": "videos", "root": str(tmp_path), **data}
+    (run,) = read_runs(run_file(tmp_path / "run.yaml", data=videos), [])
+    with pytest.raises(UsageError, match=told):
+        source(run)
+
+
 def test_a_stage_adds_to_the_common_settings(tmp_path):
     path = run_file(
         tmp_path / "run.yaml",

@@ -7,7 +7,8 @@ and any number of ranks see the same samples with the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,20 @@ class Order:
             self._shuffled = torch.randperm(self.size, generator=generator(self.seed, "epoch", epoch))
             self._epoch = epoch
         return Key(epoch, int(self._shuffled[place]), step, position)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Clips in memory: columns of equal length, tensors or lists, and the frames in [-1, 1]."""
+
+    columns: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        index = getattr(key, "index", key)
+        return {name: column[index] for name, column in self.columns.items()}
 
 
 class Keyed:

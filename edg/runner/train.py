@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from edg import systems
 from edg.core import config
 from edg.core.arguments import Parser
 from edg.core.device import fix_threads, usable_cores
@@ -23,10 +24,7 @@ from edg.core.dist import world
 from edg.core.errors import BadFileError, UsageError, nearest
 from edg.core.records import ensure_writable, lock_folder
 from edg.runner.progress import say
-
-if TYPE_CHECKING:
-    from edg.systems.edg.train_options import Run
-
+from edg.systems.base import Training
 
 SKIPPED = "skipped.jsonl"
 PATIENCE = 20  # seconds for a killed run to let go of the folder
@@ -48,25 +46,24 @@ def train(args) -> int:
     check_starts(runs)
     import torch
 
-    from edg.systems.edg.stages import is_made, train_run
-
+    trainer = systems.get().trainer()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     with world(device) as here:
         fix_threads(args.threads or max(1, usable_cores() // here.size))
         for run in runs:
-            if here.first(lambda run=run: is_made(run, here)):
+            if here.first(lambda run=run: trainer.is_made(run, here)):
                 said = "is there already"
             else:
                 with ExitStack() as stack:
                     here.first(lambda run=run, stack=stack: hold(run, stack))
-                    train_run(run, source(run), here, device)
+                    trainer.train_run(run, source(run), here, device)
                 said = "done" + skipped(run)
             if here.is_first:
                 print(f"{run.name}: {run.result} {said}", flush=True)
     return 0
 
 
-def check_starts(runs: list[Run]) -> None:
+def check_starts(runs: list[Training]) -> None:
     """Raise BadFileError, before anything is trained, for an init or vae that is not there."""
     made: dict[str, str] = {}
     for run in runs:
@@ -80,7 +77,7 @@ def check_starts(runs: list[Run]) -> None:
         made[str(run.result)] = run.name
 
 
-def hold(run: Run, stack: ExitStack) -> None:
+def hold(run: Training, stack: ExitStack) -> None:
     """Have the run's folder to ourselves until the stack closes. Raises MachineError."""
 
     def waiting(holder: str) -> None:
@@ -89,7 +86,7 @@ def hold(run: Run, stack: ExitStack) -> None:
     stack.enter_context(lock_folder(ensure_writable(run.folder), PATIENCE, waiting))
 
 
-def skipped(run: Run) -> str:
+def skipped(run: Training) -> str:
     """`; skipped videos: 3, see FILE`, or nothing."""
     from edg.data.clips import Skipped
 
@@ -98,17 +95,16 @@ def skipped(run: Run) -> str:
     return f"; skipped videos: {count}, see {file}" if count else ""
 
 
-def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Run]:
+def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Training]:
     """The file's runs in order. Raises UsageError for unknown keys and stages, BadFileError for the file."""
-    from edg.systems.edg.train_options import Run
-
+    settings = systems.get().training()
     values = config.read_yaml(path, overrides)
     stages = values.pop("stages", None)
     if stages is None and only:
         raise UsageError(f"{path} has no stages", fix="leave --stages out")
     if stages is None:
         named = {"name": Path(path).stem, **values}
-        return [config.build(Run, named, str(path))]
+        return [config.build(settings, named, str(path))]
     _check_stages(stages, path)
     for name in only or ():
         if name not in stages:
@@ -124,7 +120,7 @@ def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = N
             if _at(values, key) != _at(merged, key):
                 given = f"{text}: the stages of {path} set {key} themselves"
                 raise UsageError(given, fix=f"stages.NAME.{text}")
-        run = config.build(Run, merged, f"stages.{name}")
+        run = config.build(settings, merged, f"stages.{name}")
         earlier = {key: value for key, value in (("init", run.init), ("vae", run.vae)) if value in stages}
         runs.append(replace(run, **{k: str(run.out / f"{v}.safetensors") for k, v in earlier.items()}))
     return [run for run in runs if not only or run.name in only]
@@ -200,7 +196,7 @@ class Videos:
     flip: bool = False
 
 
-def source(run: Run) -> Any:
+def source(run: Training) -> Any:
     """The run's data as train.fit wants it. Raises UsageError for an unknown kind or key."""
     kind = run.data.get("kind")
     if kind not in SOURCES:
@@ -216,42 +212,30 @@ def source(run: Run) -> Any:
     return make(run, config.build(shape, run.data, "data"))
 
 
-def _sprites(run: Run, data: Sprites) -> Any:
+def _sprites(run: Training, data: Sprites) -> Any:
     import torch
 
+    from edg.data.order import Table
     from edg.sprites.data import clip_tensors, latent_weight, stills
     from edg.sprites.world import FPS, clips
-    from edg.systems.edg.find import load_spec
-    from edg.systems.edg.stages import Table
 
     if data.split == "stills":
         return Table(stills(run.seed, data.count, data.focus))
     drawn = clip_tensors(list(clips(data.split, run.seed, data.count)), told=data.split == "tuned")
-    weight = latent_weight(drawn.pop("cover"), load_spec(run.spec).latent_factor, data.focus)
+    spec = systems.get().spec(run.spec)
+    weight = latent_weight(drawn.pop("cover"), spec.latent_factor, data.focus)
     return Table({**drawn, "weight": weight, "fps": torch.full((data.count,), FPS)})
 
 
-def _cache(run: Run, data: Cache) -> Any:
-    from edg.systems.edg.cache import CachedClips
-    from edg.systems.edg.find import load_spec
-    from edg.weights.store import open_weights
-
-    clips = CachedClips(data.path)
-    if run.objective.random_frame and not clips.index.every_frame:
-        raise UsageError(
-            f"objective.random_frame, and {data.path} has image tokens of frame 0 alone",
-            fix="objective.random_frame=false, or edg encode --every-frame into another folder",
-        )
-    if run.init or run.vae:
-        clips.check(load_spec(run.spec), open_weights(run.init or run.vae))
-    return clips
+def _cache(run: Training, data: Cache) -> Any:
+    return systems.get().trainer().cached(run, data.path)
 
 
-def _videos(run: Run, data: Videos) -> Any:
+def _videos(run: Training, data: Videos) -> Any:
     from edg.data.clips import ClipDataset, Skipped, read_videos
-    from edg.systems.edg.find import load_spec
 
-    clip = load_spec(run.spec).clip(
+    spec = systems.get().spec(run.spec)
+    clip = spec.clip(
         data.frames,
         data.height,
         data.width,

@@ -200,7 +200,7 @@ def test_a_start_that_is_not_there_is_told_before_anything_is_trained(tmp_path, 
 
 def test_a_cache_of_first_frames_has_no_random_ones(tmp_path, monkeypatch):
     index = SimpleNamespace(every_frame=False)
-    monkeypatch.setattr("edg.systems.edg.cache.CachedClips", lambda path: SimpleNamespace(index=index))
+    monkeypatch.setattr("edg.systems.edg.stages.CachedClips", lambda path: SimpleNamespace(index=index))
     (run,) = read_runs(run_file(tmp_path / "run.yaml", objective={"random_frame": True}), [])
     with pytest.raises(UsageError, match="image tokens of frame 0 alone; .*--every-frame"):
         source(run)

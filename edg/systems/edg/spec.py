@@ -290,8 +290,8 @@ class ModelSpec:
     def clip(
         self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: Any
     ) -> ClipSpec:
-        """Clips for this model; None is its own size, `more` the rest of ClipSpec. Raises UsageError for a size
-        that it cannot have."""
+        """Clips for this model; None is its own size, `more` the rest of ClipSpec. Raises UsageError for a
+        size that it cannot have."""
         from edg.data.transforms import ClipSpec
 
         height = self.height if height is None else height

@@ -23,10 +23,12 @@ from edg.core.errors import BadFileError, UsageError
 from edg.core.records import cached_sha256, read_json, write_json
 from edg.core.seeding import derive, generator
 from edg.core.video import contact_sheet, write_image, write_video
+from edg.data.order import Table
 from edg.data.prompts import read_folder
 from edg.diffusion.schedule import Schedule
 from edg.systems.base import Request
 from edg.systems.edg import adapter, load, trainable
+from edg.systems.edg.cache import CachedClips
 from edg.systems.edg.find import load_spec
 from edg.systems.edg.generate import generate
 from edg.systems.edg.model import LatentVideoModel
@@ -62,6 +64,19 @@ def begin(run: Run, world: World) -> None:
     if note.exists() and last_checkpoint(run.folder) is not None:
         compare(run, world, read_json(note), f"the run in {run.folder} was begun")
     write_json(note, record_of(run, world))
+
+
+def cached(run: Run, folder: Path) -> CachedClips:
+    """The clips that `edg encode` wrote. Raises UsageError when they are not what the run needs."""
+    clips = CachedClips(folder)
+    if run.objective.random_frame and not clips.index.every_frame:
+        raise UsageError(
+            f"objective.random_frame, and {folder} has image tokens of frame 0 alone",
+            fix="objective.random_frame=false, or edg encode --every-frame into another folder",
+        )
+    if run.init or run.vae:
+        clips.check(load_spec(run.spec), open_weights(run.init or run.vae))
+    return clips
 
 
 # ---- the two kinds of training -----------------------------------------------------------------------------
@@ -150,20 +165,6 @@ def begin_adapter(model: LatentVideoModel, how: str, draw: torch.Generator) -> N
 
 
 # ---- frozen parts, once ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """Clips in memory: columns of equal length, tensors or lists, and the frames in [-1, 1]."""
-
-    columns: Mapping[str, Any]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, key: Any) -> dict[str, Any]:
-        index = getattr(key, "index", key)
-        return {name: column[index] for name, column in self.columns.items()}
 
 
 @torch.no_grad()

@@ -94,11 +94,11 @@ def verify(args) -> int:
 
 
 def info(args) -> int:
-    from edg.systems.edg.family import identify
+    from edg import systems
     from edg.weights.commands import info_command
 
     def told(weights) -> str:
-        name, why = identify(weights)
+        name, why = systems.get().identify(weights)
         return f"{name} (told by {why})" if name else f"unknown: {why}"
 
     return info_command(args, told)

@@ -10,21 +10,22 @@ from edg.core.errors import UsageError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """Unknown flags are errors that name the nearest one; `--dyn-alpha` and `--dyn_alpha` are the same."""
+    """Unknown flags are errors that name the nearest one; `--dyn-alpha` and `--dyn_alpha` are the same; flags
+    and other arguments may come in any order."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_args(self, args=None, namespace=None):
         import sys
 
         args = [self._known_spelling(arg) for arg in (sys.argv[1:] if args is None else args)]
-        namespace, extras = super().parse_known_args(args, namespace)
+        namespace, extras = self.parse_known_intermixed_args(args, namespace)
         if extras:
             self._refuse(extras)
-        return namespace, extras
+        return namespace
 
     def _known_spelling(self, arg: str) -> str:
         name, equals, value = arg.partition("=")

@@ -221,7 +221,7 @@ def lock_folder(
             holder = file.read().strip() or "another process"
             if time.monotonic() >= end:
                 raise MachineError(
-                    f"{folder} is locked by {holder}", fix="wait for that run or give another --savedir"
+                    f"{folder} is locked by {holder}", fix="wait for that run or choose another folder"
                 )
             if not told:
                 waiting(holder)

@@ -90,8 +90,9 @@ class ClipDataset(torch.utils.data.Dataset):
       fps_true  float, frames per second of the clip, unrounded
       stride    int                    start     int, its first frame in the video
       reader    "decord" or "pyav"
-    A video that cannot be read or is too short goes to `skipped` and another one, drawn from (seed, epoch,
-    index, try), takes its place; after `tries` of them BadFileError names the first. reader: see open_video.
+    A video that cannot be read, is too short or has trouble goes to `skipped` and another one, drawn from
+    (seed, epoch, index, try), takes its place; after `tries` of them BadFileError names the first.
+    reader: see open_video.
     """
 
     def __init__(
@@ -134,6 +135,8 @@ class ClipDataset(torch.utils.data.Dataset):
     def _clip(self, video: Video, epoch: int, index: int, attempt: int) -> dict[str, Any]:
         if video.path in self.skipped:
             raise BadFileError(self.skipped.reason(video.path))
+        if video.trouble:
+            raise BadFileError(video.trouble)
 
         def choose(reader):
             draws = generator(self.seed, "clip", epoch, index, attempt)

@@ -7,12 +7,13 @@ and any number of ranks see the same samples with the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from edg.core.errors import UsageError
+from edg.core.errors import EdgError, UsageError
 from edg.core.seeding import derive, generator
 
 
@@ -65,6 +66,20 @@ class Order:
         return Key(epoch, int(self._shuffled[place]), step, position)
 
 
+@dataclass(frozen=True)
+class Table:
+    """Clips in memory: columns of equal length, tensors or lists, and the frames in [-1, 1]."""
+
+    columns: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        index = getattr(key, "index", key)
+        return {name: column[index] for name, column in self.columns.items()}
+
+
 class Keyed:
     """Data whose samples carry the key they were asked for by, as `collate` needs it."""
 
@@ -78,9 +93,36 @@ class Keyed:
         return {**self.data[key], "key": key}
 
 
-def collate(items: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+class Caught(torch.utils.data.Dataset):
+    """Data in which a user's error is an item, for `told` to raise: one that a worker process raises comes
+    out of a DataLoader as a page of traceback."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.data[key]
+        except EdgError as error:
+            return error
+
+
+def told(item: Any) -> Any:
+    """The item (or batch) of `Caught` data; raises the EdgError that it may be."""
+    if isinstance(item, EdgError):
+        raise item
+    return item
+
+
+def collate(items: Sequence[dict[str, Any]], seed: int) -> Any:
     """Samples of `Keyed` as one batch: tensors stacked, numbers to tensors, the rest as lists, and the seeds
-    of their random draws: `draw` (B,) for each sample, `batch_draw` (B,) for what the global batch shares."""
+    of their random draws: `draw` (B,) for each sample, `batch_draw` (B,) for what the global batch shares.
+    The first error among samples of `Caught` is the batch."""
+    if failed := [item for item in items if isinstance(item, EdgError)]:
+        return failed[0]
     keys = [item["key"] for item in items]
     batch: dict[str, Any] = {}
     for name in items[0]:

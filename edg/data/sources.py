@@ -1,6 +1,6 @@
 """Where training videos come from: a csv (WebVid's columns, or paths) or a folder tree, as a list of Video.
 
-Nothing is opened here; a video that is missing or broken is found out when it is read, see clips.py.
+No video is opened here; one that is missing or broken is found out when it is read, see clips.py.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Video:
-    """A video file and what it shows ("" when nothing is written about it)."""
+    """A video file and what it shows ("" when nothing is written about it). trouble: why it cannot be used,
+    where that is known before it is read."""
 
     path: Path
     caption: str
+    trouble: str = ""
 
 
 def read_videos(
@@ -55,8 +57,9 @@ def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "a
 
     root: folder that the files lie under (None: the csv's own). columns: a name of LAYOUTS, or a template of
     the file below root such as "clips/{videoid}.webm", or "auto": the first of LAYOUTS whose columns are
-    there and whose files exist. The caption is the column name, caption, text or prompt ("" without one).
-    Raises BadFileError for an unreadable csv or a row without its file, UsageError for unfit columns.
+    there and whose files exist. The caption is the column name, caption, text or prompt ("" without one). A
+    row that names no file is a video with trouble.
+    Raises BadFileError for a csv that is unreadable or names no video, UsageError for unfit columns.
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
@@ -72,7 +75,7 @@ def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "a
             videos = list(_videos(itertools.chain(head, rows), template, caption, root, path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
-    if not videos:
+    if all(video.trouble for video in videos):
         raise BadFileError(f"{path} lists no video", expected="a header and one row per video")
     return videos
 
@@ -122,20 +125,19 @@ def _file(row: dict, template: str, root: Path) -> Path:
 
 def _videos(rows: Iterable, template: str, caption: str | None, root: Path, path: Path) -> Iterator[Video]:
     for line, row in rows:
-        if not _filled(row, template):
-            raise BadFileError(
-                f"line {line} of {path} names no video",
-                expected=f"a value in {', '.join(_FIELD.findall(template))}",
-            )
-        yield Video(_file(row, template, root), (row.get(caption) or "").strip() if caption else "")
+        if _filled(row, template):
+            yield Video(_file(row, template, root), (row.get(caption) or "").strip() if caption else "")
+        else:
+            wanted = ", ".join(_FIELD.findall(template))
+            yield Video(Path(f"{path}, line {line}"), "", f"names no video; expected a value in {wanted}")
 
 
 def read_tree(root: str | Path, captions: bool = False) -> list[Video]:
     """The videos of a folder at any depth (links are followed), sorted by path.
 
     The caption of a.mp4 is a.txt, or a.json with "caption", "text" or "prompt", beside it, "" without one.
-    Raises BadFileError for what cannot be read, UsageError without a video or, where `captions` are needed,
-    without a single caption.
+    A video whose caption cannot be read has trouble. Raises BadFileError when root is no folder, UsageError
+    without a video or, where `captions` are needed, without a single caption.
     """
     root = Path(root)
     if not root.is_dir():
@@ -143,10 +145,10 @@ def read_tree(root: str | Path, captions: bool = False) -> list[Video]:
     paths = sorted(_walk(root), key=lambda path: path.relative_to(root).parts)
     if not paths:
         raise UsageError(f"no video in {root}", expected=f"files ending in {', '.join(SUFFIXES)}")
-    videos = [Video(path, _caption(path)) for path in paths]
+    videos = [_with_caption(path) for path in paths]
     if captions and not any(video.caption for video in videos):
         raise UsageError(
-            f"none of the {len(videos)} videos in {root} has a caption",
+            f"no video in {root} has a caption",
             expected=f"{paths[0].stem}.txt or {paths[0].stem}.json beside {paths[0].name}",
         )
     return videos
@@ -164,6 +166,13 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, n) for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES))
 
 
+def _with_caption(path: Path) -> Video:
+    try:
+        return Video(path, _caption(path))
+    except BadFileError as error:
+        return Video(path, "", str(error))
+
+
 def _caption(path: Path) -> str:
     text, data = path.with_suffix(".txt"), path.with_suffix(".json")
     try:
@@ -172,7 +181,7 @@ def _caption(path: Path) -> str:
         if not data.is_file():
             return ""
         value = json.loads(data.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFileError(f"cannot read the caption of {path}: {error}") from error
     for name in ("caption", "text", "prompt"):
         if isinstance(value, dict) and isinstance(value.get(name), str):

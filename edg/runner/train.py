@@ -4,28 +4,30 @@
     data: {kind: videos, root: ...}    what is learnt from, see SOURCES
     train: {steps: 20000, ...}
 
-In a file with `stages: {name: {...}}` every stage is a run of its own settings over the file's common ones,
-and `init: name` means the result of an earlier one. To resume, run the same command again.
+In a file with `stages: {name: {...}}` every stage is a run of its own settings over the file's common ones
+(see `over`), and `init: name` means the result of an earlier one. To resume, run the same command again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from edg import systems
 from edg.core import config
 from edg.core.arguments import Parser
 from edg.core.device import fix_threads, usable_cores
 from edg.core.dist import world
-from edg.core.errors import UsageError, nearest
-
-if TYPE_CHECKING:
-    from edg.systems.edg.train_options import Run
-
+from edg.core.errors import BadFileError, UsageError, nearest
+from edg.core.records import ensure_writable, lock_folder
+from edg.runner.progress import say
+from edg.systems.base import Training
 
 SKIPPED = "skipped.jsonl"
+PATIENCE = 20  # seconds for a killed run to let go of the folder
 
 
 def add_arguments(parser: Parser) -> None:
@@ -41,59 +43,110 @@ def add_arguments(parser: Parser) -> None:
 def train(args) -> int:
     """Run the stages that are not finished; prints one line for each."""
     runs = read_runs(args.config, args.overrides, args.stages.split(",") if args.stages else None)
+    check_starts(runs)
     import torch
 
-    from edg.systems.edg.stages import is_made, train_run
-
+    trainer = systems.get().trainer()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     with world(device) as here:
         fix_threads(args.threads or max(1, usable_cores() // here.size))
         for run in runs:
-            if here.first(lambda run=run: is_made(run, here)):
+            if here.first(lambda run=run: trainer.is_made(run, here)):
                 said = "is there already"
             else:
-                train_run(run, source(run), here, device)
+                with ExitStack() as stack:
+                    here.first(lambda run=run, stack=stack: hold(run, stack))
+                    trainer.train_run(run, source(run), here, device)
                 said = "done" + skipped(run)
             if here.is_first:
                 print(f"{run.name}: {run.result} {said}", flush=True)
     return 0
 
 
-def skipped(run: Run) -> str:
-    """`; 3 videos were skipped, see FILE`, or nothing."""
+def check_starts(runs: list[Training]) -> None:
+    """Raise BadFileError, before anything is trained, for an init or vae that is not there."""
+    made: dict[str, str] = {}
+    for run in runs:
+        for key, path in (("init", run.init), ("vae", run.vae)):
+            if path is not None and path not in made and not Path(path).exists():
+                raise BadFileError(
+                    f"the {key} of {run.name} is {path!r}, which does not exist",
+                    expected="a file, or the name of a stage before it",
+                    fix=nearest(path, made.values()),
+                )
+        made[str(run.result)] = run.name
+
+
+def hold(run: Training, stack: ExitStack) -> None:
+    """Have the run's folder to ourselves until the stack closes. Raises MachineError."""
+
+    def waiting(holder: str) -> None:
+        say(f"{run.folder} is locked by {holder}; waiting up to {PATIENCE:g} s for it to end")
+
+    stack.enter_context(lock_folder(ensure_writable(run.folder), PATIENCE, waiting))
+
+
+def skipped(run: Training) -> str:
+    """`; skipped videos: 3, see FILE`, or nothing."""
     from edg.data.clips import Skipped
 
     file = run.folder / SKIPPED
     count = len(Skipped(file).entries())
-    return f"; {count} videos were skipped, see {file}" if count else ""
+    return f"; skipped videos: {count}, see {file}" if count else ""
 
 
-def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Run]:
+def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Training]:
     """The file's runs in order. Raises UsageError for unknown keys and stages, BadFileError for the file."""
-    from edg.systems.edg.train_options import Run
-
+    settings = systems.get().training()
     values = config.read_yaml(path, overrides)
     stages = values.pop("stages", None)
     if stages is None and only:
         raise UsageError(f"{path} has no stages", fix="leave --stages out")
     if stages is None:
         named = {"name": Path(path).stem, **values}
-        return [config.build(Run, named, str(path))]
+        return [config.build(settings, named, str(path))]
+    _check_stages(stages, path)
     for name in only or ():
         if name not in stages:
             raise UsageError(
                 f"{path} has no stage {name!r}", expected=", ".join(stages), fix=nearest(name, stages)
             )
-    for text in overrides:
-        key = text.partition("=")[0].partition(".")[0]
-        if any(key in (own or {}) for own in stages.values()):
-            raise UsageError(f"{text}: the stages of {path} set {key} themselves", fix=f"stages.NAME.{text}")
     runs = []
     for name, own in stages.items():
-        run = config.build(Run, {**values, **(own or {}), "name": name}, f"stages.{name}")
+        merged = {key: over(values.get(key), value) for key, value in (own or {}).items()}
+        merged = {**values, **merged, "name": name}
+        for text in overrides:
+            key = text.partition("=")[0].strip()
+            if _at(values, key) != _at(merged, key):
+                given = f"{text}: the stages of {path} set {key} themselves"
+                raise UsageError(given, fix=f"stages.NAME.{text}")
+        run = config.build(settings, merged, f"stages.{name}")
         earlier = {key: value for key, value in (("init", run.init), ("vae", run.vae)) if value in stages}
         runs.append(replace(run, **{k: str(run.out / f"{v}.safetensors") for k, v in earlier.items()}))
     return [run for run in runs if not only or run.name in only]
+
+
+def _check_stages(stages: Any, path: str | Path) -> None:
+    if not isinstance(stages, Mapping) or not stages:
+        raise UsageError(f"the stages of {path} are {stages!r}", expected="stages: {name: {settings}}")
+    for name, own in stages.items():
+        if not isinstance(name, str) or not isinstance({} if own is None else own, Mapping):
+            raise UsageError(f"stages.{name} is {own!r}", expected="a name, and a mapping of settings")
+
+
+def over(common: Any, own: Any) -> Any:
+    """A stage's setting over the common one: mappings are merged, key by key, unless their `kind` differs."""
+    both = isinstance(common, Mapping) and isinstance(own, Mapping)
+    if not both or own.get("kind", common.get("kind")) != common.get("kind"):
+        return own
+    return {**common, **{key: over(common.get(key), value) for key, value in own.items()}}
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key, None where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 # ---- data --------------------------------------------------------------------------------------------------
@@ -101,13 +154,19 @@ def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = N
 
 @dataclass(frozen=True)
 class Sprites:
-    """Clips ("base", "tuned") or single frames ("stills") of the sprites world, `count` of them, drawn from
-    the run's seed. focus: weight of the error where the shape is (or passes)."""
+    """Clips (a split of sprites.world.SPEEDS) or single frames ("stills") of the sprites world, `count` of
+    them, drawn from the run's seed. focus: weight of the error where the shape is (or passes)."""
 
     kind: str
-    split: str
+    split: Literal["base", "tuned", "tuned_equal", "tuned_fast", "stills"]
     count: int
     focus: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"data.count is {self.count}", expected="at least 1")
+        if not self.focus > 0:
+            raise UsageError(f"data.focus is {self.focus}", expected="above 0")
 
 
 @dataclass(frozen=True)
@@ -137,7 +196,7 @@ class Videos:
     flip: bool = False
 
 
-def source(run: Run) -> Any:
+def source(run: Training) -> Any:
     """The run's data as train.fit wants it. Raises UsageError for an unknown kind or key."""
     kind = run.data.get("kind")
     if kind not in SOURCES:
@@ -153,46 +212,37 @@ def source(run: Run) -> Any:
     return make(run, config.build(shape, run.data, "data"))
 
 
-def _sprites(run: Run, data: Sprites) -> Any:
+def _sprites(run: Training, data: Sprites) -> Any:
     import torch
 
+    from edg.data.order import Table
     from edg.sprites.data import clip_tensors, latent_weight, stills
     from edg.sprites.world import FPS, clips
-    from edg.systems.edg.find import load_spec
-    from edg.systems.edg.stages import Table
 
     if data.split == "stills":
         return Table(stills(run.seed, data.count, data.focus))
     drawn = clip_tensors(list(clips(data.split, run.seed, data.count)), data.split)
-    weight = latent_weight(drawn.pop("cover"), load_spec(run.spec).latent_factor, data.focus)
+    spec = systems.get().spec(run.spec)
+    weight = latent_weight(drawn.pop("cover"), spec.latent_factor, data.focus)
     return Table({**drawn, "weight": weight, "fps": torch.full((data.count,), FPS)})
 
 
-def _cache(run: Run, data: Cache) -> Any:
-    from edg.systems.edg.cache import CachedClips
-    from edg.systems.edg.find import load_spec
-    from edg.weights.store import open_weights
-
-    clips = CachedClips(data.path)
-    if run.init or run.vae:
-        clips.check(load_spec(run.spec), open_weights(run.init or run.vae))
-    return clips
+def _cache(run: Training, data: Cache) -> Any:
+    return systems.get().trainer().cached(run, data.path)
 
 
-def _videos(run: Run, data: Videos) -> Any:
-    from edg.data.clips import ClipDataset, ClipSpec, Skipped, read_videos
-    from edg.systems.edg.find import load_spec
+def _videos(run: Training, data: Videos) -> Any:
+    from edg.data.clips import ClipDataset, Skipped, read_videos
 
-    spec = load_spec(run.spec)
-    clip = ClipSpec(
-        frames=data.frames or spec.frames,
-        height=data.height or spec.height,
-        width=data.width or spec.width,
+    spec = systems.get().spec(run.spec)
+    clip = spec.clip(
+        data.frames,
+        data.height,
+        data.width,
         stride=data.stride,
         fixed_fps=data.fixed_fps,
         random_start=data.random_start,
         fps_max=data.fps_max,
-        condition=spec.fps_condition_type,
         flip=data.flip,
     )
     videos = read_videos(data.root, data.csv, data.columns)

@@ -44,7 +44,8 @@ Progress = Callable[[str, int, int], None]  # (phase, done, total)
 
 class Spec(Protocol):
     """What is asked of any system's model spec, a frozen dataclass. height, width: pixels, the size it was
-    made for; size_multiple: what they must be multiples of. frames: clip length."""
+    made for; size_multiple: what they must be multiples of. frames: clip length. latent_factor: pixels in a
+    row that become one value."""
 
     name: str
     height: int
@@ -53,6 +54,50 @@ class Spec(Protocol):
 
     @property
     def size_multiple(self) -> int: ...
+
+    @property
+    def latent_factor(self) -> int: ...
+
+    def clip(
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: Any
+    ) -> Any:
+        """The ClipSpec of training clips, its own size where none is given. Raises UsageError."""
+        ...
+
+
+class Training(Protocol):
+    """What is asked of any system's training run, a frozen dataclass that a YAML file fills. init, vae: the
+    parameter sets that it starts from; result: the one that it leaves; folder: its checkpoints and logs;
+    kind: what is trained; data: what on, see runner/train.py."""
+
+    name: str
+    kind: str
+    spec: str
+    seed: int
+    out: Path
+    data: dict[str, Any]
+    init: str | None
+    vae: str | None
+
+    @property
+    def result(self) -> Path: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+
+class Trainer(Protocol):
+    """How runs are trained. data: a sequence of samples."""
+
+    def is_made(self, run: Any, world: Any) -> bool:
+        """Whether the result is there. Raises UsageError when it was made by other settings."""
+        ...
+
+    def cached(self, run: Any, folder: Path) -> Any:
+        """The data that the system has encoded in a folder. Raises EdgError where it does not fit the run."""
+        ...
+
+    def train_run(self, run: Any, data: Any, world: Any, device: str) -> Path: ...
 
 
 class System(Protocol):
@@ -87,3 +132,9 @@ class System(Protocol):
     def generate(
         self, model: Any, requests: Sequence[Request], progress: Progress | None = None
     ) -> Iterator[Result]: ...
+
+    def training(self) -> type[Training]:
+        """The settings of a training run."""
+        ...
+
+    def trainer(self) -> Trainer: ...

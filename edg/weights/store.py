@@ -200,6 +200,13 @@ def _find_table(
         raise BadFileError(
             f"{path} holds no table of tensors", expected="a state dict", fix="save model.state_dict()"
         )
+    if "average" in top and "optimizer_states" in top:  # what `edg train` goes on from
+        folder = path.resolve().parent
+        raise BadFileError(
+            f"{path} is a step of a training run, not a model",
+            expected=f"the run's result, {folder.parent / folder.name}.safetensors",
+            fix="the same edg train command writes it at the end",
+        )
 
     counted: dict[int, int] = {}  # by identity: a file may name one table many times
 

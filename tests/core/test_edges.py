@@ -74,6 +74,18 @@ def test_both_spellings(argv):
     assert parser().parse_args(argv).dyn_alpha == 1
 
 
+def test_flags_and_arguments_come_in_any_order():
+    p = parser()
+    p.add_argument("config")
+    p.add_argument("overrides", nargs="*")
+    for argv in (["c", "a=1", "b=2", "--kind", "left"], ["c", "--kind", "left", "a=1", "b=2"],
+                 ["--kind=left", "c", "a=1", "--dyn_alpha", "1", "b=2"]):  # fmt: skip
+        given = p.parse_args(argv)
+        assert (given.config, given.overrides, given.kind) == ("c", ["a=1", "b=2"], "left")
+    with pytest.raises(UsageError, match="required: config"):
+        p.parse_args(["--kind", "left"])
+
+
 def test_switches():
     for argv, value in [
         ([], True), (["--text_input"], True), (["--text-input", "0"], False), (["--no-text_input"], False),

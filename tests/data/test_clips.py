@@ -116,6 +116,14 @@ def test_nothing_but_bad_videos(library):
         ClipDataset([], CLIP, SEED)
 
 
+def test_a_video_with_trouble_is_replaced_and_listed(library, tmp_path):
+    lost = Video(tmp_path / "list.csv, line 3", "", "names no video")
+    videos = [Video(library.root / "v00.mp4", "seen"), lost]
+    skipped = Skipped(tmp_path / "skipped.jsonl")
+    assert ClipDataset(videos, CLIP, SEED, skipped)[0, 1]["caption"] == "seen"
+    assert skipped.entries() == {str(lost.path): "names no video"}
+
+
 def test_a_bad_video_is_opened_once(library, monkeypatch):
     dataset = ClipDataset([Video(library.root / n, "") for n in ("v00.mp4", "text.mp4")], CLIP, SEED)
     first = dataset[0, 1]

@@ -1,6 +1,7 @@
 """csv and folders to lists of videos."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_other_columns(tmp_path, text, path, caption):
         ("videoid,name\n1,2", "dynamicrafter", UsageError, "no column 'page_dir'"),
         ("videoid,name\n1,2", "{videid}.mp4", UsageError, "did you mean 'videoid'"),
         ("videoid,name\n1,2", "cli", UsageError, "did you mean 'cil'"),
-        ("videoid,name\n1,x\n ,y", "auto", BadFileError, "line 3 .* names no video"),
+        ("videoid,name\n ,y", "auto", BadFileError, "lists no video"),
         ("videoid,name\n", "auto", BadFileError, "lists no video"),
         ("", "auto", UsageError, "none"),
         ("videoid,name\n1,\x00\n", "auto", None, ""),
@@ -108,10 +109,23 @@ def test_tree_that_does_not_fit(tmp_path):
         read_tree(tmp_path)
     write(tmp_path / "a.mp4", "")
     assert read_tree(tmp_path) == [Video(tmp_path / "a.mp4", "")]
-    with pytest.raises(UsageError, match="none of the 1 videos"):
+    with pytest.raises(UsageError, match="no video in .* has a caption"):
         read_tree(tmp_path, captions=True)
-    write(tmp_path / "a.json", '{"title": "x"}')
-    with pytest.raises(BadFileError, match="holds no caption"):
-        read_tree(tmp_path)
     with pytest.raises(UsageError, match="no videos are named"):
         read_videos(None)
+
+
+def test_what_is_wrong_with_one_video_is_its_own_trouble(tmp_path):
+    table = write(tmp_path / "list.csv", "page_dir,videoid,name\np,1,x\np\n ,2,y\np,3,z,more")
+    one, short, empty, long = read_csv(table, columns="webvid")
+    assert (one.trouble, long.trouble) == ("", "") and long.caption == "z"
+    for line, video in ((3, short), (4, empty)):
+        assert video.path == Path(f"{table}, line {line}") and "names no video" in video.trouble
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / f"{name}.mp4", "")
+    (tmp_path / "a.txt").write_bytes("Müller".encode("latin-1"))
+    write(tmp_path / "b.json", '{"title": "x"}')
+    write(tmp_path / "c.json", "{")
+    a, b, c, d = read_tree(tmp_path)
+    assert "cannot read the caption" in a.trouble and "holds no caption" in b.trouble
+    assert "cannot read the caption" in c.trouble and not d.trouble

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SAMPLING = ("command", "doctor", "fetch", "flags", "progress", "sample")
+RUNNER = ("command", "doctor", "fetch", "flags", "progress", "sample", "train")
 
 
-@pytest.mark.parametrize("name", SAMPLING)
+@pytest.mark.parametrize("name", RUNNER)
 def test_no_system_is_imported_by_name(name):
     tree = ast.parse((ROOT / f"edg/runner/{name}.py").read_text(encoding="utf-8"))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
@@ -21,7 +21,7 @@ def test_no_system_is_imported_by_name(name):
 
 def test_without_its_folder_a_system_is_missed_only_when_asked_for():
     code = "import sys; sys.modules['edg.systems.edg'] = None\n"
-    code += "".join(f"import edg.runner.{name}\n" for name in SAMPLING)
+    code += "".join(f"import edg.runner.{name}\n" for name in RUNNER)
     code += "from edg import systems\ntry: systems.get()\nexcept ModuleNotFoundError: print('missed')"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "missed"

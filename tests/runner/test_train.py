@@ -1,15 +1,23 @@
 """`edg train` as its user meets it: stages in a row, results with their record, resuming, mistakes."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from edg.cli import main
-from edg.runner.train import read_runs
+from edg.core.errors import UsageError
+from edg.core.records import lock_folder
+from edg.data.order import Table, precompute
+from edg.runner import train
+from edg.runner.train import read_runs, source
 from edg.systems.edg.find import load_spec
-from edg.systems.edg.load import load_model
+from edg.systems.edg.load import build, load_model
 from edg.weights.store import open_weights
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +95,130 @@ def test_the_shipped_configurations_can_be_read():
             load_spec(run.spec)
 
 
+def run_file(path, **changes):
+    values = {"spec": "sprites", "seed": 0, "out": str(path.parent), "data": {"kind": "cache", "path": "c"}}
+    values |= {"train": {"steps": 1, "batch": 1, "lr": 0.1}, **changes}
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"train.betas": "[2,3]"}, "train.betas is [2.0, 3.0]"),
+        ({"train.final_lr": "-0.1"}, "train.final_lr is -0.1"),
+        ({"train.text_rate": "-1"}, "train.text_rate is -1.0"),
+        ({"lora": "{rank: 0}"}, "lora.rank is 0"),
+        ({"lora": "{rank: 2, alpha: 0}"}, "lora.alpha is 0"),
+        ({"lora": "{rank: 2}", "trainable": "[adapter]"}, "run: lora is set, and trainable is [adapter]"),
+        ({"trainable": "[adapter,lora]"}, "run: trainable names lora, which is not set"),
+        ({"samples.every": "-1"}, "samples.every is -1"),
+        ({"samples.count": "0"}, "samples.count is 0"),
+        ({"seed": "-1"}, "seed is -1"),
+    ],
+)
+def test_odd_settings_are_refused(tmp_path, changes, told):
+    with pytest.raises(UsageError) as error:
+        read_runs(run_file(tmp_path / "run.yaml"), [f"{key}={value}" for key, value in changes.items()])
+    assert str(error.value).startswith(told)
+
+
+def test_lora_is_trained_by_name_or_with_everything(tmp_path):
+    for trainable in (["adapter", "lora"], ["all"]):
+        run_file(tmp_path / "run.yaml", lora={"rank": 2}, trainable=trainable)
+        assert read_runs(tmp_path / "run.yaml", [])[0].lora.rank == 2
+
+
+@pytest.mark.parametrize("stages", [[1], {}, {"a": 3}, "vae"])
+def test_odd_stages_are_refused(tmp_path, stages):
+    with pytest.raises(UsageError, match="stages.* (is|are) "):
+        read_runs(run_file(tmp_path / "run.yaml", stages=stages), [])
+
+
+@pytest.mark.parametrize(
+    "data, told",
+    [
+        ({"split": "nope"}, "data.split is 'nope'"),
+        ({"count": 0}, "data.count is 0"),
+        ({"focus": 0}, "data.focus is 0"),
+    ],
+)
+def test_odd_sprites_are_refused(tmp_path, data, told):
+    world = {"kind": "sprites", "split": "base", "count": 1, **data}
+    (run,) = read_runs(run_file(tmp_path / "run.yaml", data=world), [])
+    with pytest.raises(UsageError, match=told):
+        source(run)
+
+
+@pytest.mark.parametrize(
+    "data, told",
+    [
+        ({"frames": 0}, "a clip with frames 0"),
+        ({"height": -64}, "clips of -64x32; expected multiples of "),
+        ({"width": 33}, "clips of 32x33; expected multiples of "),
+        ({"width": 0}, "clips of 32x0; expected multiples of "),
+    ],
+)
+def test_odd_sizes_of_clips_are_refused(tmp_path, data, told):
+    videos = {"kind": "videos", "root": str(tmp_path), **data}
+    (run,) = read_runs(run_file(tmp_path / "run.yaml", data=videos), [])
+    with pytest.raises(UsageError, match=told):
+        source(run)
+
+
+def test_a_stage_adds_to_the_common_settings(tmp_path):
+    path = run_file(
+        tmp_path / "run.yaml",
+        objective={"drops": {"text": 0.5}},
+        stages={
+            "one": {"train": {"steps": 5}, "objective": {"drops": {"both": 0.25}}, "data": {"path": "d"}},
+            "two": {"data": {"kind": "sprites", "split": "base", "count": 1}},
+        },
+    )
+    one, two = read_runs(path, ["train.lr=0.2"])
+    assert (one.train.steps, one.train.lr, two.train.steps) == (5, 0.2, 1)
+    assert (one.objective.drops.text, one.objective.drops.both) == (0.5, 0.25)
+    assert one.data == {"kind": "cache", "path": "d"}, "the kind is the common one"
+    assert two.data == {"kind": "sprites", "split": "base", "count": 1}, "of another kind, nothing is taken"
+    for text in ("train.steps=3", "data.path=e"):
+        with pytest.raises(UsageError, match=f"stages.NAME.{text}"):
+            read_runs(path, [text])
+
+
+def test_a_start_that_is_not_there_is_told_before_anything_is_trained(tmp_path, capsys):
+    def told(*arguments):
+        assert main(["train", CONFIG, f"out={tmp_path / 'out'}", *arguments]) == 3
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    text = told("stages.base.vae=vea")
+    assert "the vae of base is 'vea', which does not exist" in text and "did you mean 'vae'?" in text
+    assert "the init of tuned is 'bsae'" in told("stages.tuned.init=bsae")
+    assert "the vae of vae is" in told("stages.vae.vae=base")
+    assert "the init of tuned is" in told("--stages", "tuned")
+
+
+def test_a_cache_of_first_frames_has_no_random_ones(tmp_path, monkeypatch):
+    index = SimpleNamespace(every_frame=False)
+    monkeypatch.setattr("edg.systems.edg.stages.CachedClips", lambda path: SimpleNamespace(index=index))
+    (run,) = read_runs(run_file(tmp_path / "run.yaml", objective={"random_frame": True}), [])
+    with pytest.raises(UsageError, match="image tokens of frame 0 alone; .*--every-frame"):
+        source(run)
+    index.every_frame = True
+    assert source(run).index is index
+
+
+def test_sprites_have_every_frame_where_the_run_asks_for_it():
+    spec = load_spec("sprites")
+    model = build(spec, "cpu").eval()
+    frames = torch.rand(2, 3, 2, spec.height, spec.width) * 2 - 1
+    given = Table({"frames": frames, "caption": ["a", "b"], "fps": torch.tensor([8, 8])})
+    every, first = precompute(model, given, 0, every_frame=True), precompute(model, given, 0)
+    assert torch.equal(every[1]["latents"], first[1]["latents"]) and "image" not in every[1]
+    assert torch.allclose(every[1]["images"][0], first[1]["image"], atol=1e-5)
+    assert torch.allclose(every[1]["images"][1], model.embedder(frames[1:, :, 1])[0], atol=1e-5)
+
+
 def test_a_begun_run_does_not_go_on_with_other_settings(trained, tmp_path, capsys):
     base = trained[0] / "base.safetensors"
     own = [f"out={tmp_path}", f"stages.tuned.init={base}", "stages.tuned.train.save_every=1"]
@@ -107,3 +239,13 @@ def test_a_diverged_run_is_no_result(tmp_path, capsys):
     assert main(["train", *command]) == 2
     assert "not finite" in capsys.readouterr().err
     assert not (tmp_path / "vae.safetensors").exists()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "PATIENCE", 0)
+    command = ["train", CONFIG, f"out={tmp_path}", *SHORT, "--stages", "vae", "--device", "cpu"]
+    (tmp_path / "vae").mkdir()
+    with lock_folder(tmp_path / "vae"):
+        assert main(command) == 4
+    assert f"{tmp_path / 'vae'} is locked by pid {os.getpid()}" in capsys.readouterr().err
+    assert main(command) == 0

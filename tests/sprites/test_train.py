@@ -13,16 +13,15 @@ import pytest
 import torch
 
 from edg.core.dist import World
-from edg.core.errors import UsageError
-from edg.data.order import Key, Keyed, collate
+from edg.core.errors import BadFileError, UsageError
+from edg.data.order import Key, Keyed, Table, collate
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
 from edg.systems.edg import adapter, load, trainable
 from edg.systems.edg.objective import Objective
 from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.stages import Table
 from edg.systems.edg.train import DenoiserTraining, VaeTraining, _strategy, fit, rate
-from edg.systems.edg.train_callbacks import last_checkpoint
+from edg.systems.edg.train_callbacks import checkpoint_path, checkpoints, last_checkpoint, set_aside_damaged
 from edg.systems.edg.train_options import Plan
 from edg.systems.edg.vae import AutoencoderKL
 
@@ -95,6 +94,35 @@ def test_a_resumed_run_is_the_run(tmp_path):
     run("parts", 3)
     parts = run("parts", 6)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_damaged_checkpoints_are_set_aside(tmp_path, capfd, damage):
+    for step in (2, 4, 6):
+        torch.save({"weights": torch.ones(1000)}, checkpoint_path(tmp_path, step))
+    data = bytearray(checkpoint_path(tmp_path, 6).read_bytes())
+    data[len(data) // 2] ^= 1
+    spoilt = {"empty": b"", "cut": data[: len(data) // 2], "changed": data}[damage]
+    for step in (4, 6):
+        checkpoint_path(tmp_path, step).write_bytes(spoilt)
+    set_aside_damaged(tmp_path)
+    assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 2)]
+    assert (tmp_path / "step_00000006.ckpt.damaged").read_bytes() == spoilt
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 2 and f"{checkpoint_path(tmp_path, 6)} is damaged (" in told[0]
+    assert told[1].endswith("going on from step_00000002.ckpt")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, capfd):
+    plan = replace(PLAN, steps=2, save_every=1, log_every=1)
+    whole, again = training(plan), training(plan)
+    fit(whole, table(), tmp_path, seed=0)
+    last_checkpoint(tmp_path).write_bytes(b"torn")
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "lo')
+    assert [line["step"] for line in fit(again, table(), tmp_path, seed=0)] == [1, 2]
+    assert "going on from step_00000001.ckpt" in capfd.readouterr().err
+    assert all(torch.equal(whole.trainable()[name], p) for name, p in again.trainable().items())
 
 
 def test_checkpoints_are_few_whole_and_hold_what_trains(tmp_path):
@@ -281,3 +309,15 @@ def test_psnr_is_measured_on_the_shape_alone():
 def test_no_sample_is_an_error_not_an_endless_run(tmp_path):
     with pytest.raises(UsageError, match="no sample"):
         fit(training(), [], tmp_path, seed=0, world=World())
+
+
+class Broken(Table):
+    def __getitem__(self, key):
+        raise BadFileError("no video can be used", fix="look at the list")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_data_is_one_line_wherever_it_is_read(tmp_path, workers):
+    plan = replace(PLAN, workers=workers)
+    with pytest.raises(BadFileError, match="^no video can be used; look at the list$"):
+        fit(training(plan), Broken(table().columns), tmp_path, seed=0)

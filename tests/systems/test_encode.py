@@ -282,7 +282,7 @@ def test_a_folder_of_videos(tmp_path, weights, capsys):
     (folder / "3.mp4").write_bytes((folder / "0.mp4").read_bytes()[:200])
     flags = ("--data", folder, "--stride", "2")
     assert run("encode", weights, tmp_path / "c", *flags, "--dtype", "float32") == 0
-    assert "1 videos could not be used" in capsys.readouterr().err
+    assert "unusable videos, replaced by others: 1, see" in capsys.readouterr().err
     assert "3.mp4" in (tmp_path / "c" / "skipped.jsonl").read_text()
     clips = CachedClips(tmp_path / "c")
     assert [clips[i]["caption"] for i in range(3)] == ["grey 0", "grey 1", "grey 2"] and len(clips) == 4
@@ -302,3 +302,13 @@ def test_stride_flags():
     for text in ("", "0", "6:1", "a", "1:2:3", "-1"):
         with pytest.raises(UsageError, match="--stride"):
             stride_range(text)
+
+
+def test_a_reader_process_tells_its_error_in_one_line(fake, monkeypatch):
+    monkeypatch.setattr(Fake, "__getitem__", broken)
+    with pytest.raises(BadFileError, match="^nothing can be used$"):
+        list(encode.read_items(fake, [(0, 0)], workers=1))
+
+
+def broken(self, key):
+    raise BadFileError("nothing can be used")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from edg.cli import main
 from edg.core.errors import BadFileError, UsageError
 from edg.weights import commands
 from edg.weights.store import open_weights, write_pt
@@ -205,3 +206,14 @@ def test_a_scaled_network_is_told(tmp_path, base, tuned, run_merge, capsys):
     published(tmp_path, base, tuned)
     assert run_merge.main(["--ckptdir", str(tmp_path), "--con-alpha", "0.5", "--missing", "drop"]) == 0
     assert capsys.readouterr().err.count("alpha 0.5 scales the whole network") == 1
+
+
+def test_a_step_of_a_training_run_is_no_model(tmp_path, capsys):
+    (tmp_path / "tuned").mkdir()
+    step = tmp_path / "tuned" / "step_00000001.ckpt"
+    state = {"state_dict": {"model.x": torch.ones(2)}, "average": {}, "optimizer_states": [{"state": {}}]}
+    torch.save(state, step)
+    for command in (["info", str(step)], ["export", str(step), str(tmp_path / "out.pt")]):
+        assert main(command) == 3
+        told = capsys.readouterr().err
+        assert "is a step of a training run" in told and str(tmp_path / "tuned.safetensors") in told

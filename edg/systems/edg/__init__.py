@@ -11,6 +11,7 @@ from edg.systems.base import Progress, Request, Result
 if TYPE_CHECKING:
     from edg.systems.edg.options import SamplingOptions
     from edg.systems.edg.spec import ModelSpec
+    from edg.systems.edg.train_options import Run
 
 
 class EdgSystem:
@@ -78,3 +79,14 @@ class EdgSystem:
         from edg.systems.edg.generate import generate
 
         return generate(model, requests, progress)
+
+    def training(self) -> type[Run]:
+        """The settings of a training run: no Lightning is needed to find a misspelt one."""
+        from edg.systems.edg.train_options import Run
+
+        return Run
+
+    def trainer(self) -> Any:
+        from edg.systems.edg import stages
+
+        return stages

@@ -17,6 +17,7 @@ from edg.core.device import choose, dtype_name, usable_cores
 from edg.core.dist import world_from_environment
 from edg.core.errors import UsageError
 from edg.core.records import hash_value
+from edg.data.order import Caught, told
 from edg.systems.edg import cache
 from edg.systems.edg.cache import CachedClips
 from edg.systems.edg.encode_flags import stride_range
@@ -39,22 +40,15 @@ __all__ = ["CachedClips", "encode_clip", "encode_command", "encode_moments", "lo
 def open_dataset(args: argparse.Namespace, spec: ModelSpec, skipped: Path) -> tuple[Any, Any]:
     """(clips of the videos that the flags name, one of every video; their ClipSpec). Videos that cannot be
     read are listed in `skipped`, a .jsonl. Raises EdgError."""
-    from edg.data.clips import ClipDataset, ClipSpec, Skipped, read_csv, read_tree
+    from edg.data.clips import ClipDataset, Skipped, read_csv, read_tree
 
-    height, width = args.height or spec.height, args.width or spec.width
-    frames, unit = args.frames or spec.frames, spec.size_multiple
-    if height < 1 or width < 1 or height % unit or width % unit:
-        raise UsageError(f"clips of {height}x{width}", expected=f"multiples of {unit} for {spec.name}")
-    if frames < 1:
-        raise UsageError(f"clips of {frames} frames", expected="at least 1")
-    clips = ClipSpec(
-        frames=frames,
-        height=height,
-        width=width,
+    clips = spec.clip(
+        args.frames,
+        args.height,
+        args.width,
         stride=stride_range(args.stride or "1:6"),
         fixed_fps=args.fixed_fps,
         fps_max=args.fps_max,
-        condition=spec.fps_condition_type,
         flip=args.flip,
     )
     path = Path(args.data)
@@ -68,13 +62,14 @@ def tell_skipped(file: Path) -> None:
 
     if lost := Skipped(file).entries():
         path, reason = next(iter(lost.items()))
-        say(f"{len(lost)} videos could not be used and others took their places, see {file}")
+        say(f"unusable videos, replaced by others: {len(lost)}, see {file}")
         say(f"  {path}: {reason}")
 
 
 def read_items(dataset: Any, keys: Sequence[Any], workers: int) -> Iterator[Item]:
     """dataset[key] for every key, in order; worker processes read ahead."""
-    return iter(torch.utils.data.DataLoader(dataset, batch_size=None, sampler=keys, num_workers=workers))
+    loader = torch.utils.data.DataLoader(Caught(dataset), batch_size=None, sampler=keys, num_workers=workers)
+    return map(told, loader)
 
 
 def workers_for(args: argparse.Namespace, device: torch.device) -> int:

@@ -7,10 +7,13 @@ cannot be built (widths that do not divide, an option nobody implements) raises 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edg.core.errors import UsageError
 from edg.diffusion.schedule import ScheduleSpec
+
+if TYPE_CHECKING:
+    from edg.data.transforms import ClipSpec
 
 GROUPS = 32  # every GroupNorm of this family
 
@@ -283,6 +286,21 @@ class ModelSpec:
     def size_multiple(self) -> int:
         """What height and width in pixels must be multiples of (64 for the published models)."""
         return self.vae.factor * self.unet.size_multiple
+
+    def clip(
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: Any
+    ) -> ClipSpec:
+        """Clips for this model; None is its own size, `more` the rest of ClipSpec. Raises UsageError for a
+        size that it cannot have."""
+        from edg.data.transforms import ClipSpec
+
+        height = self.height if height is None else height
+        width = self.width if width is None else width
+        unit = self.size_multiple
+        good = height > 0 and width > 0 and height % unit == 0 and width % unit == 0
+        need(good, f"clips of {height}x{width}", f"multiples of {unit} for {self.name}")
+        frames = self.frames if frames is None else frames
+        return ClipSpec(frames, height, width, condition=self.fps_condition_type, **more)
 
     def with_adapter(self, on: bool = True) -> ModelSpec:
         """This model with the text adapter (or without)."""

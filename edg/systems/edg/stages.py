@@ -23,10 +23,12 @@ from edg.core.errors import BadFileError, UsageError
 from edg.core.records import cached_sha256, read_json, write_json
 from edg.core.seeding import derive, generator
 from edg.core.video import contact_sheet, write_image, write_video
+from edg.data.order import Table
 from edg.data.prompts import read_folder
 from edg.diffusion.schedule import Schedule
 from edg.systems.base import Request
 from edg.systems.edg import adapter, load, trainable
+from edg.systems.edg.cache import CachedClips
 from edg.systems.edg.find import load_spec
 from edg.systems.edg.generate import generate
 from edg.systems.edg.model import LatentVideoModel
@@ -62,6 +64,19 @@ def begin(run: Run, world: World) -> None:
     if note.exists() and last_checkpoint(run.folder) is not None:
         compare(run, world, read_json(note), f"the run in {run.folder} was begun")
     write_json(note, record_of(run, world))
+
+
+def cached(run: Run, folder: Path) -> CachedClips:
+    """The clips that `edg encode` wrote. Raises UsageError when they are not what the run needs."""
+    clips = CachedClips(folder)
+    if run.objective.random_frame and not clips.index.every_frame:
+        raise UsageError(
+            f"objective.random_frame, and {folder} has image tokens of frame 0 alone",
+            fix="objective.random_frame=false, or edg encode --every-frame into another folder",
+        )
+    if run.init or run.vae:
+        clips.check(load_spec(run.spec), open_weights(run.init or run.vae))
+    return clips
 
 
 # ---- the two kinds of training -----------------------------------------------------------------------------
@@ -106,7 +121,7 @@ def denoiser(run: Run, data: Any, world: World, device: str) -> tuple[dict[str, 
     if not run.train.dropout:
         no_dropout(model)
     if isinstance(data, Table):
-        data = precompute(model, data, run.seed)
+        data = precompute(model, data, run.seed, run.objective.random_frame)
     module = DenoiserTraining(model, run.train, run.objective, chosen)
     fit(module, data, run.folder, run.seed, world, device, sampler(run), run.samples.every)
     if run.lora is not None:
@@ -152,38 +167,29 @@ def begin_adapter(model: LatentVideoModel, how: str, draw: torch.Generator) -> N
 # ---- frozen parts, once ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Table:
-    """Clips in memory: columns of equal length, tensors or lists, and the frames in [-1, 1]."""
-
-    columns: Mapping[str, Any]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, key: Any) -> dict[str, Any]:
-        index = getattr(key, "index", key)
-        return {name: column[index] for name, column in self.columns.items()}
-
-
 @torch.no_grad()
-def precompute(model: LatentVideoModel, table: Table, seed: int, at_once: int = 64) -> Table:
-    """`table` with latents, text and image tokens for frames (N, 3, T, H, W) and captions: what is frozen is
-    computed once. The posterior of a clip is drawn once, too."""
+def precompute(
+    model: LatentVideoModel, table: Table, seed: int, every_frame: bool = False, at_once: int = 64
+) -> Table:
+    """`table` with latents, text and image tokens (of frame 0, or of every frame) for frames (N, 3, T, H, W)
+    and captions: what is frozen is computed once. The posterior of a clip is drawn once, too."""
     frames, captions = table.columns["frames"], table.columns["caption"]
     draw = generator(seed, "posterior")
     parts: list[dict[str, Tensor]] = []
     for at in range(0, len(table), at_once):
         x = frames[at : at + at_once]
-        posterior = model.encode_frames(rearrange(x, "b c t h w -> (b t) c h w"))
+        flat = rearrange(x, "b c t h w -> (b t) c h w")
+        posterior = model.encode_frames(flat)
         z = posterior.sample(torch.randn(posterior.mean.shape, generator=draw)) * model.spec.scale_factor
-        parts.append(
-            {
-                "latents": rearrange(z, "(b t) c h w -> b c t h w", b=len(x)),
-                "text": model.encode_text(captions[at : at + at_once]),
-                "image": model.embedder(x[:, :, 0]),
-            }
-        )
+        part = {
+            "latents": rearrange(z, "(b t) c h w -> b c t h w", b=len(x)),
+            "text": model.encode_text(captions[at : at + at_once]),
+        }
+        if every_frame:
+            part["images"] = rearrange(model.embedder(flat), "(b t) m w -> b t m w", b=len(x))
+        else:
+            part["image"] = model.embedder(x[:, :, 0])
+        parts.append(part)
     made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Table({n: c for n, c in table.columns.items() if n not in ("frames", "caption")} | made)
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from edg.core.dist import World
 from edg.core.errors import MachineError, UsageError
 from edg.core.records import ensure_writable, remove_leftovers, write_text
 from edg.core.seeding import derive
-from edg.data.order import Keyed, Order, collate
+from edg.data.order import Caught, Keyed, Order, collate, told
 from edg.systems.edg.objective import Constants, Draws, Objective, denoising_loss
 from edg.systems.edg.train_callbacks import (
     BANDS,
@@ -40,6 +40,7 @@ from edg.systems.edg.train_callbacks import (
     Signals,
     checkpoints,
     last_checkpoint,
+    set_aside_damaged,
 )
 from edg.systems.edg.train_options import PRECISIONS, STRATEGIES, Plan
 from edg.weights.keys import is_adapter
@@ -102,6 +103,9 @@ class _Training(pl.LightningModule):
         for name, p in self.trainable().items():
             if name in self.average:
                 p.copy_(self.average[name])
+
+    def on_before_batch_transfer(self, batch: Any, _index: int) -> dict:
+        return told(batch)
 
     def on_train_batch_start(self, batch: dict, index: int) -> None:
         """What the network draws by itself (dropout) follows from the step and the rank."""
@@ -241,7 +245,7 @@ def fit(
         first_step=first,
     )
     loader = torch.utils.data.DataLoader(
-        Keyed(data),
+        Caught(Keyed(data)),
         batch_sampler=order,
         collate_fn=partial(collate, seed=seed),
         num_workers=plan.workers,
@@ -322,6 +326,7 @@ def _logger(plan: Plan, folder: Path) -> Any:
 def _prepare(folder: Path, keep: int) -> None:
     ensure_writable(folder)
     remove_leftovers(folder)
+    set_aside_damaged(folder)
     for old in checkpoints(folder)[:-keep]:  # those that signals asked for are nobody's
         shutil.rmtree(old) if old.is_dir() else old.unlink()
 
@@ -338,4 +343,9 @@ def _cut_log(log: Path, step: int) -> None:
 
 
 def read_log(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a log, but for one that was torn when its process was killed."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines

@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from edg.core.errors import UsageError
+from edg.core.errors import BadFileError, UsageError
 from edg.core.records import atomic_path
 
 BANDS = 4  # equal parts of the timesteps, the losses of which are logged apart
@@ -161,6 +162,34 @@ def last_checkpoint(folder: Path) -> Path | None:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the fewest steps first."""
     return sorted(path for path in folder.glob("step_*.ckpt") if re.fullmatch(r"step_\d{8}", path.stem))
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename damaged checkpoints, the last first, up to one that is whole: the run goes on from there.
+    Raises BadFileError for one that cannot be read at all."""
+    while (last := last_checkpoint(folder)) is not None and (damage := _damage(last)):
+        aside = last.with_name(last.name + ".damaged")
+        last.rename(aside)
+        before = last_checkpoint(folder)
+        print(
+            f"{last} is damaged ({damage}), now {aside.name}; going on from "
+            + ("the beginning" if before is None else before.name),
+            file=sys.stderr,
+        )
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint, "" for nothing. Sharded ones (folders) are not looked into."""
+    if path.is_dir():
+        return ""
+    try:
+        with zipfile.ZipFile(path) as file:
+            record = file.testzip()
+    except zipfile.BadZipFile as error:
+        return str(error)
+    except OSError as error:
+        raise BadFileError(f"cannot read {path}: {error.strerror or error}") from error
+    return f"checksum of {record}" if record else ""
 
 
 class Samples(pl.Callback):

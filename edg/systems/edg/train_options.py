@@ -59,10 +59,12 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "save_every", "keep", "log_every"):
             need(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}", "at least 1")
-        for name in ("warmup", "workers", "grad_clip", "weight_decay"):
+        for name in ("warmup", "workers", "grad_clip", "weight_decay", "final_lr", "text_rate"):
             need(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}", "0 or more")
         need(self.lr > 0, f"train.lr is {self.lr}", "above 0")
         need(0 <= self.ema < 1, f"train.ema is {self.ema}", "0 <= ema < 1")
+        good = all(0 <= beta < 1 for beta in self.betas)
+        need(good, f"train.betas is {list(self.betas)}", "0 <= beta < 1")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Lora:
     rank: int
     alpha: float | None = None
     where: tuple[str, ...] = ("temporal", "init_attn")
+
+    def __post_init__(self) -> None:
+        need(self.rank >= 1, f"lora.rank is {self.rank}", "at least 1")
+        need(
+            self.alpha is None or self.alpha > 0, f"lora.alpha is {self.alpha}", "above 0, or null: the rank"
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,11 @@ class Samples:
     steps: int = 25
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.7
+
+    def __post_init__(self) -> None:
+        need(self.every >= 0, f"samples.every is {self.every}", "0 or more")
+        for name in ("count", "steps"):
+            need(getattr(self, name) >= 1, f"samples.{name} is {getattr(self, name)}", "at least 1")
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,14 @@ class Run:
     objective: Objective = field(default_factory=Objective)
     samples: Samples = field(default_factory=Samples)
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
+
+    def __post_init__(self) -> None:
+        need(0 <= self.seed < 2**63, f"seed is {self.seed}", "0 or more, below 2^63")
+        told, trained = self.lora is not None, {"lora", "all"} & set(self.trainable)
+        given = f"{self.name}: lora is set, and trainable is [{', '.join(self.trainable)}]"
+        need(not told or bool(trained), given, "lora (or all) among trainable")
+        given = f"{self.name}: trainable names lora, which is not set"
+        need(told or "lora" not in self.trainable, given, "lora: {rank: 16}")
 
     @property
     def result(self) -> Path:

@@ -36,7 +36,7 @@ from edg.core.device import usable_cores
 from edg.core.errors import EdgError
 from edg.core.records import sha256_file, write_json, write_text
 from edg.diffusion.analytic_init import Moments
-from edg.report.sprites import Row, plots, table
+from edg.report.sprites import Row, plots, sheet, table
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
 from edg.sprites.experiment import TUNES, Arm, arms, name_of, recipes
 from edg.sprites.scoring import Judgement, estimates, judge
@@ -51,6 +51,7 @@ from edg.weights.store import open_weights
 
 SHIPPED = Path("edg/sprites/weights")
 TRAINING = "configs/train/sprites_experiment.yaml"
+SHEET = ("base", "slow", "slow-1", "decoupled_500", "conv-1.5_300")  # rows of OUT/sheet.png
 
 # ---- clips -------------------------------------------------------------------------------------------------
 
@@ -234,6 +235,12 @@ def report(arms: Mapping[str, Arm], tasks: list[Task], out: Path) -> None:
     write_text(out / "table.md", table(rows))
     print(table(rows), end="")
     plots(rows, out)
+    shown = {task.name: task for task in reversed(tasks) if task.name in SHEET}
+    if shown:
+        videos = {
+            name: np.load(shown[name].path.with_suffix(".npz"))["videos"] for name in SHEET if name in shown
+        }
+        sheet(videos, held_out(tasks[0].images_seed, tasks[0].count)).save(out / "sheet.png", optimize=True)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from edg.report.plots import Curve, panels, scatter
 from edg.sprites.scoring import Estimate
+from edg.sprites.world import Clip, render
 
 HEAD = {
     "speed": "speed, px/frame",
@@ -75,3 +79,19 @@ def _curves(path: Path, lines: Mapping[str, Mapping[float, Row]], axis: str) -> 
             for figure in PANELS
         }
         panels(path, curves, axis)
+
+
+def sheet(
+    videos: Mapping[str, np.ndarray], clips: Sequence[Clip], chosen: int = 4, zoom: int = 2
+) -> Image.Image:
+    """Frames from left to right; for each of the first clips the true motion, then every row's sample.
+    videos: uint8 (N, T, H, W, 3) by row."""
+    blocks = []
+    for k in range(min(chosen, len(clips))):
+        truth = np.round(render(clips[k])[0] * 255).astype(np.uint8)
+        strips = [truth, *(video[k] for video in videos.values())]
+        rows = [np.concatenate(list(np.pad(s, ((0, 0), (1, 1), (1, 1), (0, 0)))), axis=1) for s in strips]
+        blocks.append(np.concatenate([*rows, np.full((4, rows[0].shape[1], 3), 255, np.uint8)]))
+    pixels = np.concatenate(blocks)
+    size = (pixels.shape[1] * zoom, pixels.shape[0] * zoom)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)

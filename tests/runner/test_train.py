@@ -13,11 +13,12 @@ import torch
 from edg.cli import main
 from edg.core.errors import UsageError
 from edg.core.records import lock_folder
-from edg.data.order import Table, precompute
+from edg.data.order import Table
 from edg.runner import train
 from edg.runner.train import read_runs, source
 from edg.systems.edg.find import load_spec
 from edg.systems.edg.load import build, load_model
+from edg.systems.edg.stages import precompute
 from edg.weights.store import open_weights
 
 ROOT = Path(__file__).parents[2]

@@ -38,7 +38,7 @@ from edg.core.records import sha256_file, write_json, write_text
 from edg.diffusion.analytic_init import Moments
 from edg.report.sprites import Row, plots, sheet, table
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
-from edg.sprites.experiment import TUNES, Arm, arms, name_of, recipes
+from edg.sprites.experiment import TUNES, Arm, arms, files_of, name_of, recipes
 from edg.sprites.scoring import Judgement, estimates, judge
 from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
 from edg.systems.base import Request
@@ -178,10 +178,10 @@ def shape_psnr(base: Path, seed: int, count: int = 512) -> float:
     return psnr_on_shape(decoded, test["frames"], test["weight"][:, 0] - 1)
 
 
-def fine_tunes(names: list[str], args: argparse.Namespace) -> dict[str, Path]:
+def fine_tunes(names: set[str], args: argparse.Namespace) -> dict[str, Path]:
     """name -> file: the shipped one, and those trained for the experiment."""
     found = {"slow": args.tuned}
-    wanted = [name for name in names if name not in found]
+    wanted = sorted(names - set(found))
     if wanted:
         folder = args.out / "training"
         settings = [f"out={folder}", f"init={args.base}", *args.train]
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = arms(tunes, str(noise))
     if args.arms:
         rows = {n: arm for n, arm in rows.items() if any(fnmatch.fnmatch(n, p) for p in args.arms)}
-    files = {"base": args.base, **fine_tunes([*tunes, "naive"], args)}
+    files = {"base": args.base, **fine_tunes(files_of(rows.values()) - {"base"}, args)}
 
     def path_of(name: str) -> Path:
         return files.get(name, args.out / "sets" / f"{name}.safetensors")

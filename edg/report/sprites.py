@@ -37,9 +37,13 @@ class Row:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """Markdown: one line for each row, every figure with half its interval."""
+    """Markdown: one line for each row under the name of its group, every figure with half its interval."""
     lines = ["| | " + " | ".join(HEAD.values()) + " |", "|---" * (len(HEAD) + 1) + "|"]
+    group = ""
     for row in rows.values():
+        if row.group != group:
+            group = row.group
+            lines.append(f"| **{group}** |" + " |" * len(HEAD))
         lines.append(f"| {row.title} | " + " | ".join(_cell(n, row.figures[n]) for n in HEAD) + " |")
     return "\n".join(lines) + "\n"
 

@@ -135,6 +135,9 @@ def by_module(tunes: list[str]) -> dict[str, Arm]:
     for s, T in ((-1.0, 500), (-1.0, 300), (-1.5, 700), (-1.5, 500), (-1.5, 300), (-2.0, 500), (-2.0, 300)):
         title = f"s = {s:g} in the temporal convolutions above T = {T}, slow below"
         rows[f"conv{s:+g}_{T}"] = switched(title, T, point("slow", s, "conv"), "slow", "modules, switched")
+    title = "three sets: slow above T = 800, s = -2 in the temporal convolutions down to 300, slow below"
+    middle = ("slow", point("slow", -2.0, "conv"), "slow")
+    rows["three_sets"] = Arm(title, middle, "modules, switched", options={"switch_at": (800, 300)})
     for tune in tunes[1:]:
         title = f"s = -1.5 in the temporal convolutions above T = 300, {tune} below"
         rows[f"{tune}_conv-1.5_300"] = switched(
@@ -167,6 +170,17 @@ def recipes(rows: Iterable[Arm], path_of: Callable[[str], Path]) -> list[Recipe]
         Recipe(inputs={name: str(path_of(source)) for name, source in inputs}, outputs=outputs, seed=123)
         for inputs, outputs in wanted.items()
     ]
+
+
+def files_of(rows: Iterable[Arm]) -> set[str]:
+    """The plain sets that the rows are made from: base and fine-tunes."""
+
+    def plain(what: str | Merged) -> set[str]:
+        if isinstance(what, str):
+            return {what}
+        return {name for _, source in what.inputs for name in plain(source)}
+
+    return {name for row in rows for what in row.sets for name in plain(what)}
 
 
 def name_of(what: str | Merged) -> str:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edg.sprites.experiment import TUNES, arms, name_of, recipes
+from edg.sprites.experiment import TUNES, arms, files_of, name_of, recipes
 from edg.weights.steps import Copy, Linear
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,10 @@ def test_every_set_of_every_row_is_made_once_and_before_it_is_read():
     for recipe in recipes(rows.values(), Path):
         assert all(name in made for name in recipe.inputs.values() if name not in ("base", *TUNES))
         made += recipe.outputs
+    assert files_of(rows.values()) == {"base", "naive", *TUNES} and files_of([rows["dare"]]) == {
+        "base",
+        "slow",
+    }
     merged = {name_of(s) for row in rows.values() for s in row.sets} - {"base", "naive", *TUNES}
     assert merged <= set(made) and len(made) == len(set(made))
     assert all(len(row.options.get("switch_at", ())) == len(row.sets) - 1 for row in rows.values())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
+import functools
 import json
 import multiprocessing
 import os
@@ -31,14 +32,16 @@ import torch
 from einops import rearrange
 from PIL import Image
 
+from edg.cli import guard
 from edg.cli import main as edg
+from edg.core.arguments import Parser
 from edg.core.device import usable_cores
-from edg.core.errors import EdgError
-from edg.core.records import sha256_file, write_json, write_text
+from edg.core.errors import EdgError, UsageError, nearest
+from edg.core.records import atomic_path, sha256_file, write_json, write_text
 from edg.diffusion.analytic_init import Moments
 from edg.report.sprites import Row, plots, sheet, table
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
-from edg.sprites.experiment import TUNES, Arm, arms, files_of, name_of, recipes
+from edg.sprites.experiment import TUNES, Arm, arms, files_of, made_of, name_of, recipes
 from edg.sprites.scoring import Judgement, estimates, judge
 from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
 from edg.systems.base import Request
@@ -49,8 +52,9 @@ from edg.systems.edg.presets import SPRITES
 from edg.weights import merge
 from edg.weights.store import open_weights
 
-SHIPPED = Path("edg/sprites/weights")
-TRAINING = "configs/train/sprites_experiment.yaml"
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "edg/sprites/weights"
+TRAINING = ROOT / "configs/train/sprites_experiment.yaml"
 SHEET = ("base", "slow", "slow-1", "decoupled_500", "conv-1.5_300")  # rows of OUT/sheet.png
 
 # ---- clips -------------------------------------------------------------------------------------------------
@@ -62,7 +66,8 @@ class Task:
 
     name: str
     arm: Arm
-    files: tuple[str, ...]
+    files: tuple[Path, ...]
+    made_of: str
     seed: int
     count: int
     images_seed: int
@@ -77,12 +82,10 @@ class Task:
 
     def key(self) -> dict[str, Any]:
         """What the row's figures depend on."""
-        files = [sha256_file(path) for path in self.files]
         options = {k: v if k != "analytic_init" else sha256_file(v) for k, v in self.arm.options.items()}
-        names = ("seed", "count", "images_seed", "steps", "guidance", "batch")
-        return {"files": files, "options": options, "told": self.arm.told} | {
-            n: getattr(self, n) for n in names
-        }
+        names = ("seed", "count", "images_seed", "steps", "guidance", "batch", "made_of")
+        key = {"options": options, "told": self.arm.told} | {n: getattr(self, n) for n in names}
+        return json.loads(json.dumps(key))
 
 
 def judged(task: Task) -> list[Judgement] | None:
@@ -90,7 +93,7 @@ def judged(task: Task) -> list[Judgement] | None:
     if not task.path.exists():
         return None
     saved = json.loads(task.path.read_text())
-    if saved["key"] != json.loads(json.dumps(task.key())):
+    if saved["key"] != task.key():
         return None
     return [Judgement(**values) for values in saved["clips"]]
 
@@ -98,11 +101,13 @@ def judged(task: Task) -> list[Judgement] | None:
 def do(task: Task) -> float:
     """Sample the clips of a task, judge them and write both down; seconds."""
     torch.set_num_threads(1)
-    start, chosen = time.monotonic(), held_out(task.images_seed, task.count)
+    start, key, chosen = time.monotonic(), task.key(), held_out(task.images_seed, task.count)
     videos = sample(task, chosen)
-    np.savez_compressed(task.path.with_suffix(".npz"), videos=videos)
     values = [dataclasses.asdict(judge(video, clip)) for video, clip in zip(videos, chosen, strict=True)]
-    write_json(task.path, {"key": task.key(), "clips": values})
+    task.path.unlink(missing_ok=True)  # never an old judgement beside new clips
+    with atomic_path(task.path.with_suffix(".npz")) as part, part.open("wb") as file:
+        np.savez_compressed(file, videos=videos)
+    write_json(task.path, {"key": key, "clips": values})
     return time.monotonic() - start
 
 
@@ -118,7 +123,8 @@ def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
         )
         for k, clip in enumerate(chosen)
     ]  # fmt: skip
-    weights = {name_of(s): open_weights(file) for s, file in zip(arm.sets, task.files, strict=True)}
+    places = zip(arm.sets, task.files, strict=True)
+    weights = {f"{k}_{name_of(what)}": open_weights(file) for k, (what, file) in enumerate(places)}
     resident = options.blend == "soft"
     model = system.load(SPRITES, weights, batch_size=task.batch, resident=resident)
     results = list(system.generate(model, requests))
@@ -145,9 +151,15 @@ def run_all(tasks: list[Task], jobs: int) -> None:
     print(f"{len(tasks)} rows x seeds, {len(tasks) - len(todo)} done before", flush=True)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(do, task): task for task in todo}
-        for number, done in enumerate(as_completed(waiting), 1):
-            task = waiting[done]
-            print(f"[{number}/{len(todo)}] {task.name}, seed {task.seed}: {done.result():.0f} s", flush=True)
+        try:
+            for number, done in enumerate(as_completed(waiting), 1):
+                task = waiting[done]
+                print(
+                    f"[{number}/{len(todo)}] {task.name}, seed {task.seed}: {done.result():.0f} s", flush=True
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 # ---- what is there before ----------------------------------------------------------------------------------
@@ -156,6 +168,10 @@ def run_all(tasks: list[Task], jobs: int) -> None:
 @torch.no_grad()
 def initial_noise(base: Path, path: Path, count: int = 1024, seed: int = 20) -> None:
     """Analytic-Init of the fine-tune's clips (Zhao et al. 2024), for runs that start at M < 1000."""
+    if path.exists() and json.loads(open_weights(path).metadata.get("edg", "{}")).get("base") == sha256_file(
+        base
+    ):
+        return
     model, found = load_model(SPRITES, open_weights(base)), Moments()
     frames = clip_tensors(list(clips("tuned", seed, count)), "tuned")["frames"]
     for part in frames.split(64):
@@ -166,7 +182,7 @@ def initial_noise(base: Path, path: Path, count: int = 1024, seed: int = 20) -> 
         )
         scale = SPRITES.scale_factor
         found.add(scale * mean, scale**2 * variance)
-    write_initial_noise(path, found)
+    write_initial_noise(path, found, {"weights_sha256": sha256_file(base), "seed": seed})
 
 
 @torch.no_grad()
@@ -185,7 +201,7 @@ def fine_tunes(names: set[str], args: argparse.Namespace) -> dict[str, Path]:
     if wanted:
         folder = args.out / "training"
         settings = [f"out={folder}", f"init={args.base}", *args.train]
-        if code := edg(["train", TRAINING, *settings, "--stages", ",".join(wanted)]):
+        if code := edg(["train", str(TRAINING), *settings, "--stages", ",".join(wanted)]):
             raise SystemExit(code)
         found |= {name: folder / f"{name}.safetensors" for name in wanted}
     return found
@@ -193,7 +209,7 @@ def fine_tunes(names: set[str], args: argparse.Namespace) -> dict[str, Path]:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    tunes = ["slow"] if args.quick else list(TUNES)
+    tunes = ["slow"] if args.quick else [*TUNES, "naive"]
     args.out.mkdir(parents=True, exist_ok=True)
     print(
         f"autoencoder: {shape_psnr(args.base, args.images_seed):.1f} dB on the pixels of the shape",
@@ -201,6 +217,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     noise = args.out / "initial_noise.pt"
     rows = arms(tunes, str(noise))
+    for pattern in args.arms or ():
+        if not fnmatch.filter(rows, pattern):
+            raise UsageError(f"no row {pattern}", expected=", ".join(rows), fix=nearest(pattern, rows))
     if args.arms:
         rows = {n: arm for n, arm in rows.items() if any(fnmatch.fnmatch(n, p) for p in args.arms)}
     files = {"base": args.base, **fine_tunes(files_of(rows.values()) - {"base"}, args)}
@@ -210,18 +229,20 @@ def main(argv: list[str] | None = None) -> int:
 
     for recipe in recipes(rows.values(), path_of):
         merge.run(recipe, args.out / "sets", full=True, warn=lambda _: None)
-    if not noise.exists():
+    if any("analytic_init" in arm.options for arm in rows.values()):
         initial_noise(args.base, noise)
     write_images(args.out, held_out(args.images_seed, args.count))
     settings = {n: getattr(args, n) for n in ("count", "images_seed", "steps", "guidance", "batch", "out")}
+    sha_of = functools.cache(lambda name: sha256_file(files[name]))
+    made_of_all = {n: json.dumps([made_of(s, sha_of) for s in arm.sets]) for n, arm in rows.items()}
     tasks = [
-        Task(name, arm, tuple(str(path_of(name_of(s))) for s in arm.sets), seed, **settings)
+        Task(name, arm, tuple(path_of(name_of(s)) for s in arm.sets), made_of_all[name], seed, **settings)
         for seed in range(args.seeds)
         for name, arm in rows.items()
     ]
     (args.out / "rows").mkdir(exist_ok=True)
     run_all(tasks, args.jobs)
-    report(rows, tasks, args.out)
+    report(rows, tasks, args.out / "selected" if args.arms else args.out)
     return 0
 
 
@@ -244,11 +265,9 @@ def report(arms: Mapping[str, Arm], tasks: list[Task], out: Path) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="16 images, 1 seed, 10 steps, the fine-tune `slow` alone"
+        "--quick", action="store_true", help="16 images, 1 seed, 10 steps, the shipped fine-tune alone"
     )
     parser.add_argument("--base", type=Path, default=SHIPPED / "base.safetensors")
     parser.add_argument(
@@ -259,7 +278,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=f"settings of the fine-tunes, see {TRAINING}",
+        help="settings of the fine-tunes, see configs/train/sprites_experiment.yaml",
     )
     parser.add_argument("--out", type=Path, help="(output/sprites_experiment, with --quick ..._quick)")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these rows, * and ? allowed")
@@ -282,4 +301,4 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard(main, "sprites_experiment"))

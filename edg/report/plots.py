@@ -37,6 +37,7 @@ def scatter(path: Path, groups: Mapping[str, Mapping[str, tuple[Value, Value]]],
         ax.errorbar(*at, xerr=_error(xs), yerr=_error(ys), label=group, **look)
     ax.set(xlabel=x, ylabel=y)
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.08, 0.5))
+    figure.canvas.draw()  # only now are the scales known that the labels are laid out in
     _label(ax, {name: (a.mean, b.mean) for points in groups.values() for name, (a, b) in points.items()})
     _save(figure, path)
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from edg.report.plots import Curve, panels, scatter
-from edg.sprites.scoring import Estimate
+from edg.sprites.scoring import SHARES, Estimate
 from edg.sprites.world import Clip, render
 
 HEAD = {
@@ -19,10 +19,10 @@ HEAD = {
     "quickly": '"quickly"',
     "direction": "direction as told",
     "intact": "colour and shape kept",
+    "told": "motion as told, px/frame",
     "first_frame": "first-frame error",
 }
-SHARES = ("direction", "intact")
-PANELS = ("speed", "direction", "intact")
+PANELS = ("speed", "direction", "intact", "told")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Row:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """Markdown: one line for each row under the name of its group, every figure with half its interval."""
+    """Markdown: one line for each row under the name of its group, the interval of every figure in
+    brackets."""
     lines = ["| | " + " | ".join(HEAD.values()) + " |", "|---" * (len(HEAD) + 1) + "|"]
     group = ""
     for row in rows.values():
@@ -49,8 +50,10 @@ def table(rows: Mapping[str, Row]) -> str:
 
 
 def _cell(name: str, e: Estimate) -> str:
-    scale, digits, unit = (100, 0, " %") if name in SHARES else (1, 1 if name == "first_frame" else 2, "")
-    return f"{scale * e.mean:.{digits}f} ± {scale * (e.high - e.low) / 2:.{digits}f}{unit}"
+    if name in SHARES:
+        return f"{e.mean:.0%} ({100 * e.low:.0f}-{100 * e.high:.0f})"
+    digits = 1 if name == "first_frame" else 2
+    return f"{e.mean:.{digits}f} ({e.low:.{digits}f}-{e.high:.{digits}f})"
 
 
 def plots(rows: Mapping[str, Row], out: Path) -> None:

@@ -7,7 +7,8 @@ only, the rest stays the fine-tune's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "temporal": ("the temporal transformers", ("temporal", "init_attn")),
     "conv": ("the temporal convolutions", ("temporal_conv",)),
     "spatial": ("the spatial transformers", ("spatial",)),
-    "resblock": ("the residual blocks", ("resblock",)),
+    "resblock": ("the residual blocks, temporal convolutions among them", ("resblock",)),
 }
 
 
@@ -69,14 +70,18 @@ def released(tune: str) -> tuple[Merged, Merged]:
     return dyn, con
 
 
-def arms(tunes: Iterable[str], noise: str) -> dict[str, Arm]:
-    """Every row by name. tunes: of TUNES, `slow` among them; noise: the initial noise of runs from M."""
-    tunes, (dyn, con) = list(tunes), released("slow")
+def arms(tunes: Collection[str], noise: str) -> dict[str, Arm]:
+    """Every row by name. tunes: of TUNES, `slow` first, and "naive"; noise: the file for runs from M."""
+    naive, (dyn, con) = "naive" in tunes, released("slow")
+    tunes = [tune for tune in tunes if tune != "naive"]
     rows = {
         "base": Arm("base, caption without motion", ("base",), "base", told=False),
         "base_told": Arm("base", ("base",), "base"),
-        "naive": Arm("fine-tune without adapter, clips slower than the base's", ("naive",), "fine-tune"),
     }
+    if naive:
+        rows["naive"] = Arm(
+            "fine-tune without adapter, clips slower than the base's", ("naive",), "fine-tune"
+        )
     rows |= {tune: Arm(f"fine-tune, clips {TUNES[tune]}", (tune,), "fine-tune") for tune in tunes}
     for tune in tunes:
         for s in (*AWAY, *PAST):
@@ -181,6 +186,14 @@ def files_of(rows: Iterable[Arm]) -> set[str]:
         return {name for _, source in what.inputs for name in plain(source)}
 
     return {name for row in rows for what in row.sets for name in plain(what)}
+
+
+def made_of(what: str | Merged, sha_of: Callable[[str], str]) -> Any:
+    """What a set is: the hash of a plain one, the inputs and steps of a merged one."""
+    if isinstance(what, str):
+        return sha_of(what)
+    inputs = {name: made_of(source, sha_of) for name, source in what.inputs}
+    return {"inputs": inputs, "steps": [{"op": step.op, **dataclasses.asdict(step)} for step in what.steps]}
 
 
 def name_of(what: str | Merged) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edg.sprites.world import COLOURS, DIRECTIONS, SHAPES, Sprite, coverage
+from edg.sprites.world import COLOURS, DIRECTIONS, SHAPES, Sprite, coverage, half_extents
 
 FLOOR = 0.25  # coverage below this is taken for noise
 STILL = 0.1  # px/frame: slower than this is "still", which is no direction
@@ -42,10 +42,11 @@ class Track:
     "still"."""
 
     speed: float
+    velocity: np.ndarray  # (2,), x and y in px/frame
     direction: str
     intact: bool
     intact_frames: float
-    centroids: np.ndarray  # (T, 2), x and y in px, NaN where nothing is seen
+    centroids: np.ndarray  # (T', 2), x and y in px, NaN where nothing is seen; up to where it is cut off
 
 
 def chroma(rgb: np.ndarray) -> np.ndarray:
@@ -94,20 +95,33 @@ def direction_of(dx: float, dy: float) -> str:
     return max(DIRECTIONS, key=lambda d: DIRECTIONS[d][0] * dx + DIRECTIONS[d][1] * dy)
 
 
+def inside(sight: Sight, sprite: Sprite, size: tuple[int, int]) -> bool:
+    """Whether the whole shape is on a frame (height, width), to half a pixel."""
+    left, right, up, down = half_extents(sprite.shape, sprite.radius)
+    height, width = size
+    spare = min(sight.x - left, width - sight.x - right, sight.y - up, height - sight.y - down)
+    return spare > -0.5
+
+
 def track(frames: np.ndarray, sprite: Sprite) -> Track:
     """Follow the shape of `sprite` through frames (T, H, W, 3), uint8 or float in [0, 1].
 
-    Speed and direction come from the first and the last frame on which something is seen.
+    Speed and direction come from the first and the last frame on which something is seen. A shape that
+    moves out of the picture is followed, and must be intact, up to there: what is cut off has another
+    centroid than the shape.
     """
     if frames.dtype == np.uint8:
         frames = frames.astype(np.float32) / 255
     sights = [look(frame, sprite.radius) for frame in frames]
+    cut = [k for k, s in enumerate(sights) if s is not None and not inside(s, sprite, frames.shape[1:3])]
+    end = cut[0] if cut and cut[0] >= 2 else len(sights)
+    sights = sights[:end]
     where = np.array([(s.x, s.y) if s else (np.nan, np.nan) for s in sights])
     whole = float(np.mean([is_intact(s, sprite) for s in sights]))
     seen = np.flatnonzero(~np.isnan(where[:, 0]))
     if len(seen) < 2:
-        return Track(0.0, "still", False, whole, where)
-    dx, dy = (where[seen[-1]] - where[seen[0]]) / (seen[-1] - seen[0])
+        return Track(0.0, np.zeros(2), "still", False, whole, where)
+    velocity = dx, dy = (where[seen[-1]] - where[seen[0]]) / (seen[-1] - seen[0])
     speed = float(np.hypot(dx, dy))
     direction = "still" if speed < STILL else direction_of(dx, dy)
-    return Track(speed, direction, whole >= FRAMES_INTACT, whole, where)
+    return Track(speed, velocity, direction, whole >= FRAMES_INTACT, whole, where)

@@ -24,11 +24,11 @@ ROWS = {
 }
 
 
-def test_the_table_has_a_line_for_each_row_and_half_the_interval():
+def test_the_table_has_a_line_for_each_row_and_the_interval():
     lines = table(ROWS).splitlines()
     assert len(lines) == 2 + len(ROWS) + 4, "base, fine-tune, line slow, switch"
     assert lines[4] == "| **fine-tune** |" + " |" * len(HEAD)
-    assert lines[5].startswith("| tuned | 0.60 ± 0.10 |") and "50 ± 25 %" in lines[5]
+    assert lines[5].startswith("| tuned | 0.60 (0.50-0.70) |") and "50% (25-75)" in lines[5]
     assert len({line.count("|") for line in lines}) == 1
 
 

@@ -84,3 +84,12 @@ def test_an_interval_is_that_of_the_mean_over_images():
     )
     assert estimate([[1.0, float("nan"), 3.0]]).mean == 2.0
     assert np.isnan(estimate([[float("nan")]]).mean)
+
+
+@pytest.mark.parametrize("speed", [1.6, 2.0, 2.5])
+def test_a_shape_that_leaves_the_picture_is_followed_up_to_there(speed):
+    for clip in held_out(4000, 8):
+        moved = Clip(clip.sprite, Motion(clip.motion.direction, speed))
+        found = judge(uint8(render(moved)[0]), moved)
+        assert found.speed == pytest.approx(speed, abs=0.1) and found.intact and found.direction
+        assert found.told == pytest.approx(speed, abs=0.1)

@@ -89,12 +89,15 @@ def _curves(path: Path, lines: Mapping[str, Mapping[float, Row]], axis: str) -> 
 
 
 def sheet(
-    videos: Mapping[str, np.ndarray], clips: Sequence[Clip], chosen: int = 4, zoom: int = 2
+    videos: Mapping[str, np.ndarray],
+    clips: Sequence[Clip],
+    chosen: Sequence[int] = (0, 2, 4, 7),
+    zoom: int = 2,
 ) -> Image.Image:
-    """Frames from left to right; for each of the first clips the true motion, then every row's sample.
+    """Frames from left to right; for each chosen clip the true motion, then every row's sample.
     videos: uint8 (N, T, H, W, 3) by row."""
     blocks = []
-    for k in range(min(chosen, len(clips))):
+    for k in [k for k in chosen if k < len(clips)]:
         truth = np.round(render(clips[k])[0] * 255).astype(np.uint8)
         strips = [truth, *(video[k] for video in videos.values())]
         rows = [np.concatenate(list(np.pad(s, ((0, 0), (1, 1), (1, 1), (0, 0)))), axis=1) for s in strips]

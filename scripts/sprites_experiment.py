@@ -153,10 +153,8 @@ def run_all(tasks: list[Task], jobs: int) -> None:
         waiting = {pool.submit(do, task): task for task in todo}
         try:
             for number, done in enumerate(as_completed(waiting), 1):
-                task = waiting[done]
-                print(
-                    f"[{number}/{len(todo)}] {task.name}, seed {task.seed}: {done.result():.0f} s", flush=True
-                )
+                task, seconds = waiting[done], done.result()
+                print(f"[{number}/{len(todo)}] {task.name}, seed {task.seed}: {seconds:.0f} s", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -168,9 +166,8 @@ def run_all(tasks: list[Task], jobs: int) -> None:
 @torch.no_grad()
 def initial_noise(base: Path, path: Path, count: int = 1024, seed: int = 20) -> None:
     """Analytic-Init of the fine-tune's clips (Zhao et al. 2024), for runs that start at M < 1000."""
-    if path.exists() and json.loads(open_weights(path).metadata.get("edg", "{}")).get("base") == sha256_file(
-        base
-    ):
+    made_for = json.loads(open_weights(path).metadata.get("edg", "{}")) if path.exists() else {}
+    if made_for.get("weights_sha256") == sha256_file(base):
         return
     model, found = load_model(SPRITES, open_weights(base)), Moments()
     frames = clip_tensors(list(clips("tuned", seed, count)), "tuned")["frames"]

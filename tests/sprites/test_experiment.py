@@ -33,8 +33,10 @@ def test_the_experiment_runs_and_goes_on(tmp_path):
     assert (tmp_path / "selected/table.md").read_text() in first and (
         tmp_path / "selected/trade_off.png"
     ).exists()
-    again = experiment(tmp_path, "--arms", "base", "slow-1", "dyn")
-    assert "3 rows x seeds, 2 done before" in again
+    noise = (tmp_path / "initial_noise.pt").stat().st_mtime_ns
+    again = experiment(tmp_path, "--arms", "base", "slow-1", "start_960", "dyn")
+    assert (tmp_path / "initial_noise.pt").stat().st_mtime_ns == noise, "made once"
+    assert "4 rows x seeds, 3 done before" in again
     assert json.loads((tmp_path / "selected/table.json").read_text())["base"] == rows["base"]
 
 

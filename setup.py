@@ -26,7 +26,7 @@ setup(
     extras_require={
         "lora": ["peft"],
         "plots": ["matplotlib"],
-        "tests": ["pytest>=8", "ruff>=0.6", "hypothesis>=6", "peft", "matplotlib"],
+        "tests": ["pytest>=8", "pytest-timeout", "ruff>=0.6", "hypothesis>=6", "peft", "matplotlib"],
     },
     entry_points={"console_scripts": ["edg=edg.cli:entry"]},
 )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,7 +174,7 @@ def start(folder, ranks=1, **plan):
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "run.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen(
         [*launch, str(script), str(folder), repr(plan)],
         cwd=ROOT,
@@ -183,9 +184,19 @@ def start(folder, ranks=1, **plan):
     )
 
 
+def ended(process, seconds=300):
+    """(code, standard error) of the process; of one that hangs, where it hangs."""
+    try:
+        error = process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        pytest.fail(f"no end after {seconds} s:\n{process.communicate(timeout=60)[1][-5000:]}")
+    return process.returncode, error[-2000:]
+
+
 def finish(folder, **how):
-    process = start(folder, **how)
-    assert process.wait() == 0, process.stderr.read()[-2000:]
+    code, error = ended(start(folder, **how))
+    assert code == 0, error
     return torch.load(folder / "end.pt"), [
         json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()
     ]
@@ -213,9 +224,11 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path, optimizer, lr, fa
 
 
 def wait_for(folder, step, process):
-    log = folder / "log.jsonl"
+    log, deadline = folder / "log.jsonl", time.monotonic() + 300
     while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
-        pass
+        if time.monotonic() > deadline:
+            ended(process, 0)
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -224,8 +237,8 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights(tmp_path, number):
     process = start(tmp_path / "cut", steps=14, batch=2)
     wait_for(tmp_path / "cut", 6, process)
     process.send_signal(number)
-    code = process.wait()
-    assert code == (143 if number == signal.SIGTERM else -9), process.stderr.read()[-2000:]
+    code, error = ended(process)
+    assert code == (143 if number == signal.SIGTERM else -9), error
     last = last_checkpoint(tmp_path / "cut")
     if number == signal.SIGTERM:
         assert int(last.stem.split("_")[1]) >= 6, "SIGTERM leaves a checkpoint of the step it came in"

@@ -1,8 +1,55 @@
-"""Guidance: several predictions of one network combined into one. Acts on raw predictions (v or eps)."""
+"""Guidance: predictions of one network under several conditions, combined. Raw predictions (v or eps)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from edg.diffusion.prediction import Denoiser, Latents, Timesteps
+
+
+def guidance_weights(scale: float, image_scale: float | None = None) -> dict[str, float]:
+    """What the prediction under each condition counts; those that count nothing are left out, never "full".
+
+    full: text and image; image: empty text and the image; null: neither. scale: s, image_scale: s_img.
+    v = v0 + s (v_full - v0) (Ho and Salimans 2022, equation 6, with s = 1 + w), or with an image scale
+    v = v0 + s_img (v_img - v0) + s (v_full - v_img) (Brooks et al. 2023, InstructPix2Pix, equation 3).
+    """
+    if image_scale is None:
+        weights = {"full": scale, "null": 1 - scale}
+    else:
+        weights = {"full": scale, "image": image_scale - scale, "null": 1 - image_scale}
+    return {name: float(weight) for name, weight in weights.items() if weight or name == "full"}
+
+
+def guided(denoise: Denoiser, weights: Sequence[float], rescale: float = 0.0) -> Denoiser:
+    """v = sum_k w_k v_k, then `rescale_noise` against v_0. One call of the network for all conditions.
+
+    denoise: told the conditions one after the other along its batch, (x_kB, t_kB) -> predictions. weights:
+    one for each; where there is only one, 1, nothing is combined and nothing rescaled. The combination is
+    computed in x's dtype, whatever the network's own.
+    """
+    if list(weights) == [1]:
+        return denoise
+    count = len(weights)
+
+    def combined(x: Latents, t_B: Timesteps) -> Latents:
+        told = denoise(torch.cat([x] * count), t_B.repeat(count)).to(x.dtype).chunk(count)
+        v = sum(weight * prediction for weight, prediction in zip(weights, told, strict=True))
+        return rescale_noise(v, told[0], rescale)
+
+    return combined
+
+
+def side_by_side(*denoisers: Denoiser) -> Denoiser:
+    """(x_kB, t_kB) -> predictions: each of k networks on its own part of the batch, one after the other."""
+
+    def denoise(x_kB: Latents, t_kB: Timesteps) -> Latents:
+        parts = zip(denoisers, x_kB.chunk(len(denoisers)), t_kB.chunk(len(denoisers)), strict=True)
+        return torch.cat([one(x, t) for one, x, t in parts])
+
+    return denoise
 
 
 def rescale_noise(guided: Latents, reference: Latents, amount: float) -> Latents:
@@ -16,45 +63,3 @@ def rescale_noise(guided: Latents, reference: Latents, amount: float) -> Latents
     over = tuple(range(1, guided.ndim))
     ratio = reference.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True)
     return amount * (guided * ratio) + (1 - amount) * guided
-
-
-def classifier_free(cond: Denoiser, uncond: Denoiser | None, scale: float, rescale: float = 0.0) -> Denoiser:
-    """v = u + s (c - u), then `rescale_noise` against c (Ho and Salimans 2022, equation 6, with s = 1 + w).
-
-    scale: s; at 1 the unconditional network is never called and nothing is rescaled. The combination is
-    computed in x's dtype, whatever the networks' own. Raises ValueError without `uncond` at any other scale.
-    """
-    if scale == 1:
-        return cond
-    if uncond is None:
-        raise ValueError(f"guidance scale {scale} needs an unconditional prediction")
-
-    def guided(x: Latents, t_B: Timesteps) -> Latents:
-        c, u = cond(x, t_B).to(x.dtype), uncond(x, t_B).to(x.dtype)
-        return rescale_noise(u + scale * (c - u), c, rescale)
-
-    return guided
-
-
-def image_guidance(
-    full: Denoiser, image: Denoiser, null: Denoiser, scale: float, image_scale: float, rescale: float = 0.0
-) -> Denoiser:
-    """v = v0 + s_img (v_img - v0) + s (v_full - v_img), then `rescale_noise` against v_full.
-
-    full: text and image; image: empty text and the image; null: neither. scale: s of the text, image_scale:
-    s_img. Networks whose weight is zero are not called: only `full` when both scales are 1 (then nothing is
-    rescaled). Source: Brooks et al. 2023 (InstructPix2Pix), equation 3.
-    """
-    if scale == 1 and image_scale == 1:
-        return full
-
-    def guided(x: Latents, t_B: Timesteps) -> Latents:
-        v_full = full(x, t_B).to(x.dtype)
-        v = scale * v_full
-        if image_scale != scale:
-            v = v + (image_scale - scale) * image(x, t_B).to(x.dtype)
-        if image_scale != 1:
-            v = v + (1 - image_scale) * null(x, t_B).to(x.dtype)
-        return rescale_noise(v, v_full, rescale)
-
-    return guided

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edg.diffusion.ddim import Step, ddim, ddim_plan
-from edg.diffusion.guidance import classifier_free
+from edg.diffusion.guidance import guidance_weights, guided, side_by_side
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.switch import blend, phases
 from edg.verify import rules
@@ -38,13 +38,10 @@ def sampler(case: Case) -> dict[str, Tensor]:
 
     x, states = case.input("x_T"), []
     for use, steps in [([0, 1], plan)] if is_blend(case) else [([k], steps) for k, steps in parts]:
-        guided = classifier_free(
-            branch(case, networks, use, "cond"),
-            branch(case, networks, use, "uncond"),
-            settings["cfg_scale"],
-            settings["guidance_rescale"],
-        )
-        states += ddim(to_x0(guided, schedule, parameterization(case.config)), x, steps, noise)
+        branches = [branch(case, networks, use, kind) for kind in ("cond", "uncond")]
+        weights = list(guidance_weights(settings["cfg_scale"]).values())
+        denoise = guided(side_by_side(*branches[: len(weights)]), weights, settings["guidance_rescale"])
+        states += ddim(to_x0(denoise, schedule, parameterization(case.config)), x, steps, noise)
         x = states[-1].x
     return {
         "x_final": x,

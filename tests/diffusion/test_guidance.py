@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edg.diffusion.guidance import classifier_free, image_guidance, rescale_noise
+from edg.diffusion.guidance import guidance_weights, guided, rescale_noise, side_by_side
 
 
 class Constant:
@@ -29,48 +29,61 @@ def by_numpy(guided, cond, amount):
     return torch.from_numpy(amount * guided * std[0] / std[1] + (1 - amount) * guided)
 
 
+def by_conditions(networks, s, s_img=None, rescale=0.0):
+    """Guidance over those of the named networks that count."""
+    weights = guidance_weights(s, s_img)
+    denoise = side_by_side(*(networks[name] for name in weights))
+    return guided(denoise, list(weights.values()), rescale)
+
+
 def test_classifier_free_matches_numpy():
-    cond, uncond = Constant(0), Constant(1)
-    guided = uncond.value + 7.5 * (cond.value - uncond.value)
-    torch.testing.assert_close(classifier_free(cond, uncond, 7.5)(X, T), guided)
-    torch.testing.assert_close(
-        classifier_free(cond, uncond, 7.5, 0.7)(X, T), by_numpy(guided, cond.value, 0.7)
-    )
+    full, null = Constant(0), Constant(1)
+    v = null.value + 7.5 * (full.value - null.value)
+    networks = {"full": full, "null": null}
+    torch.testing.assert_close(by_conditions(networks, 7.5)(X, T), v)
+    torch.testing.assert_close(by_conditions(networks, 7.5, None, 0.7)(X, T), by_numpy(v, full.value, 0.7))
 
 
 def test_rescale_one_restores_the_contrast_of_every_sample():
-    guided, cond = 5 * Constant(0).value, Constant(1).value
-    out = rescale_noise(guided, cond, 1.0)
+    v, cond = 5 * Constant(0).value, Constant(1).value
+    out = rescale_noise(v, cond, 1.0)
     torch.testing.assert_close(out.flatten(1).std(1), cond.flatten(1).std(1))
-    assert rescale_noise(guided, cond, 0.0) is guided
+    assert rescale_noise(v, cond, 0.0) is v
 
 
-def test_scale_one_is_the_conditional_network_itself():
-    cond, uncond = Constant(0), Constant(1)
-    assert classifier_free(cond, uncond, 1.0, 0.7) is cond
-    assert classifier_free(cond, None, 1, 0.7) is cond
-    with pytest.raises(ValueError, match="unconditional"):
-        classifier_free(cond, None, 2.0)
+def test_scale_one_is_the_fully_told_network_itself():
+    full = Constant(0)
+    assert guidance_weights(1.0) == guidance_weights(1, 1) == {"full": 1.0}
+    assert guided(full, [1.0], 0.7) is full
 
 
 def test_half_precision_networks_are_combined_in_the_dtype_of_x():
-    out = classifier_free(Constant(0, torch.bfloat16), Constant(1, torch.bfloat16), 7.5, 0.7)(X.float(), T)
-    assert out.dtype == torch.float32
+    networks = {"full": Constant(0, torch.bfloat16), "null": Constant(1, torch.bfloat16)}
+    assert by_conditions(networks, 7.5, None, 0.7)(X.float(), T).dtype == torch.float32
+
+
+def test_one_call_serves_all_conditions():
+    calls = []
+
+    def network(x_kB, t_kB):
+        calls.append((len(x_kB), t_kB.tolist()))
+        return x_kB + torch.arange(6.0).reshape(6, 1, 1, 1, 1)
+
+    out = guided(network, [2.0, 3.0, -4.0])(X, T)
+    assert calls == [(6, [5, 6] * 3)]
+    assert out[:, 0, 0, 0, 0].tolist() == [2 * 0 + 3 * 2 - 4 * 4, 2 * 1 + 3 * 3 - 4 * 5]
 
 
 @pytest.mark.parametrize(("s", "s_img"), [(7.5, 1.5), (1.0, 2.0), (3.0, 1.0), (4.0, 4.0), (0.0, 2.0)])
 def test_image_guidance_formula(s, s_img):
     full, image, null = Constant(0), Constant(1), Constant(2)
     v = null.value + s_img * (image.value - null.value) + s * (full.value - image.value)
-    torch.testing.assert_close(image_guidance(full, image, null, s, s_img, 0.0)(X, T), v)
-    rescaled = image_guidance(full, image, null, s, s_img, 0.7)(X, T)
-    torch.testing.assert_close(rescaled, by_numpy(v, full.value, 0.7))
+    networks = {"full": full, "image": image, "null": null}
+    torch.testing.assert_close(by_conditions(networks, s, s_img)(X, T), v)
+    torch.testing.assert_close(by_conditions(networks, s, s_img, 0.7)(X, T), by_numpy(v, full.value, 0.7))
 
 
-def test_image_guidance_calls_only_what_counts():
-    full, image, null = Constant(0), Constant(1), Constant(2)
-    assert image_guidance(full, image, null, 1, 1, 0.7) is full
-    image_guidance(full, image, null, 4.0, 4.0)(X, T)  # plain guidance against `null`
-    assert (full.calls, image.calls, null.calls) == (1, 0, 1)
-    image_guidance(full, image, null, 4.0, 1.0)(X, T)  # guidance of the text alone
-    assert (full.calls, image.calls, null.calls) == (2, 1, 1)
+def test_conditions_that_count_nothing_are_not_asked():
+    assert guidance_weights(4.0, 4.0) == guidance_weights(4.0) == {"full": 4.0, "null": -3.0}
+    assert guidance_weights(4.0, 1.0) == {"full": 4.0, "image": -3.0}  # guidance of the text alone
+    assert guidance_weights(0.0, 2.0) == {"full": 0.0, "image": 2.0, "null": -1.0}  # rescaled against full

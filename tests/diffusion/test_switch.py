@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edg.diffusion.ddim import ddim_plan
-from edg.diffusion.guidance import classifier_free
+from edg.diffusion.guidance import guided, side_by_side
 from edg.diffusion.schedule import ScheduleSpec, make_schedule
 from edg.diffusion.switch import blend, phases, set_index, switch
 
@@ -84,5 +84,5 @@ def test_a_guided_blend_is_the_released_soft_switch():
     want = (w1 * u1 + w2 * u2) / s + w1 * (c1 - u1) + w2 * (c2 - u2)
     constants = [lambda x, t_B, v=v: v for v in (c1, u1, c2, u2)]
     cond, uncond = blend(constants[0], constants[2]), blend(constants[1], constants[3])
-    got = classifier_free(cond, uncond, s)(torch.zeros_like(c1), torch.tensor([t]))
+    got = guided(side_by_side(cond, uncond), [s, 1 - s])(torch.zeros_like(c1), torch.tensor([t]))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ Sources: DynamiCrafter (Xing et al. 2023, section 3.2, dual-stream image injecti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -42,24 +42,34 @@ def merge_heads(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b l hd"]:
 
 @dataclass(frozen=True)
 class Context:
-    """What the frames attend to: text (N, L, D) and, where image cross-attention is on, image tokens (N, L',
-    D)."""
+    """What the frames of B clips attend to: text (B, L, D), the same for every frame; with image
+    cross-attention image tokens, (B, L', D) the same for every frame, or (B T, L', D); with an adapter words
+    (B, T, adapter_width) for the temporal layers.
 
-    text: Float[Tensor, "n l d"]
-    image: Float[Tensor, "n m d"] | None
+    known: what a layer makes of all that (keys and values), for as long as neither changes, see `UNet.tell`.
+    """
+
+    text: Float[Tensor, "b l d"]
+    image: Float[Tensor, "groups m d"] | None = None
+    words: Float[Tensor, "b t d_adapter"] | None = None
+    known: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @staticmethod
-    def split(context: Float[Tensor, "b l d"], frames: int, spec: UNetSpec) -> Context:
+    def split(
+        context: Float[Tensor, "b l d"],
+        frames: int,
+        spec: UNetSpec,
+        words: Float[Tensor, "b t d_adapter"] | None = None,
+    ) -> Context:
         """The first text_tokens of context (B, L, D) are text. The rest are image tokens: image_tokens per
         frame where the length is exactly text_tokens + image_tokens * frames, else the same tokens for every
         frame."""
         text, image = context[:, : spec.text_tokens], context[:, spec.text_tokens :]
-        text_N = repeat(text, "b l d -> (b t) l d", t=frames)
         if not spec.image_cross_attention or image.shape[1] == 0:
-            return Context(text_N, None)
+            return Context(text, None, words)
         if image.shape[1] == spec.image_tokens * frames:
-            return Context(text_N, rearrange(image, "b (t l) d -> (b t) l d", t=frames))
-        return Context(text_N, repeat(image, "b l d -> (b t) l d", t=frames))
+            image = rearrange(image, "b (t l) d -> (b t) l d", t=frames)
+        return Context(text, image, words)
 
 
 class SpatialAttention(nn.Module):
@@ -73,7 +83,7 @@ class SpatialAttention(nn.Module):
     ):
         super().__init__()
         inner, source = heads * dim_head, context_dim or width
-        self.heads = heads
+        self.heads, self.is_told = heads, context_dim is not None
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_k = nn.Linear(source, inner, bias=False)
         self.to_v = nn.Linear(source, inner, bias=False)
@@ -86,16 +96,31 @@ class SpatialAttention(nn.Module):
             self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Float[Tensor, "n l d"], context: Context | None = None) -> Float[Tensor, "n l d"]:
-        text = x if context is None else context.text
-        q = split_heads(self.to_q(x), self.heads)
-        out = self._attend(q, self.to_k(text), self.to_v(text))
-        if context is not None and context.image is not None:
-            from_image = self._attend(q, self.to_k_ip(context.image), self.to_v_ip(context.image))
+        q = self.to_q(x)
+        if context is None:
+            return self.to_out(self._attend(q, self.to_k(x), self.to_v(x)))
+        keys = context.known.get(self) or self.tell(context)
+        out = self._attend(q, *keys[:2])
+        if len(keys) > 2:
+            from_image = self._attend(q, *keys[2:])
             out = out + (from_image * (torch.tanh(self.alpha) + 1) if self.image == "learned" else from_image)
-        return self.to_out(merge_heads(out))
+        return self.to_out(out)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, split_heads(k, self.heads), split_heads(v, self.heads))
+    def tell(self, context: Context) -> tuple[Tensor, ...]:
+        """Keys and values of the text, then of the image tokens."""
+        keys = (self.to_k(context.text), self.to_v(context.text))
+        if context.image is None:
+            return keys
+        return *keys, self.to_k_ip(context.image), self.to_v_ip(context.image)
+
+    def _attend(
+        self, q: Float[Tensor, "n l hd"], k: Float[Tensor, "g m hd"], v: Float[Tensor, "g m hd"]
+    ) -> Float[Tensor, "n l hd"]:
+        """Where k and v have fewer entries than q, neighbours (the frames of a clip) share one."""
+        shape = q.shape
+        q = split_heads(q.reshape(len(k), -1, shape[-1]), self.heads)
+        k, v = split_heads(k, self.heads), split_heads(v, self.heads)
+        return merge_heads(attend(q, k, v)).reshape(shape)
 
 
 class RelativePosition(nn.Module):
@@ -161,7 +186,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d_in"]) -> Float[Tensor, "b l d_out"]:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return F.gelu(gate).mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -253,18 +278,18 @@ class SpatialTransformer(nn.Module):
 class TemporalTransformer(nn.Module):
     """x (B, C, T, h, w) + proj_out(blocks(proj_in(norm x))), each cell by itself, over its frames.
 
-    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, temporal_context)),
-    where frame t of every cell meets vector t of temporal_context (B, T, adapter_width).
+    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, words)),
+    where frame t of every cell meets vector t of the context's words (B, T, adapter_width).
     """
 
     def __init__(self, spec: UNetSpec, width: int, heads: int, dim_head: int, use_linear: bool, causal: bool):
         super().__init__()
         inner, drop = heads * dim_head, 0.0
         reach = spec.temporal_length if spec.use_relative_position else None
-        self.use_linear = use_linear
+        self.use_linear, self.is_told = use_linear, not spec.temporal_selfatt_only
         self.norm = GroupNorm(width, eps=1e-6)
         self.proj_in = _project(use_linear, nn.Conv1d, width, inner)
-        if not spec.temporal_selfatt_only:
+        if self.is_told:
             self.cc_projection = nn.Linear(spec.adapter_width + inner, inner)
         self.transformer_blocks = nn.ModuleList(
             Block(
@@ -278,21 +303,36 @@ class TemporalTransformer(nn.Module):
         self.proj_out = zeroed(_project(use_linear, nn.Conv1d, inner, width))
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], temporal_context: Float[Tensor, "b t d"] | None = None
+        self, x: Float[Tensor, "b c t h w"], context: Context | None = None
     ) -> Float[Tensor, "b c t h w"]:
         b, _, _, h, w = x.shape
-        y = rearrange(self.norm(x), "b c t h w -> (b h w) c t")
-        y = rearrange(y, "m c t -> m t c") if self.use_linear else y
-        y = self.proj_in(y)
-        y = y if self.use_linear else rearrange(y, "m c t -> m t c")
-        if hasattr(self, "cc_projection"):
-            words = repeat(temporal_context, "b t d -> (b h w) t d", h=h, w=w)
-            y = self.cc_projection(torch.cat([y, words.to(y.dtype)], dim=-1))
+        y = rearrange(self.norm(x), "b c t h w -> (b h w) t c")
+        y = self._project(self.proj_in, y)
+        if self.is_told:
+            y = self._with_words(y, context, h, w)
         y = y.to(x.dtype)
         for block in self.transformer_blocks:
             y = block(y)
-        y = y.to(self.proj_out.weight.dtype)
-        y = y if self.use_linear else rearrange(y, "m t c -> m c t")
-        y = self.proj_out(y)
-        y = y if self.use_linear else rearrange(y, "m c t -> m t c")
+        y = self._project(self.proj_out, y.to(self.proj_out.weight.dtype))
         return x + rearrange(y, "(b h w) t c -> b c t h w", b=b, h=h, w=w)
+
+    def _project(self, layer: nn.Module, y: Float[Tensor, "m t c"]) -> Float[Tensor, "m t d"]:
+        return layer(y) if self.use_linear else layer(y.transpose(1, 2)).transpose(1, 2)
+
+    def tell(self, context: Context) -> tuple[Tensor, ...]:
+        """The words' part of cc_projection, (B, 1, T, inner); nothing where that layer is not a plain one."""
+        layer = self.cc_projection
+        if type(layer) is not nn.Linear:
+            return ()
+        columns = layer.weight[:, layer.out_features :]
+        return (F.linear(context.words.to(columns.dtype), columns, layer.bias)[:, None],)
+
+    def _with_words(
+        self, y: Float[Tensor, "m t c"], context: Context, h: int, w: int
+    ) -> Float[Tensor, "m t c"]:
+        if known := context.known.get(self):
+            inner = self.cc_projection.out_features
+            y = F.linear(y, self.cc_projection.weight[:, :inner])
+            return (y.unflatten(0, (-1, h * w)) + known[0]).flatten(0, 1)
+        words = repeat(context.words, "b t d -> (b h w) t d", h=h, w=w)
+        return self.cc_projection(torch.cat([y, words.to(y.dtype)], dim=-1))

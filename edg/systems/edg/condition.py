@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -30,16 +30,27 @@ class Condition:
     concat_BCTHW: Float[Tensor, "b c t h w"]
     fs_B: Int[Tensor, " b"] | None
 
+    @staticmethod
+    def stack(several: Sequence[Condition]) -> Condition:
+        """Conditions one after the other along the batch."""
+
+        def cat(name: str) -> Tensor | None:
+            parts = [getattr(condition, name) for condition in several]
+            return None if parts[0] is None else torch.cat(parts)
+
+        return Condition(*(cat(field.name) for field in fields(Condition)))
+
     def predict(self, network: LatentVideoModel) -> Denoiser:
-        """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32."""
+        """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32.
+
+        What the layers make of the tokens is computed here, once for all steps.
+        """
+        context = network.unet.tell(self.context_BLD, self.concat_BCTHW.shape[2], self.temporal_BTD)
 
         def denoise(
             x_BCTHW: Float[Tensor, "b c t h w"], t_B: Int[Tensor, " b"]
         ) -> Float[Tensor, "b c t h w"]:
-            prediction = network.predict(
-                x_BCTHW, t_B, self.context_BLD, self.concat_BCTHW, self.fs_B, self.temporal_BTD
-            )
-            return prediction.float()
+            return network.predict(x_BCTHW, t_B, context, self.concat_BCTHW, self.fs_B).float()
 
         return denoise
 
@@ -80,7 +91,7 @@ def conditions(
     concat_BCTHW: Float[Tensor, "b c t h_latent w_latent"],
     options: SamplingOptions,
 ) -> Mapping[str, Condition]:
-    """The branches that guidance needs: "full"; "null" unless the scale is 1; "image" with image guidance.
+    """The branches that guidance needs, see `guidance_weights`, "full" first.
 
     full: the prompt and the image's tokens; image: the negative (or empty) prompt and the image's tokens;
     null: that prompt and the tokens of the zero image. The concatenated latent is always present.
@@ -95,12 +106,10 @@ def conditions(
         context = torch.cat([text_BLD, image_tokens], dim=1)
         return Condition(context, network.temporal_context(text_BLD), concat_BCTHW, fs_B)
 
-    tokens = network.encode_image(image_B3HW)
-    branches = {"full": condition(prompts, tokens)}
-    without = [options.negative_prompt] * B
-    if options.guided:
-        zero_image_tokens = network.encode_image(torch.zeros_like(image_B3HW))
-        branches["null"] = condition(without, zero_image_tokens)
-    if options.image_guidance_scale is not None:
-        branches["image"] = condition(without, tokens)
-    return branches
+    tokens, without = network.encode_image(image_B3HW), [options.negative_prompt] * B
+    branches = {
+        "full": lambda: condition(prompts, tokens),
+        "image": lambda: condition(without, tokens),
+        "null": lambda: condition(without, network.encode_image(torch.zeros_like(image_B3HW))),
+    }
+    return {name: branches[name]() for name in options.guidance_weights}

@@ -21,7 +21,7 @@ from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
 from edg.diffusion.ddim import Step, ddim, ddim_plan
-from edg.diffusion.guidance import classifier_free, image_guidance
+from edg.diffusion.guidance import guided
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import blend, phases
@@ -183,30 +183,15 @@ def read_initial_noise(
 def denoiser(
     sets: ParameterSets, use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions
 ) -> Denoiser:
-    """(x, t) -> x0: each branch of guidance over one set (or the blend of two), guided, turned into x0."""
+    """(x, t) -> x0: one set (or the blend of two) under all conditions at once, guided, turned into x0."""
     networks = [sets.use(index) for index in use]
     told = [condition_batch(net, index, batch, options) for net, index in zip(networks, use, strict=True)]
 
-    def branch(name: str) -> Denoiser:
-        raw = [condition[name].predict(net) for condition, net in zip(told, networks, strict=True)]
-        return raw[0] if len(raw) == 1 else blend(*raw)
-
-    if options.image_guidance_scale is not None:
-        guided = image_guidance(
-            branch("full"),
-            branch("image"),
-            branch("null"),
-            options.guidance_scale,
-            options.image_guidance_scale,
-            options.guidance_rescale,
-        )
-    elif options.guided:
-        guided = classifier_free(
-            branch("full"), branch("null"), options.guidance_scale, options.guidance_rescale
-        )
-    else:
-        guided = branch("full")
-    return to_x0(guided, sets.schedule, sets.spec.parameterization)
+    raw = [Condition.stack(list(c.values())).predict(net) for c, net in zip(told, networks, strict=True)]
+    predict = raw[0] if len(raw) == 1 else blend(*raw)
+    weights = list(options.guidance_weights.values())
+    denoise = guided(predict, weights, options.guidance_rescale)
+    return to_x0(denoise, sets.schedule, sets.spec.parameterization)
 
 
 def condition_batch(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.systems.edg.adapter import QFormer, over_frames
+from edg.systems.edg.attention import Context
 from edg.systems.edg.encoders import ImageEncoder, ImageProjector, TextEncoder
 from edg.systems.edg.spec import ModelSpec
 from edg.systems.edg.unet import UNet
@@ -96,7 +97,7 @@ class LatentVideoModel(nn.Module):
         self,
         x_BCTHW: Float[Tensor, "b c t h w"],
         t_B: Int[Tensor, " b"],
-        context_BLD: Float[Tensor, "b l d"],
+        context_BLD: Float[Tensor, "b l d"] | Context,
         concat_BCTHW: Float[Tensor, "b c t h w"],
         fs_B: Int[Tensor, " b"] | None = None,
         temporal_context: Float[Tensor, "b t d_adapter"] | None = None,

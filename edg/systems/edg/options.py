@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edg.core.errors import UsageError
+from edg.diffusion.guidance import guidance_weights
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,14 @@ class SamplingOptions:
     timesteps: Literal["clean", "released"] = "clean"
 
     @property
+    def guidance_weights(self) -> dict[str, float]:
+        """The conditions that guidance needs and what each counts, see `diffusion/guidance.py`."""
+        return guidance_weights(self.guidance_scale, self.image_guidance_scale)
+
+    @property
     def guided(self) -> bool:
-        """Whether an unconditional branch is needed at all (it is not at scale 1 without image guidance)."""
-        return self.guidance_scale != 1.0 or self.image_guidance_scale is not None
+        """Whether more than the fully told prediction is needed (it is not where all scales are 1)."""
+        return len(self.guidance_weights) > 1
 
     def released(self) -> SamplingOptions:
         """The published behaviour in one word (`--released`)."""

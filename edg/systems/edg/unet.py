@@ -7,6 +7,7 @@ float32 whatever the dtype of the parameters: norms narrow it for the branches, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from edg.core.errors import UsageError
-from edg.systems.edg.attention import Context, SpatialTransformer, TemporalTransformer, zeroed
+from edg.systems.edg.attention import (
+    Context,
+    SpatialAttention,
+    SpatialTransformer,
+    TemporalTransformer,
+    zeroed,
+)
 from edg.systems.edg.spec import UNetSpec
 from edg.systems.edg.vae import GroupNorm
 
@@ -27,6 +34,12 @@ def sinusoid(position_B: Tensor, width: int) -> Tensor:
     angles = position_B.float()[:, None] * torch.exp(-math.log(10_000.0) * index / half)
     waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(waves, (0, width % 2))
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """Channels last on a GPU, whose convolutions want it; on a CPU the group norms are several times slower
+    that way, and the convolutions no faster."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def narrow(layer: nn.Module, x: Tensor) -> Tensor:
@@ -111,12 +124,13 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, batch: int) -> Tensor:
         h = self._resized(self.in_layers[:-1](x))
         h = self.in_layers[-1](h)
-        shift = self.emb_layers(emb)[:, :, None, None]
+        shift_BC = self.emb_layers(emb)
         if self.scale_shift:
-            scale, shift = shift.chunk(2, dim=1)
-            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+            scale_BC, shift_BC = shift_BC.chunk(2, dim=1)
+            h = _per_clip(torch.mul, self.out_layers[0](h), 1 + scale_BC)
+            h = self.out_layers[1:](_per_clip(torch.add, h, shift_BC))
         else:
-            h = self.out_layers(h + shift)
+            h = self.out_layers(_per_clip(torch.add, h, shift_BC))
         h = narrow(self.skip_connection, self._resized(x)) + h
         if not hasattr(self, "temopral_conv"):
             return h
@@ -129,6 +143,12 @@ class ResBlock(nn.Module):
         return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
 
+def _per_clip(operation: Callable, h_NCHW: Tensor, value_BC: Tensor) -> Tensor:
+    """operation(h, value) with each clip's value on all its frames and cells."""
+    h = h_NCHW.unflatten(0, (len(value_BC), -1))
+    return operation(h, value_BC[:, None, :, None, None]).flatten(0, 1)
+
+
 class Stage(nn.Sequential):
     """Layers in a row, each given what its kind needs. checkpointing: of a layer only the input is kept for
     the backward pass, which computes the layer once more (Chen et al. 2016)."""
@@ -138,25 +158,22 @@ class Stage(nn.Sequential):
         x: Tensor,
         emb: Tensor,
         context: Context,
-        temporal_context: Tensor | None,
         batch: int,
         checkpointing: bool = False,
     ) -> Tensor:
         for layer in self:
-            given = (layer, x, emb, context, temporal_context, batch)
+            given = (layer, x, emb, context, batch)
             x = checkpoint(_through, *given, use_reentrant=False) if checkpointing else _through(*given)
         return x
 
 
-def _through(
-    layer: nn.Module, x: Tensor, emb: Tensor, context: Context, temporal_context: Tensor | None, batch: int
-) -> Tensor:
+def _through(layer: nn.Module, x: Tensor, emb: Tensor, context: Context, batch: int) -> Tensor:
     if isinstance(layer, ResBlock):
         return layer(x, emb, batch)
     if isinstance(layer, SpatialTransformer):
         return layer(x, context)
     if isinstance(layer, TemporalTransformer):
-        y = layer(rearrange(x, "(b t) c h w -> b c t h w", b=batch), temporal_context)
+        y = layer(rearrange(x, "(b t) c h w -> b c t h w", b=batch), context)
         return rearrange(y, "b c t h w -> (b t) c h w")
     return narrow(layer, x)
 
@@ -252,29 +269,44 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fs_B, width).to(dtype))
         return emb
 
+    def tell(
+        self, context_BLD: Tensor, frames: int, temporal_context: Tensor | None = None, keep: bool = True
+    ) -> Context:
+        """What the layers are told, as `forward` takes it. keep: with the keys and values that they make of
+        it, for many steps of one parameter set (no gradients flow into them)."""
+        context = Context.split(context_BLD.to(self.dtype), frames, self.spec, temporal_context)
+        self._check_context(context_BLD, context.words, frames)
+        if keep:
+            layers = (m for m in self.modules() if isinstance(m, SpatialAttention | TemporalTransformer))
+            with torch.no_grad():
+                context.known.update({layer: layer.tell(context) for layer in layers if layer.is_told})
+        return context
+
     def forward(
         self,
         x_BCTHW: Tensor,
         t_B: Tensor,
-        context_BLD: Tensor,
+        context_BLD: Tensor | Context,
         fs_B: Tensor | None = None,
         temporal_context: Tensor | None = None,
     ) -> Tensor:
         """The raw prediction (B, out_channels, T, h, w), in x's dtype.
 
-        x_BCTHW: (B, in_channels, T, h, w). t_B: timesteps 0..999. context_BLD: text then image tokens.
-        fs_B: frames per second or frame stride, as the checkpoint was trained. temporal_context: (B, T,
-        adapter_width). Raises UsageError where size, context or adapter input do not fit the spec.
+        x_BCTHW: (B, in_channels, T, h, w). t_B: timesteps 0..999. context_BLD: text then image tokens, or
+        what `tell` made of them. fs_B: frames per second or frame stride, as the checkpoint was trained.
+        temporal_context: (B, T, adapter_width). Raises UsageError where size, context or adapter input do
+        not fit the spec.
         """
-        self._check(x_BCTHW, context_BLD, temporal_context)
+        self._check_size(x_BCTHW)
         batch, _, frames, _, _ = x_BCTHW.shape
-        dtype = self.out[-1].weight.dtype
-        emb = self.embed(t_B, fs_B, dtype).repeat_interleave(frames, dim=0)
-        context = Context.split(context_BLD.to(dtype), frames, self.spec)
+        context = context_BLD
+        if not isinstance(context, Context):
+            context = self.tell(context_BLD, frames, temporal_context, keep=False)
+        emb = self.embed(t_B, fs_B, self.dtype)
         again = self.checkpointing and self.training and torch.is_grad_enabled()
-        rest = (emb, context, temporal_context, batch, again)
-        stream = x_BCTHW.to(torch.promote_types(dtype, torch.float32))
-        h = rearrange(stream, "b c t h w -> (b t) c h w")
+        rest = (emb, context, batch, again)
+        stream = x_BCTHW.to(torch.promote_types(self.dtype, torch.float32))
+        h = rearrange(stream, "b c t h w -> (b t) c h w").contiguous(memory_format=layout(stream.device))
         skips = []
         for i, stage in enumerate(self.input_blocks):
             h = stage(h, *rest)
@@ -286,20 +318,26 @@ class UNet(nn.Module):
             h = stage(torch.cat([h, skips.pop()], dim=1), *rest)
         return rearrange(self.out(h), "(b t) c h w -> b c t h w", b=batch).to(x_BCTHW.dtype)
 
-    def _check(self, x: Tensor, context: Tensor, temporal_context: Tensor | None) -> None:
-        spec = self.spec
-        unit, frames = spec.size_multiple, x.shape[2]
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.out[-1].weight.dtype
+
+    def _check_size(self, x: Tensor) -> None:
+        unit, frames, most = self.spec.size_multiple, x.shape[2], self.spec.temporal_length
         if x.shape[3] % unit or x.shape[4] % unit:
             raise UsageError(f"a latent of {x.shape[3]}x{x.shape[4]}", expected=f"multiples of {unit}")
+        if self.spec.use_causal_attention and frames > most:
+            raise UsageError(f"{frames} frames", expected=f"at most temporal_length {most}")
+
+    def _check_context(self, context: Tensor, words: Tensor | None, frames: int) -> None:
+        spec = self.spec
         if spec.image_cross_attention and context.shape[1] < spec.text_tokens:
             raise UsageError(
                 f"a context of {context.shape[1]} tokens", expected=f"{spec.text_tokens} text tokens + image"
             )
-        if spec.use_causal_attention and frames > spec.temporal_length:
-            raise UsageError(f"{frames} frames", expected=f"at most temporal_length {spec.temporal_length}")
         if spec.temporal_selfatt_only:
             return
-        wanted = (x.shape[0], frames, spec.adapter_width)
-        if temporal_context is None or tuple(temporal_context.shape) != wanted:
-            given = "none" if temporal_context is None else tuple(temporal_context.shape)
+        wanted = (len(context), frames, spec.adapter_width)
+        if words is None or tuple(words.shape) != wanted:
+            given = "none" if words is None else tuple(words.shape)
             raise UsageError(f"temporal_context {given} for a UNet with text adapter", expected=str(wanted))

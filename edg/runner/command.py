@@ -29,7 +29,7 @@ PATIENCE = 20  # seconds for a killed run to let go of the folder
 def sample(args: argparse.Namespace) -> int:
     """Run `edg sample`; returns the exit code. Raises EdgError."""
     from edg import systems
-    from edg.core.device import choose, dtype_name, fix_threads, need_memory, usable_cores
+    from edg.core.device import choose, dtype_name, fix_threads, keep_memory, need_memory, usable_cores
 
     here = world_from_environment()
     sleep_when_idle(here)
@@ -44,6 +44,8 @@ def sample(args: argparse.Namespace) -> int:
     pairs = read_folder(args.prompt_dir or default_prompts(spec.name))
     device, dtype = choose(args.device, args.dtype, here.local_rank)
     fix_threads(args.threads or usable_cores())
+    if device.type == "cpu":
+        keep_memory()
     sets = open_sets(paths, here)
     resident = args.resident or args.blend == "soft"
     need_memory(parameter_bytes(sets, dtype.itemsize, resident), device, "the parameters")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from edg import systems
 from edg.core import config
 from edg.core.arguments import Parser
-from edg.core.device import fix_threads, usable_cores
+from edg.core.device import fix_threads, keep_memory, usable_cores
 from edg.core.dist import world
 from edg.core.errors import BadFileError, UsageError, nearest
 from edg.core.records import ensure_writable, lock_folder
@@ -50,6 +50,8 @@ def train(args) -> int:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     with world(device) as here:
         fix_threads(args.threads or max(1, usable_cores() // here.size))
+        if device == "cpu":
+            keep_memory()
         for run in runs:
             if here.first(lambda run=run: trainer.is_made(run, here)):
                 said = "is there already"

@@ -1,0 +1,231 @@
+"""What a longer, larger, or further clip costs; and a folder of prompts against the loop as released.
+
+    python bench/scale.py                  # the sprites network, on the CPU about ten minutes
+    python bench/scale.py --model 512-narrow --only network
+
+Cost is fitted as size^p; beside the exponent of the time stands that of the operations, counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from math import log
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from bench import naive, results, step  # noqa: E402
+from edg.core.device import fix_threads, keep_memory, usable_cores  # noqa: E402
+from edg.data.prompts import read_folder  # noqa: E402
+from edg.diffusion.prediction import to_x0  # noqa: E402
+from edg.systems.base import Request  # noqa: E402
+from edg.systems.edg.generate import (  # noqa: E402
+    advance,
+    condition_batch,
+    decode,
+    generate,
+    plan_of_sets,
+    start,
+    to_frames,
+)
+from edg.systems.edg.options import SamplingOptions  # noqa: E402
+from edg.systems.edg.parameters import ParameterSets  # noqa: E402
+from edg.systems.edg.presets import SPRITES  # noqa: E402
+from edg.weights.store import open_weights  # noqa: E402
+
+WEIGHTS = ROOT / "edg/sprites/weights"
+AXES = {
+    "frames": ((4, 8, 16, 32), "everything but attention over time is per frame"),
+    "height": ((1, 2, 4), "per cell; self-attention within a frame per pair of cells"),
+    "batch": ((1, 2, 4, 8), "samples know nothing of each other; calls and their overhead are shared"),
+}
+
+
+@contextmanager
+def process(kept: bool) -> Iterator[ProcessPoolExecutor]:
+    """A process of its own, with the allocator as `edg sample` sets it (kept), or as it is."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
+        one.submit(prepare, kept).result()
+        yield one
+
+
+def prepare(kept: bool) -> None:
+    fix_threads(usable_cores())
+    torch.set_grad_enabled(False)
+    if kept:
+        keep_memory()
+
+
+# ---- the network -------------------------------------------------------------------------------------------
+
+
+def cost(model: str, axis: str, size: int, repeat: int) -> tuple[float, int]:
+    """(seconds, floating-point operations) of one guided step, in this process."""
+    known = step.models()[model]
+    clip = {"frames": known.frames, "height": known.height, "width": known.width, "batch": 1}
+    clip[axis] = clip[axis] * size if axis == "height" else size
+    changed = replace(known, spec=replace(known.spec, frames=clip["frames"]), height=clip["height"])
+    setting = step.Setting(model, "edg", "cpu", "fp32", usable_cores(), clip["batch"])
+    run = step.make_step(setting, changed)
+    flops = step.count_flops(run)
+    return median(step.timed(run, setting) for _ in range(repeat)), flops
+
+
+def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    """p of cost ~ size^p by least squares on the logarithms."""
+    x, y = [log(size) for size in sizes], [log(one) for one in costs]
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+
+
+def network(model: str, repeat: int) -> str:
+    rows = []
+    with process(kept=True) as one:
+        for axis, (sizes, why) in AXES.items():
+            found = [one.submit(cost, model, axis, size, repeat).result() for size in sizes]
+            seconds, flops = zip(*found, strict=True)
+            told = ", ".join(step.show(s) for s in seconds)
+            powers = [f"{exponent(sizes, values):.2f}" for values in (seconds, flops)]
+            unit = "x" if axis == "height" else ""
+            rows.append([axis, ", ".join(f"{unit}{size}" for size in sizes), told, *powers, why])
+    head = ["one guided step", "sizes", "median", "exponent", "of operations", "why"]
+    return f"{step.models()[model].name}:\n\n{results.table(head, rows)}"
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------
+
+
+def requests(count: int, options: SamplingOptions) -> list[Request]:
+    pairs = read_folder(ROOT / "prompts/sprites")
+    size = SPRITES.frames, SPRITES.height, SPRITES.width
+    return [
+        Request(f"{i:04d}", pairs[i % len(pairs)].prompt, pairs[i % len(pairs)].image, 123, *size, options)
+        for i in range(count)
+    ]
+
+
+def parameter_sets(count: int, resident: bool = False, batch: int = 1) -> ParameterSets:
+    """`count` sets in turn: the fine-tuned network, base, the fine-tuned, ..."""
+    files = {name: open_weights(WEIGHTS / f"{name}.safetensors") for name in ("tuned", "base")}
+    sets = {f"set{i}": list(files.values())[i % 2] for i in range(count)}
+    return ParameterSets(SPRITES.with_adapter(), sets, resident=resident, batch_size=batch)
+
+
+def sampling(steps: int, sets: int = 2) -> SamplingOptions:
+    at = tuple(1000 * (sets - 1 - i) // sets for i in range(sets - 1))
+    return SamplingOptions(
+        steps=steps, switch_at=at, guidance_scale=step.SCALE, guidance_rescale=step.RESCALE
+    )
+
+
+def run_ours(prompts: int, steps: int, sets: int, batch: int) -> tuple[float, list]:
+    networks = parameter_sets(sets, batch=batch)
+    began = time.perf_counter()
+    made = [result.frames for result in generate(networks, requests(prompts, sampling(steps, sets)))]
+    return time.perf_counter() - began, made
+
+
+def run_naive(prompts: int, steps: int) -> tuple[float, list]:
+    """Prompt by prompt, both networks in memory, `bench/naive.py` for every step."""
+    networks = parameter_sets(2, resident=True)
+    began = time.perf_counter()
+    made = [naive_clip(networks, request) for request in requests(prompts, sampling(steps))]
+    return time.perf_counter() - began, made
+
+
+def naive_clip(sets: ParameterSets, request: Request):
+    options, clip = request.options, start(sets, request)
+    for (index,), steps in plan_of_sets(sets, options):
+        network = sets.use(index)
+        told = list(condition_batch(network, index, [clip], options).values())
+
+        def guided(x, t, network=network, told=told):
+            return naive.guided(network.unet, x, t, told, options.guidance_scale, options.guidance_rescale)
+
+        advance([clip], to_x0(guided, sets.schedule, sets.spec.parameterization), steps, "", lambda *_: None)
+    return to_frames(decode(sets.use(1), clip, options), options)
+
+
+def apart(kept: bool, function: Callable, *arguments):
+    with process(kept) as one:
+        return one.submit(function, *arguments).result()
+
+
+def folder(prompts: int, steps: int, batch: int) -> str:
+    expected, frames = apart(False, run_naive, prompts, steps)
+    rows = [["as released, one at a time, two networks", show_rate(prompts, expected), "1.00"]]
+    for size in (1, batch):
+        seconds, made = apart(True, run_ours, prompts, steps, 2, size)
+        apart_most = max(int(abs(a.astype(int) - b).max()) for a, b in zip(frames, made, strict=True))
+        if apart_most > 2:  # of 255
+            sys.exit(f"scale.py: the frames of {size} clips per call differ by {apart_most} of 255")
+        told = f"edg, {size} per call, one network"
+        rows.append([told, show_rate(prompts, seconds), f"{expected / seconds:.2f}"])
+    head = [f"{prompts} prompts, {steps} guided steps", "clips a minute", "times the released loop"]
+    return results.table(head, rows)
+
+
+def show_rate(prompts: int, seconds: float) -> str:
+    return f"{60 * prompts / seconds:.1f}"
+
+
+def runs(steps: int) -> str:
+    """Seconds of whole runs against the number of prompts, and of parameter sets."""
+    prompts, sets = (1, 2, 4, 8), (1, 2, 3, 4)
+    with process(kept=True) as one:
+        by_prompts = [one.submit(run_ours, n, steps, 2, 1).result()[0] for n in prompts]
+        by_sets = [one.submit(run_ours, 2, steps, n, 1).result()[0] for n in sets]
+    rows = [
+        [
+            name,
+            ", ".join(map(str, sizes)),
+            ", ".join(map(step.show, seconds)),
+            f"{exponent(sizes, seconds):.2f}",
+            why,
+        ]
+        for name, sizes, seconds, why in (
+            ("prompts", prompts, by_prompts, "a swap of parameters is shared, the steps are not"),
+            (
+                "parameter sets",
+                sets,
+                by_sets,
+                "the steps are shared out among them; each adds its swap and encoding",
+            ),
+        )
+    ]
+    return results.table([f"a run of {steps} steps", "sizes", "seconds", "exponent", "why"], rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="sprites", choices=step.models(), help="of the network's rows")
+    parser.add_argument("--only", choices=["network", "runs", "folder"])
+    parser.add_argument("--repeat", type=int, default=5, help="steps whose median counts (5)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=4, help="clips per call in the last row (4)")
+    args = parser.parse_args()
+    parts = {
+        "network": lambda: network(args.model, args.repeat),
+        "runs": lambda: runs(args.steps),
+        "folder": lambda: folder(args.prompts, args.steps, args.batch),
+    }
+    told = [make() for name, make in parts.items() if args.only in (None, name)]
+    results.write_section("scale" if not args.only else f"scale: {args.only}", "\n\n".join(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

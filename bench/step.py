@@ -1,0 +1,337 @@
+"""One guided denoising step, beside the straightforward loop and the rate of the machine.
+
+    python bench/step.py                         # the 512 network at width 128, and sprites; needs no GPU
+    python bench/step.py 512 1024 --compile      # what a GPU is measured with
+
+`bench/naive.py` is the loop as released, on the same weights; a variant whose result differs from its by more
+than 1e-4 (float32) ends the run. Every variant is a process of its own; they step in turn, one at a time, so
+that a ratio is one of neighbours in time. The floor is the floating-point operations of the naive loop at the
+rate of a large matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench import naive, results  # noqa: E402
+from edg.core.device import choose, fix_threads, keep_memory, usable_cores  # noqa: E402
+from edg.diffusion.guidance import guided, side_by_side  # noqa: E402
+from edg.systems.edg.condition import Condition  # noqa: E402
+from edg.systems.edg.presets import PRESETS  # noqa: E402
+from edg.systems.edg.spec import ModelSpec  # noqa: E402
+from edg.systems.edg.unet import UNet  # noqa: E402
+from edg.verify.rules import fill, input_tensor  # noqa: E402
+
+SCALE, RESCALE = 7.5, 0.7
+VARIANTS = {
+    "naive": "the loop as released",
+    "edg": "as `edg sample` makes it",
+    "two calls": "edg, one condition after the other",
+    "telling anew": "edg, keys and values of the tokens at every step",
+    "giving pages back": "edg, with the allocator's own settings",
+    "compiled": "edg --compile",
+}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # relative to the largest value
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network to measure: its spec and latent size."""
+
+    name: str
+    spec: ModelSpec
+    height: int
+    width: int
+
+    @property
+    def frames(self) -> int:
+        return self.spec.frames
+
+
+def models() -> dict[str, Model]:
+    def whole(name: str) -> Model:
+        spec = PRESETS[name]
+        return Model(name, spec, spec.height // spec.latent_factor, spec.width // spec.latent_factor)
+
+    large = PRESETS["dynamicrafter-512"]
+    narrow = replace(large, unet=replace(large.unet, model_channels=128))
+    return {
+        "512-narrow": Model("512, width 128, latent 16x32", narrow, 16, 32),
+        "sprites": whole("sprites"),
+        "512": whole("dynamicrafter-512"),
+        "1024": whole("dynamicrafter-1024"),
+    }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a worker is told; everything else follows from it."""
+
+    model: str
+    variant: str
+    device: str
+    dtype: str
+    threads: int
+    batch: int = 1
+
+
+class Network:
+    """The part of the model that a step needs: no towers, no autoencoder."""
+
+    def __init__(self, unet: UNet):
+        self.unet = unet
+
+    def predict(self, x: Tensor, t: Tensor, context: Any, concat: Tensor, fs: Tensor | None) -> Tensor:
+        return self.unet(torch.cat([x, concat], dim=1), t, context, fs)
+
+
+def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tensor]:
+    """The step of one variant: weights and inputs by the reference's rule, the same for every variant."""
+    model = model or models()[setting.model]
+    device, dtype = choose(setting.device, setting.dtype)
+    spec = model.spec.unet
+    with torch.device("meta"):
+        unet = UNet(spec).eval().requires_grad_(False)
+    # the naive loop keeps float32 parameters and autocasts, as the release does
+    own = torch.float32 if setting.variant == "naive" else dtype
+    unet = fill(unet, 0, device=device, dtype=own)
+    B, size = setting.batch, (model.frames, model.height, model.width)
+    tokens = spec.text_tokens + spec.image_tokens * model.frames
+
+    def given(name: str, *shape: int) -> Tensor:
+        return input_tensor(0, name, shape).to(device)
+
+    def condition(name: str) -> Condition:
+        words = None if spec.temporal_selfatt_only else given(f"words.{name}", B, size[0], spec.adapter_width)
+        context = given(f"context.{name}", B, tokens, spec.context_dim)
+        return Condition(context, words, given("concat", B, spec.in_channels - 4, *size), None)
+
+    x, t_B = given("x", B, 4, *size), torch.full((B,), 500, device=device)
+    told = [condition("full"), condition("null")]
+    if setting.variant == "naive":
+        half = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+
+        def step() -> Tensor:
+            with half:
+                return naive.guided(unet, x, t_B, told, SCALE, RESCALE).float()
+
+        return step
+    network, weights = Network(unet), [SCALE, 1 - SCALE]
+    if setting.variant == "compiled":
+        unet.compile(dynamic=False)
+    if setting.variant == "two calls":
+        denoise = side_by_side(*(one.predict(network) for one in told))
+    else:
+        denoise = Condition.stack(told).predict(network)
+    if setting.variant == "telling anew":
+        return lambda: guided(Condition.stack(told).predict(network), weights, RESCALE)(x, t_B)
+    return lambda: guided(denoise, weights, RESCALE)(x, t_B)
+
+
+# ---- a worker: one variant in a process of its own ---------------------------------------------------------
+
+
+def work(setting: Setting, pipe: Any) -> None:
+    """Answer the parent's requests, one at a time, until it says "end"."""
+    if setting.variant not in ("naive", "giving pages back") and setting.device == "cpu":
+        keep_memory()
+    fix_threads(setting.threads)
+    torch.set_grad_enabled(False)
+    step = make_step(setting)
+    began = time.perf_counter()
+    result = step()
+    wait(setting)
+    first = time.perf_counter() - began
+    answers: dict[str, Callable[[], Any]] = {
+        "step": lambda: timed(step, setting),
+        "result": lambda: result.cpu().numpy(),
+        "first": lambda: first,
+        "memory": lambda: peak_memory(setting),
+        "rate": lambda: matmul_rate(setting),
+        "flops": lambda: count_flops(step),
+        "profile": lambda: profile(step, setting),
+    }
+    pipe.send("ready")
+    while (asked := pipe.recv()) != "end":
+        pipe.send(answers[asked]())
+
+
+def wait(setting: Setting) -> None:
+    if setting.device != "cpu":
+        torch.cuda.synchronize()
+
+
+def timed(step: Callable[[], Any], setting: Setting) -> float:
+    wait(setting)
+    began = time.perf_counter()
+    step()
+    wait(setting)
+    return time.perf_counter() - began
+
+
+def peak_memory(setting: Setting) -> int:
+    if setting.device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def matmul_rate(setting: Setting) -> float:
+    """Operations per second of the best of ten products of two square matrices."""
+    device, dtype = choose(setting.device, setting.dtype)
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    timed(lambda: a @ b, setting)
+    return 2 * n**3 / min(timed(lambda: a @ b, setting) for _ in range(10))
+
+
+def count_flops(step: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def profile(step: Callable[[], Any], setting: Setting) -> list[tuple[str, int, float]]:
+    """(operation, calls, share of the time) of the ten that take longest by themselves."""
+    activity = torch.profiler.ProfilerActivity
+    on_gpu = setting.device != "cpu"
+    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as taken:
+        step()
+        wait(setting)
+    own = [
+        (row.key, row.count, row.self_device_time_total if on_gpu else row.self_cpu_time_total)
+        for row in taken.key_averages()
+    ]
+    total = sum(seconds for _, _, seconds in own)
+    own.sort(key=lambda row: -row[2])
+    return [(name, calls, seconds / total) for name, calls, seconds in own[:10]]
+
+
+class Worker:
+    def __init__(self, setting: Setting):
+        context = mp.get_context("spawn")
+        self.setting = setting
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(setting, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._answer()
+
+    def ask(self, what: str) -> Any:
+        self.pipe.send(what)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            sys.exit(f"step.py: {self.setting} ended with code {self.process.exitcode}")
+
+    def end(self) -> None:
+        self.pipe.send("end")
+        self.process.join()
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
+    """Rows of one model as text: the naive loop first, then every variant beside it."""
+
+    def setting(variant: str) -> Setting:
+        return Setting(model, variant, args.device, args.dtype, args.threads, args.batch)
+
+    first = Worker(setting("naive"))
+    rate, flops = first.ask("rate"), first.ask("flops")
+    expected = torch.from_numpy(first.ask("result"))
+    rows, naive_seconds, profiles = [], [], []
+    for variant in variants:
+        other = Worker(setting(variant))
+        check(variant, torch.from_numpy(other.ask("result")), expected, choose(args.device, args.dtype)[1])
+        pairs = [(first.ask("step"), other.ask("step")) for _ in range(args.pairs)]
+        naive_seconds += [a for a, _ in pairs]
+        seconds = median(b for _, b in pairs)
+        ratio = median(a / b for a, b in pairs)
+        rows.append(row(variant, seconds, ratio, flops, rate, other.ask("memory"), other.ask("first")))
+        if variant == "edg":
+            profiles = other.ask("profile")
+        other.end()
+    rows.insert(
+        0,
+        row("naive", median(naive_seconds), 1.0, flops, rate, first.ask("memory"), first.ask("first")),
+    )
+    first.end()
+    head = (
+        f"{models()[model].name}, batch {args.batch}: {flops / 1e12:.3g} TFLOP a step as released, "
+        f"{rate / 1e9:.0f} GFLOP/s by matrix products: floor {show(flops / rate)}."
+    )
+    columns = ["", "step", "times naive", "of the matmul rate", "peak memory", "first call"]
+    text = f"{head}\n\n{results.table(columns, rows)}"
+    if profiles:
+        shares = [[f"`{name}`", str(calls), f"{share:.0%}"] for name, calls, share in profiles]
+        text += f"\n\nWhat is left in `edg`:\n\n{results.table(['operation', 'calls', 'share'], shares)}"
+    return text
+
+
+def row(
+    variant: str, seconds: float, ratio: float, flops: int, rate: float, memory: int, first: float
+) -> list:
+    share = flops / seconds / rate
+    return [
+        VARIANTS[variant],
+        show(seconds),
+        f"{ratio:.2f}",
+        f"{share:.0%}",
+        f"{memory / 1e9:.2f} GB",
+        show(first),
+    ]
+
+
+def show(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def check(variant: str, result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    apart = float((result - expected).abs().max() / expected.abs().max())
+    if not apart <= TOLERANCE[dtype]:
+        sys.exit(f"step.py: {variant!r} differs from the naive loop by {apart:.1e} of its largest value")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", default=["512-narrow", "sprites"], help=", ".join(models()))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:-1])
+    parser.add_argument("--compile", action="store_true", help="the compiled variant too")
+    parser.add_argument("--pairs", type=int, default=7, help="pairs of steps (7)")
+    parser.add_argument("--batch", type=int, default=1, help="clips in a step (1)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    args = parser.parse_args()
+    if unknown := set(args.models) - set(models()):
+        parser.error(f"unknown model {', '.join(unknown)}; expected {', '.join(models())}")
+    variants = args.variants + ["compiled"] * (args.compile and "compiled" not in args.variants)
+    results.write_section("step", "\n\n".join(measure(m, variants, args) for m in args.models))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

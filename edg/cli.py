@@ -180,7 +180,7 @@ def _machine_trouble(error: Exception) -> str | None:
     """What to say about an exception that is the machine's, None when it is a defect of ours."""
     if is_out_of_memory(error):
         line = next(iter(str(error).splitlines()), "")
-        advice = "when sampling try --perframe_ae, --bs 1, no --resident, or --dtype fp16"
+        advice = "when sampling try --low-memory, --bs 1, no --resident, or --dtype fp16"
         return f"out of memory; {advice}. {line}".rstrip(". ")
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("edg"):
         return f"the package {error.name} is not installed; pip install -r requirements.txt"

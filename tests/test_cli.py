@@ -247,7 +247,7 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     bad.write_text("<html>")
     assert main(["doctor", "--savedir", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "NOT READABLE" in out and "sprites at 32x32: runs" in out and "torchvision: works" in out
+    assert "NOT READABLE" in out and "sprites at 32x32: fits" in out and "torchvision: works" in out
     assert not (tmp_path / "out").exists()
 
 

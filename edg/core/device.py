@@ -33,9 +33,7 @@ def choose(
     dtype: auto (float16 on cuda as in the release, float32 on cpu), fp32, fp16, bf16 and their long names.
     Raises UsageError for an unknown name, MachineError when the device is not there.
     """
-    import torch
-
-    return (chosen := _device(device, local_rank)), getattr(torch, _dtype(dtype, chosen.type))
+    return (chosen := _device(device, local_rank)), dtype_for(dtype, chosen.type)
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -62,13 +60,16 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", number)
 
 
-def _dtype(name: str, kind: str) -> str:
+def dtype_for(name: str, kind: str) -> torch.dtype:
+    """The dtype of that name on a device of `kind` (cpu or cuda). Raises UsageError for an unknown one."""
+    import torch
+
     name = name.removeprefix("torch.")
     if name not in DTYPES:
         raise UsageError(
             f"unknown dtype {name!r}", expected="auto, fp32, fp16 or bf16", fix=nearest(name, DTYPES)
         )
-    return DTYPES[name] or ("float16" if kind == "cuda" else "float32")
+    return getattr(torch, DTYPES[name] or ("float16" if kind == "cuda" else "float32"))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -136,5 +137,5 @@ def need_memory(size: int, device: torch.device, what: str) -> None:
     if total and size > total:
         raise MachineError(
             f"{what} need {size / 1e9:.1f} GB and {device} has {total / 1e9:.1f} GB",
-            fix="use --dtype fp16, fewer processes, or no --resident; `edg doctor` tells what fits",
+            fix="use --low-memory, --dtype fp16, or no --resident; `edg doctor --plan` tells what fits",
         )

@@ -19,6 +19,7 @@ from edg.core.errors import UsageError
 from edg.core.records import cached_sha256, ensure_writable, hash_value
 from edg.data.prompts import read_folder
 from edg.runner import flags
+from edg.runner.plan import in_a_line, is_resident, plan_of
 from edg.runner.progress import say
 from edg.runner.sample import Run, run
 from edg.systems.base import Request, Spec, System
@@ -47,8 +48,6 @@ def sample(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         keep_memory()
     sets = open_sets(paths, here)
-    resident = args.resident or args.blend == "soft"
-    need_memory(parameter_bytes(sets, dtype.itemsize, resident), device, "the parameters")
     requests = [
         Request(
             f"{pair.name}_sample{i}", pair.prompt, pair.image, args.seed, spec.frames, height, width, options
@@ -57,16 +56,21 @@ def sample(args: argparse.Namespace) -> int:
         for i in range(args.n_samples)
     ]
     system.check(spec, sets, requests)
+    expected = plan_of(args, system, spec, sets, device.type, requests[0])
+    need_memory(expected.peak, device, "parameters and activations")
     outdir = Path(args.savedir) / str(args.M)
 
     def load():
+        if here.is_first:
+            say(in_a_line(expected, device))
         return system.load(
             spec,
             sets,
             device=device,
             dtype=dtype,
-            resident=resident,
+            resident=is_resident(args),
             batch_size=args.bs,
+            low_memory=args.low_memory,
         )
 
     with world(device.type) as here:
@@ -153,12 +157,6 @@ def check_bases(sets: dict[str, Any]) -> None:
             sets[name] = open_weights(weights.path)
 
 
-def parameter_bytes(sets: Mapping[str, Any], itemsize: int, resident: bool) -> int:
-    """Bytes of the networks that a run keeps in memory: one, or one for each parameter set."""
-    sizes = [sum(weights.info(name).numel for name in weights) * itemsize for weights in sets.values()]
-    return sum(sizes) if resident else max(sizes)
-
-
 def default_prompts(model: str) -> Path:
     """prompts/sprites for the embedded model, else prompts/scenes: here or beside the package."""
     folder = Path("prompts") / ("sprites" if model == "sprites" else "scenes")
@@ -201,6 +199,7 @@ def notes(
         "device": device,
         "threads": torch.get_num_threads(),
         "batch_size": args.bs,
+        "low_memory": args.low_memory,
         "world_size": here.size,
         "versions": versions(),
     }

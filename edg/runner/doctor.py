@@ -6,14 +6,16 @@ import argparse
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
+from edg.core.arguments import Parser, add_switch
 from edg.core.device import memory
 from edg.core.errors import EdgError, MachineError
+from edg.runner import plan
+from edg.runner.command import find_spec
 from edg.runner.fetch import free_bytes, present
-from edg.runner.flags import checkpoints
+from edg.runner.flags import add_sample_arguments, checkpoints
 
 GB = 1e9
 PACKAGES = (
@@ -26,46 +28,43 @@ TORCHVISION_FIX = (
 )
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a model asks of the machine in bytes: one parameter set in fp32, and the work beside it."""
-
-    name: str
-    size: str
-    weights: float
-    work: float
-    file: str
+EMBEDDED = "sprites"
+MODELS = (EMBEDDED, "dynamicrafter-256", "dynamicrafter-512", "dynamicrafter-1024")
 
 
-# Weights: 4 bytes for each parameter of the published files. Work: activations of the network, guided, and
-# of the decoder (frame by frame), estimated for fp32; both halve in 16 bits.
-NEEDS = (
-    Need("sprites", "32x32", 0.1 * GB, 0.5 * GB, ""),
-    Need("dynamicrafter-256", "256x256", 10.44 * GB, 4 * GB, "dynamicrafter-256"),
-    Need("dynamicrafter-512", "320x512", 10.44 * GB, 8 * GB, "dynamicrafter-512"),
-    Need("dynamicrafter-1024", "576x1024", 10.44 * GB, 26 * GB, "dynamicrafter-1024"),
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--savedir", default="output", help="where results would go (output)")
+def add_arguments(parser: Parser) -> None:
+    add_switch(parser, "--plan", help="what `edg sample` with the flags below needs, and whether it fits")
+    add_sample_arguments(parser)
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Print the report; 0 when at least the embedded model can run, else MachineError."""
+    """Print the report; 0 when at least the embedded model can run, else MachineError. With --plan, print
+    the memory and operations of one model, or of all."""
+    if args.plan:
+        return plans(args)
     problems = []
     for title, lines in (
         ("software", software(problems)),
         ("machine", machine()),
         ("disk", disk(Path(args.savedir), problems)),
         ("checkpoints", checkpoint_files()),
-        ("models", models()),
+        ("models", models(args)),
     ):
         print(title)
         for line in lines:
             print(f"  {line}", flush=True)
     if problems:
         raise MachineError(f"{len(problems)} problem(s): {problems[0]}")
+    return 0
+
+
+def plans(args: argparse.Namespace) -> int:
+    from edg import systems
+
+    system = systems.get()
+    for name in [args.config] if args.config else MODELS:
+        for told in plan.tell(args, system, find_spec(system, name, {})):
+            print(told, flush=True)
     return 0
 
 
@@ -132,22 +131,11 @@ def check_video() -> str:
 def machine() -> Iterator[str]:
     total, free = memory()
     yield f"{os.cpu_count()} CPU cores, {total / GB:.1f} GB memory, {free / GB:.1f} GB of it free"
-    gpus = list(cuda_devices())
+    gpus = list(plan.cuda_devices())
     if not gpus:
         yield "no CUDA device: everything runs on the CPU, slowly at published sizes"
     for name, size, unused in gpus:
         yield f"{name}, {size / GB:.1f} GB memory, {unused / GB:.1f} GB of it free"
-
-
-def cuda_devices() -> Iterator[tuple[str, int, int]]:
-    """(name, total bytes, free bytes) of each CUDA device."""
-    try:
-        import torch
-    except (ImportError, OSError):
-        return
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        yield torch.cuda.get_device_name(index), total, free
 
 
 def disk(savedir: Path, problems: list[str]) -> Iterator[str]:
@@ -194,24 +182,17 @@ def _sniffed(path: Path) -> str:
     return f"{len(weights)} tensors, {name or 'unknown model'} by {why}"
 
 
-def models() -> Iterator[str]:
-    """For each model whether it can run here: memory for one network (sets are swapped), and its file."""
-    gpus = list(cuda_devices())
-    gpu = max((free for _, _, free in gpus), default=0)
-    _, ram = memory()
-    have = present()
-    for need in NEEDS:
-        on_gpu, on_cpu = (need.weights + need.work) / 2, need.weights + need.work
-        verdict = _verdict(on_gpu, gpu, on_cpu, ram)
-        if need.file and need.file not in have:
-            verdict += f"; its file is missing (edg fetch {need.file})"
-        yield f"{need.name} at {need.size}: {verdict}"
+def models(args: argparse.Namespace) -> Iterator[str]:
+    """The embedded model, planned; the others take seconds to plan: how to ask, and whether they are here."""
+    from edg import systems
 
-
-def _verdict(on_gpu: float, gpu: float, on_cpu: float, ram: float) -> str:
-    asks = f"about {on_gpu / GB:.1f} GB of GPU memory in fp16 or {on_cpu / GB:.1f} GB on the CPU in fp32"
-    if gpu >= on_gpu:
-        return f"runs on the GPU ({asks})"
-    if ram >= on_cpu:
-        return f"runs on the CPU ({asks})"
-    return f"cannot run: needs {asks}; free are {gpu / GB:.1f} and {ram / GB:.1f} GB"
+    have, system = present(), systems.get()
+    for name in MODELS:
+        spec = system.spec(name)
+        title = f"{name} at {spec.height}x{spec.width}"
+        if name == EMBEDDED:
+            *_, fits = plan.tell(args, system, spec)
+            yield f"{title}: {fits.strip()}"
+        else:
+            lacks = "" if name in have else f"; its file is missing (edg fetch {name})"
+            yield f"{title}: edg doctor --plan --config {name} tells what it needs{lacks}"

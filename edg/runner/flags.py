@@ -116,7 +116,8 @@ def _add_machine(group) -> None:
         type=int,
         help="CPU threads of each process; frames are bit-equal for equal ones (all cores)",
     )
-    add_switch(group, "--resident", help="keep every parameter set in memory instead of swapping")
+    add_switch(group, "--resident", help="keep every parameter set on the device instead of swapping")
+    add_switch(group, "--low-memory", help="layers visit the GPU one by one, branches and frames too: slower")
     group.add_argument(
         "--bs", type=int, default=1, help="clips per network call; 1 gives bit-equal frames (1)"
     )

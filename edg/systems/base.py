@@ -39,6 +39,50 @@ class Result:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PhaseCost:
+    """What one phase of a run asks of the device, in bytes: parameters that lie there, and other tensors at
+    the peak. flops: floating-point operations of one call; calls: how many of them a batch of clips takes."""
+
+    name: str
+    parameters: int
+    activations: int
+    flops: int
+    calls: int
+
+    @property
+    def peak(self) -> int:
+        return self.parameters + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run asks of the machine, phase by phase. waiting: bytes of parameters in main memory beside the
+    device. beside: bytes for what is no tensor (libraries, workspaces), assumed. note: what is assumed."""
+
+    phases: tuple[PhaseCost, ...]
+    waiting: int
+    beside: int
+    note: str
+
+    def __getitem__(self, name: str) -> PhaseCost:
+        return next(phase for phase in self.phases if phase.name == name)
+
+    @property
+    def largest(self) -> PhaseCost:
+        return max(self.phases, key=lambda phase: phase.peak)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of tensors on the device at the worst moment."""
+        return self.largest.peak
+
+    @property
+    def need(self) -> int:
+        """Bytes that the device should have free."""
+        return self.peak + self.beside
+
+
 Progress = Callable[[str, int, int], None]  # (phase, done, total)
 
 
@@ -125,7 +169,24 @@ class System(Protocol):
         dtype: Any = None,
         resident: bool = False,
         batch_size: int = 1,
+        low_memory: bool = False,
     ) -> Any: ...
+
+    def plan(
+        self,
+        spec: Any,
+        sets: Mapping[str, Any],
+        request: Request,
+        *,
+        device: str = "cpu",
+        dtype: Any = None,
+        resident: bool = False,
+        batch_size: int = 1,
+        low_memory: bool = False,
+    ) -> Plan:
+        """What clips like `request` will cost; of `sets` only names are looked at. device: cuda or cpu, there
+        or not."""
+        ...
 
     def check(self, spec: Any, sets: Mapping[str, Any], requests: Sequence[Request]) -> None: ...
 

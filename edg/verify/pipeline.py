@@ -26,7 +26,7 @@ def run(case: Case) -> dict[str, Tensor]:
     config = case.config
     spec = from_published({"model": {"params": config["model"]}}, clip=config["clip"])
     weights = {name: rule_weights(spec, case.raw[f"{name}_seed"]) for name in SETS}
-    sets = ParameterSets(spec, weights, device=case.device, dtype=case.dtype)
+    sets = ParameterSets(spec, weights, device=case.device, dtype=case.dtype, resident=True)
     options = released_options(config)
     clip = make_clip(case, spec, options)
 

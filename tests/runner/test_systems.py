@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNNER = ("command", "doctor", "fetch", "flags", "progress", "sample", "train")
+RUNNER = ("command", "doctor", "fetch", "flags", "plan", "progress", "sample", "train")
 
 
 @pytest.mark.parametrize("name", RUNNER)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edg.systems.base import Progress, Request, Result
+from edg.systems.base import Plan, Progress, Request, Result
 
 if TYPE_CHECKING:
     from edg.systems.edg.options import SamplingOptions
@@ -50,6 +50,7 @@ class EdgSystem:
         dtype: Any = None,
         resident: bool = False,
         batch_size: int = 1,
+        low_memory: bool = False,
     ) -> Any:
         """Parameter sets (name -> weights, in their order of use) on `device`; dtype None is float32."""
         import torch
@@ -64,7 +65,20 @@ class EdgSystem:
             dtype=dtype or torch.float32,
             resident=resident,
             batch_size=batch_size,
+            low_memory=low_memory,
         )
+
+    def plan(
+        self, spec: Any, sets: Mapping[str, Any], request: Request, *, dtype: Any = None, **how: Any
+    ) -> Plan:
+        """Bytes and operations of clips like `request`, before any weights are read, see `footprint.plan`."""
+        import torch
+
+        from edg.systems.edg.footprint import plan
+        from edg.systems.edg.load import with_adapter_of
+
+        spec = with_adapter_of(spec, sets.values())
+        return plan(spec, request, sets=len(sets), dtype=dtype or torch.float32, **how)
 
     def check(self, spec: Any, sets: Mapping[str, Any], requests: Sequence[Request]) -> None:
         """Raise EdgError for whatever would stop these requests; reads names and shapes only."""

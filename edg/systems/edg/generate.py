@@ -65,24 +65,29 @@ def _generate_alike(sets: ParameterSets, requests: list[Request], report: Progre
     options: SamplingOptions = requests[0].options
     clips = [start(sets, request) for request in requests]
     denoise_all(sets, clips, options, report)
-    decoder = sets.use(len(sets.names) - 1)
-    for done, clip in enumerate(clips):
-        frames = None if clip.error else to_frames(decode(decoder, clip, options), options)
-        report("decode", done + 1, len(clips))
-        yield Result(clip.request, frames, clip.error)
+    last = len(sets.names) - 1
+    with sets.only("decode", [last]):
+        for done, clip in enumerate(clips):
+            frames = None if clip.error else to_frames(decode(sets.use(last), clip, options), options)
+            report("decode", done + 1, len(clips))
+            yield Result(clip.request, frames, clip.error)
 
 
 def denoise_all(
     sets: ParameterSets, clips: Sequence[Clip], options: SamplingOptions, report: Progress = lambda *_: None
 ) -> None:
-    """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them."""
+    """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them.
+    In each, the encoders have the device first, for all clips, and then the denoiser.
+    """
     for use, steps in plan_of_sets(sets, options):
         name = "+".join(sets.names[index] for index in use)
         todo = [clip for clip in clips if not clip.error]
-        for at in range(0, len(todo), sets.batch_size):
-            batch = todo[at : at + sets.batch_size]
-            denoise = denoiser(sets, use, batch, options)
-            advance(batch, denoise, steps, name, report)
+        batches = [todo[at : at + sets.batch_size] for at in range(0, len(todo), sets.batch_size)]
+        with sets.only("condition", use):
+            told = [condition_sets(sets, use, batch, options) for batch in batches]
+        with sets.only("denoise", use):
+            for batch, what in zip(batches, told, strict=True):
+                advance(batch, denoiser(sets, use, what, options), steps, name, report)
 
 
 def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
@@ -180,12 +185,21 @@ def read_initial_noise(
     return expectation, file["Tr_Cov_d"].float() if number is None else float(number)
 
 
-def denoiser(
+def condition_sets(
     sets: ParameterSets, use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions
+) -> list[Mapping[str, Condition]]:
+    """What a batch of clips tells each of the sets `use`."""
+    return [condition_batch(sets.use(index), index, batch, options) for index in use]
+
+
+def denoiser(
+    sets: ParameterSets,
+    use: Sequence[int],
+    told: Sequence[Mapping[str, Condition]],
+    options: SamplingOptions,
 ) -> Denoiser:
     """(x, t) -> x0: one set (or the blend of two) under all conditions at once, guided, turned into x0."""
     networks = [sets.use(index) for index in use]
-    told = [condition_batch(net, index, batch, options) for net, index in zip(networks, use, strict=True)]
 
     raw = [Condition.stack(list(c.values())).predict(net) for c, net in zip(told, networks, strict=True)]
     predict = raw[0] if len(raw) == 1 else blend(*raw)

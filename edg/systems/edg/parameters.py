@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from edg.systems.edg import load
 from edg.systems.edg.model import LatentVideoModel
+from edg.systems.edg.residence import Residence
 from edg.systems.edg.spec import ModelSpec
 
 
 class ParameterSets:
     """The parameter sets of a run in their order of use (the first while the noise is highest).
 
-    Swapped (the default) there is one network in memory, and `use` reads the set's weights into it in place;
-    resident there is one network for each set and `use` costs nothing.
+    Swapped (the default) there is one network in main memory, and `use` reads the set's weights into it in
+    place; `only` takes the parts of it that a phase reads to the device. Resident there is one network for
+    each set, on the device for good, and both cost nothing. low_memory: the network waits in main memory
+    even then, the denoiser's layers visit the device one at a time, the autoencoder takes frames and guidance
+    its branches one by one.
     """
 
     def __init__(
@@ -28,14 +33,21 @@ class ParameterSets:
         dtype: torch.dtype = torch.float32,
         resident: bool = False,
         batch_size: int = 1,
+        low_memory: bool = False,
     ):
         self.spec, self.sets = spec, dict(sets)
         self.names = tuple(self.sets)
         self.device, self.dtype = torch.device(device), dtype
         self.batch_size = batch_size
+        self.one_branch_at_a_time = low_memory
+        self.residence = Residence(self.device, layer_by_layer=low_memory)
+        self._lent = False
+        home = self.device if resident and not low_memory else "cpu"
         first = self.names[: None if resident else 1]
-        self._networks = {name: load.load_model(spec, self.sets[name], self.device, dtype) for name in first}
+        self._networks = {name: load.load_model(spec, self.sets[name], home, dtype) for name in first}
         self._loaded = {name: name for name in first}  # which set each network holds now
+        for network in self._networks.values():
+            network.frames_at_once = 1 if low_memory else None
         network = self._networks[self.names[0]]
         for (
             weights
@@ -48,12 +60,24 @@ class ParameterSets:
         return len(self._networks) == len(self.names)
 
     def use(self, index: int) -> LatentVideoModel:
-        """The network with the parameters of set `index`."""
+        """The network with the parameters of set `index`; to compute with it, enter `only` first."""
         name = self.names[index]
         if name in self._networks and self._loaded[name] == name:
             return self._networks[name]
         (home, network), *_ = self._networks.items()
         if self._loaded[home] != name:
+            assert not self._lent, "a set is read where the parameters are at home"
             load.assign(network, self.sets[name])
             self._loaded[home] = name
         return network
+
+    @contextmanager
+    def only(self, phase: str, use: Sequence[int]) -> Iterator[None]:
+        """Inside, the device holds what `phase` (condition, denoise or decode) reads of the sets `use`."""
+        networks = [self.use(index) for index in use]
+        with self.residence.only(networks, phase):
+            self._lent = True
+            try:
+                yield
+            finally:
+                self._lent = False

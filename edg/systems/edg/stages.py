@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,7 @@ class OneNetwork:
     batch_size: int = 1
     names: tuple[str, ...] = ("now",)
     resident: bool = True
+    one_branch_at_a_time: bool = False
 
     @property
     def spec(self) -> ModelSpec:
@@ -220,6 +222,9 @@ class OneNetwork:
 
     def use(self, index: int) -> LatentVideoModel:
         return self.network
+
+    def only(self, phase: str, use: Sequence[int]) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def sampler(run: Run):

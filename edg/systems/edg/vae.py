@@ -70,7 +70,10 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over all cells of a frame, scale width^-1/2, with a residual."""
+    """Single-head self-attention over all cells of a frame, scale width^-1/2, with a residual.
+
+    Channels are laid next to each other, as fused kernels ask for; without them (hw)^2 weights are stored.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -80,7 +83,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         h = self.norm(x)
         q, k, v = (rearrange(part(h), "n c h w -> n 1 (h w) c") for part in (self.q, self.k, self.v))
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
         out = rearrange(out, "n 1 (h w) c -> n c h w", h=x.shape[2])
         return x + self.proj_out(out)
 

@@ -1,0 +1,53 @@
+"""What `edg doctor --plan` says, and that its flags are those of `edg sample`."""
+
+from __future__ import annotations
+
+import pytest
+
+from edg.cli import main
+from edg.core.errors import UsageError
+from edg.runner.plan import in_a_line, table, verdict
+from edg.systems.base import PhaseCost, Plan
+
+GB = 10**9
+PLAN = Plan(
+    (
+        PhaseCost("condition", 3 * GB, GB // 2, 10**12, 2),
+        PhaseCost("denoise", 2 * GB, 4 * GB, 25 * 10**12, 50),
+    ),
+    waiting=5 * GB,
+    beside=GB,
+    note="",
+)
+
+
+def test_the_largest_phase_decides():
+    assert PLAN.largest.name == "denoise" and PLAN.peak == 6 * GB and PLAN.need == 7 * GB
+    told = in_a_line(PLAN, "cuda:0")
+    assert told.startswith("expects 7.00 GB on cuda:0 (denoise: parameters 2.00, activations 4.00")
+    assert " ".join(table(PLAN)[2].split()) == "denoise 2.00 GB 4.00 GB 6.00 GB 25 TFLOP x 50"
+
+
+def test_whether_it_fits(monkeypatch):
+    monkeypatch.setattr("edg.runner.plan.memory", lambda: (16 * GB, 8 * GB))
+    assert verdict(PLAN, "cpu") == "fits the CPU, 8.0 GB free"
+    monkeypatch.setattr("edg.runner.plan.memory", lambda: (16 * GB, 6 * GB))
+    assert verdict(PLAN, "cpu") == "DOES NOT FIT the CPU, 6.0 GB free"
+    monkeypatch.setattr(
+        "edg.runner.plan.cuda_devices", lambda: [("small", 8 * GB, 6 * GB), ("big", 0, 9 * GB)]
+    )
+    assert verdict(PLAN, "cuda") == "fits big, 9.0 GB free"
+
+
+def test_doctor_plans_what_sample_would_do(capsys):
+    flags = ["--config", "sprites", "--device", "cuda", "--bs", "4", "--blend", "soft", "--low-memory"]
+    assert main(["doctor", "--plan", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "sprites at 32x32, 8 frames, 4 clips at a time, float16 on cuda" in out
+    assert "2 parameter sets resident, low memory" in out and "of main memory" in out
+    assert "TFLOP x 50" in out and "attention is never stored" in out
+
+
+def test_mistakes_are_those_of_sample():
+    with pytest.raises(UsageError, match="multiple of 8"):
+        main(["doctor", "--plan", "--config", "sprites", "--height", "33", "--debug"])

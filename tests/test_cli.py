@@ -89,6 +89,15 @@ def test_the_whole_way(capsys, tmp_path, weights, prompts):
         assert code == 0 and same(frames(tmp_path / "a"), frames(tmp_path / more[0]))
 
 
+def test_low_memory_gives_the_same_frames(capsys, tmp_path, weights, prompts):
+    """Bit-equal here; what guidance rounds is measured in tests/systems/test_residence.py."""
+    for out, more in (("plain", []), ("low", ["--low-memory"])):
+        flags = ["--unconditional_guidance_scale", 1, *more]
+        code, err = command(capsys, *sample_flags(weights, prompts, tmp_path / out, *flags))
+        assert code == 0 and "expects 0." in err and "GB on cpu" in err
+    assert same(frames(tmp_path / "plain"), frames(tmp_path / "low"))
+
+
 def test_torchrun_gives_the_same_frames(capsys, tmp_path, weights, prompts):
     assert command(capsys, *sample_flags(weights, prompts, tmp_path / "one"))[0] == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
-from edg.core.arguments import Parser, add_switch
+from edg.core.arguments import Parser
 from edg.core.device import memory
 from edg.core.errors import EdgError, MachineError
 from edg.runner import plan
@@ -33,14 +33,19 @@ MODELS = (EMBEDDED, "dynamicrafter-256", "dynamicrafter-512", "dynamicrafter-102
 
 
 def add_arguments(parser: Parser) -> None:
-    add_switch(parser, "--plan", help="what `edg sample` with the flags below needs, and whether it fits")
+    parser.add_argument(
+        "--plan",
+        nargs="*",
+        metavar="NAME|YAML",
+        help="what `edg sample` of these models with the flags below needs, and whether it fits (all known)",
+    )
     add_sample_arguments(parser)
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Print the report; 0 when at least the embedded model can run, else MachineError. With --plan, print
-    the memory and operations of one model, or of all."""
-    if args.plan:
+    memory and operations."""
+    if args.plan is not None:
         return plans(args)
     problems = []
     for title, lines in (
@@ -59,12 +64,16 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def plans(args: argparse.Namespace) -> int:
+    """Print each model's plan as the flags say, and with --low-memory."""
     from edg import systems
 
     system = systems.get()
-    for name in [args.config] if args.config else MODELS:
-        for told in plan.tell(args, system, find_spec(system, name, {})):
-            print(told, flush=True)
+    for name in args.plan or ([args.config] if args.config else MODELS):
+        spec = find_spec(system, name, {})
+        for low_memory in sorted({args.low_memory, True}):
+            way = argparse.Namespace(**{**vars(args), "low_memory": low_memory})
+            for line in plan.tell(way, system, spec):
+                print(line, flush=True)
     return 0
 
 

@@ -13,6 +13,7 @@ from edg.systems.base import Plan, Request, Spec, System
 
 GB = 1e9
 SIZES = ("parameters", "activations", "together")
+CARDS = (4, 6, 8, 10, 12, 16, 24, 32, 40, 48, 80, 141)  # GB of memory that GPUs have
 
 
 def plan_of(
@@ -68,8 +69,8 @@ def tell(args: argparse.Namespace, system: System, spec: Spec) -> Iterator[str]:
     ]
     yield ", ".join(ways)
     yield from (f"  {row}" for row in table(plan))
-    beside = f"{plan.beside / GB:.1f} of it for libraries and workspaces, assumed"
-    yield f"  needs {plan.need / GB:.2f} GB, {beside}"
+    beside = f"{plan.beside / GB:.1f} of it assumed, not counted"
+    yield f"  needs {plan.need / GB:.2f} GB{card(plan, kind)}; {beside}"
     if plan.waiting:
         yield f"  and {plan.waiting / GB:.2f} GB of main memory for parameters that wait"
     yield f"  {plan.note}"
@@ -83,6 +84,12 @@ def table(plan: Plan) -> list[str]:
         numbers = "".join(f"{size / GB:>11.2f} GB" for size in sizes)
         rows.append(f"{phase.name:<12}{numbers}    {phase.flops / 1e12:.3g} TFLOP x {phase.calls}")
     return rows
+
+
+def card(plan: Plan, kind: str) -> str:
+    """The smallest GPU that this fits, in words."""
+    sizes = [size for size in CARDS if plan.need <= size * GB] if kind == "cuda" else []
+    return f", a GPU of {sizes[0]} GB" if sizes else ""
 
 
 def verdict(plan: Plan, kind: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from edg.cli import main
 from edg.core.errors import UsageError
-from edg.runner.plan import in_a_line, table, verdict
+from edg.runner.plan import card, in_a_line, table, verdict
 from edg.systems.base import PhaseCost, Plan
 
 GB = 10**9
@@ -40,12 +40,16 @@ def test_whether_it_fits(monkeypatch):
 
 
 def test_doctor_plans_what_sample_would_do(capsys):
-    flags = ["--config", "sprites", "--device", "cuda", "--bs", "4", "--blend", "soft", "--low-memory"]
-    assert main(["doctor", "--plan", *flags]) == 0
-    out = capsys.readouterr().out
-    assert "sprites at 32x32, 8 frames, 4 clips at a time, float16 on cuda" in out
-    assert "2 parameter sets resident, low memory" in out and "of main memory" in out
-    assert "TFLOP x 50" in out and "attention is never stored" in out
+    assert main(["doctor", "--plan", "sprites", "--device", "cuda", "--bs", "4", "--blend", "soft"]) == 0
+    normal, low = capsys.readouterr().out.split("sprites at 32x32, 8 frames, 4 clips at a time, float16")[1:]
+    assert "2 parameter sets resident\n" in normal and "of main memory" not in normal
+    assert "2 parameter sets resident, low memory" in low and "of main memory" in low
+    for told in (normal, low):
+        assert "a GPU of 4 GB" in told and "TFLOP x 50" in told and "attention is never stored" in told
+
+
+def test_the_card_that_it_needs():
+    assert card(PLAN, "cuda") == ", a GPU of 8 GB" and card(PLAN, "cpu") == ""
 
 
 def test_mistakes_are_those_of_sample():

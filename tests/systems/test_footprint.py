@@ -68,6 +68,7 @@ def test_the_plan_of_sprites_is_what_happens(dtype):
     """On the CPU, with tensors that exist, the same functions leave the same peaks, to the byte."""
     request = request_for(SPRITES)
     sets = Weightless(build(SPRITES, "cpu").to(dtype).requires_grad_(False), 1, False, ("a", "b"))
+    assert sets.schedule.alphas_cumprod.device.type == "cpu"  # made here: it is there on any device
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the image tower's, one operation without meta
     try:
@@ -81,13 +82,17 @@ def test_the_plan_of_sprites_is_what_happens(dtype):
 
 
 def test_published_counts():
-    """TFLOP of a guided step: twice a forward pass of 12.6 (320x512) and 52.3 (576x1024); a narrow one."""
-    how = dict(device="cuda", dtype=torch.float16, low_memory=True)
-    assert planned(DYNAMICRAFTER_512, **how)["denoise"].flops / TERA == pytest.approx(2 * 12.6, rel=0.03)
-    assert planned(DYNAMICRAFTER_1024, **how)["denoise"].flops / TERA == pytest.approx(2 * 52.3, rel=0.03)
+    """TFLOP of a guided step: twice a forward pass of 12.6 (320x512) and 52.3 (576x1024); a narrow one. The
+    published code makes keys and values of 77 + 16 tokens at every step for each of 16 frames, we do not."""
+    low = dict(device="cuda", dtype=torch.float16, low_memory=True)
     unet = replace(DYNAMICRAFTER_512.unet, model_channels=128)
     narrow = replace(DYNAMICRAFTER_512, unet=unet, height=128, width=256)
-    assert planned(narrow)["denoise"].flops / TERA == pytest.approx(0.99, rel=0.03)
+    published = ((DYNAMICRAFTER_512, 2 * 12.6, low), (DYNAMICRAFTER_1024, 2 * 52.3, low), (narrow, 0.99, {}))
+    for spec, wanted, how in published:
+        widths = (5 * 1 + 5 * 2 + 6 * 4) * spec.unet.model_channels  # of the 16 layers that are told
+        of_tokens = 2 * 16 * (77 + 16) * 2 * 2 * 1024 * widths
+        counted = planned(spec, **how)["denoise"].flops + of_tokens
+        assert counted / TERA == pytest.approx(wanted, rel=0.01)
 
 
 def test_low_memory_fits_small_cards():
@@ -159,7 +164,7 @@ unet = UNet(replace(DYNAMICRAFTER_512.unet, model_channels=64)).eval()
 with torch.no_grad():
     unet(torch.zeros(1, 8, 2, 8, 8), torch.zeros(1, dtype=torch.long), torch.zeros(1, 109, 1024))
     before = peak()
-    given = torch.zeros(1, 8, 16, 40, 64), torch.zeros(1, dtype=torch.long), torch.zeros(1, 333, 1024)
+    given = torch.zeros(1, 8, 16, 24, 32), torch.zeros(1, dtype=torch.long), torch.zeros(1, 333, 1024)
     unet(*given)
 print(peak() - before)
 """
@@ -167,9 +172,9 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
 def test_the_process_grows_as_planned():
-    """A fifth of the published width at the published size: resident memory against the plan."""
+    """A fifth of the published width, 192x256: resident memory, where an allocation of any kind shows."""
     unet = replace(DYNAMICRAFTER_512.unet, model_channels=64)
-    spec = replace(DYNAMICRAFTER_512, unet=unet)
+    spec = replace(DYNAMICRAFTER_512, unet=unet, height=192, width=256)
     expected = plan(spec, request_for(spec, guidance_scale=1.0))["denoise"].activations
     out = subprocess.run(
         [sys.executable, "-c", REAL], cwd=ROOT, capture_output=True, text=True, check=True

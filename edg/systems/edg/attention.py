@@ -233,6 +233,17 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+class JoinedLinear(nn.Linear):
+    """W concat(y, words) + b, where W's first out_features columns are y's; also of one part alone: of y
+    without b, of the words with it, so that both add up to the whole."""
+
+    def forward(self, x: Float[Tensor, "... d_in"], part: str = "both") -> Float[Tensor, "... d"]:
+        if part == "both":
+            return super().forward(x)
+        of_y, of_words = self.weight.tensor_split([self.out_features], dim=1)
+        return F.linear(x, of_y) if part == "y" else F.linear(x.to(self.weight.dtype), of_words, self.bias)
+
+
 def _project(use_linear: bool, convolution: type[nn.Module], width_in: int, width_out: int) -> nn.Module:
     return nn.Linear(width_in, width_out) if use_linear else convolution(width_in, width_out, 1)
 
@@ -290,7 +301,7 @@ class TemporalTransformer(nn.Module):
         self.norm = GroupNorm(width, eps=1e-6)
         self.proj_in = _project(use_linear, nn.Conv1d, width, inner)
         if self.is_told:
-            self.cc_projection = nn.Linear(spec.adapter_width + inner, inner)
+            self.cc_projection = JoinedLinear(spec.adapter_width + inner, inner)
         self.transformer_blocks = nn.ModuleList(
             Block(
                 inner,
@@ -321,18 +332,15 @@ class TemporalTransformer(nn.Module):
 
     def tell(self, context: Context) -> tuple[Tensor, ...]:
         """The words' part of cc_projection, (B, 1, T, inner); nothing where that layer is not a plain one."""
-        layer = self.cc_projection
-        if type(layer) is not nn.Linear:
+        if not isinstance(self.cc_projection, JoinedLinear):
             return ()
-        columns = layer.weight[:, layer.out_features :]
-        return (F.linear(context.words.to(columns.dtype), columns, layer.bias)[:, None],)
+        return (self.cc_projection(context.words, part="words")[:, None],)
 
     def _with_words(
         self, y: Float[Tensor, "m t c"], context: Context, h: int, w: int
     ) -> Float[Tensor, "m t c"]:
         if known := context.known.get(self):
-            inner = self.cc_projection.out_features
-            y = F.linear(y, self.cc_projection.weight[:, :inner])
+            y = self.cc_projection(y, part="y")
             return (y.unflatten(0, (-1, h * w)) + known[0]).flatten(0, 1)
         words = repeat(context.words, "b t d -> (b h w) t d", h=h, w=w)
         return self.cc_projection(torch.cat([y, words.to(y.dtype)], dim=-1))

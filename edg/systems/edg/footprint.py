@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,9 +30,10 @@ from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.residence import parameters_of
 from edg.systems.edg.spec import ModelSpec
+from edg.systems.edg.unet import layout
 
-# Bytes beside tensors: on a GPU the CUDA context, its libraries and the kernels' workspaces; on a CPU the
-# interpreter with torch and open_clip. Assumed, not computed.
+# Bytes beside what is counted: on a GPU the CUDA context, its libraries, the kernels' workspaces and clips
+# that wait their turn; on a CPU the interpreter with torch and open_clip. Assumed, not computed.
 BESIDE = {"cuda": 1_000_000_000, "cpu": 600_000_000}
 
 
@@ -129,7 +131,7 @@ class Weightless:
     def spec(self) -> ModelSpec:
         return self.network.spec
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         return make_schedule(self.spec.schedule, self.spec.parameterization)
 
@@ -167,21 +169,34 @@ def plan(
     """
     network = skeleton(spec, dtype)
     network.frames_at_once = 1 if low_memory else None
+    network.unet.layout = layout(torch.device(device))
     weightless = Weightless(network, batch_size, low_memory, tuple(f"set{i}" for i in range(sets)))
     steps = make_plan(weightless.schedule, sets, request.options)
     with FusedAttention(device) as attention, Tally() as tally:
         batch = [blank(spec, request) for _ in range(batch_size)]
         costs = measure(weightless, steps[0][0], batch, request.options, tally.cut)
     counts = {"condition": len(steps), "denoise": sum(len(part) for _, part in steps), "decode": 1}
-    lying = {
-        phase: parameter_bytes(network, phase, device, sets if resident else 1, resident, low_memory)
-        for phase in counts
-    }
-    phases = tuple(PhaseCost(phase, lying[phase], *costs[phase], calls) for phase, calls in counts.items())
     whole = sum(map(size_of, network.parameters())) * (sets if resident else 1)
-    waiting = whole if device == "cuda" and (low_memory or not resident) else 0
-    stored = f"{attention.stored} attention calls store their weights" if attention.stored else ""
-    return Plan(phases, waiting, BESIDE[device], stored or "attention is never stored (fused kernels)")
+    moves = device == "cuda" and (low_memory or not resident)
+    phases = tuple(
+        PhaseCost(
+            phase,
+            lent_bytes(network, phase, len(steps[0][0]), low_memory) if moves else whole,
+            *costs[phase],
+            calls,
+        )
+        for phase, calls in counts.items()
+    )
+    waiting = whole if moves else 0
+    return Plan(phases, waiting, BESIDE[device], attention_note(spec, attention.stored))
+
+
+def attention_note(spec: ModelSpec, stored: int) -> str:
+    if stored:
+        return f"{stored} attention calls store their weights"
+    if spec.unet.use_relative_position:
+        return "attention over frames, with relative positions, stores its weights; over space it never does"
+    return "attention is never stored (fused kernels)"
 
 
 def measure(
@@ -218,15 +233,12 @@ def blank(spec: ModelSpec, request: Request, device: str = "meta") -> Clip:
     return Clip(request, image, noise, noise(shape=latent_shape(spec, request)))
 
 
-def parameter_bytes(
-    network: LatentVideoModel, phase: str, device: str, networks: int, resident: bool, low_memory: bool
-) -> int:
-    """Bytes of the parameters that lie on the device in a phase, see ParameterSets."""
-    if device == "cpu" or (resident and not low_memory):
-        return networks * sum(map(size_of, network.parameters()))
+def lent_bytes(network: LatentVideoModel, phase: str, used: int, low_memory: bool) -> int:
+    """Bytes of the parameters that are carried to the device for a phase, where `used` networks act at once
+    (a blend): the last of them alone decodes, and layers that come one at a time come one at a time."""
     if low_memory and phase == "denoise":
         return max(sum(map(size_of, layer.parameters(recurse=False))) for layer in network.unet.modules())
-    return sum(map(size_of, parameters_of(network, phase)))
+    return (1 if phase == "decode" else used) * sum(map(size_of, parameters_of(network, phase)))
 
 
 def size_of(tensor: Tensor) -> int:

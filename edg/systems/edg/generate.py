@@ -21,7 +21,7 @@ from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
 from edg.diffusion.ddim import Step, ddim, ddim_plan
-from edg.diffusion.guidance import guided
+from edg.diffusion.guidance import guided, side_by_side
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import blend, phases
@@ -198,10 +198,15 @@ def denoiser(
     told: Sequence[Mapping[str, Condition]],
     options: SamplingOptions,
 ) -> Denoiser:
-    """(x, t) -> x0: one set (or the blend of two) under all conditions at once, guided, turned into x0."""
-    networks = [sets.use(index) for index in use]
+    """(x, t) -> x0: one set (or the blend of two) under all conditions, guided, turned into x0. The
+    conditions share one call of the network, or come one after the other where memory is low."""
 
-    raw = [Condition.stack(list(c.values())).predict(net) for c, net in zip(told, networks, strict=True)]
+    def under(network: LatentVideoModel, conditions: Sequence[Condition]) -> Denoiser:
+        if sets.one_branch_at_a_time:
+            return side_by_side(*(condition.predict(network) for condition in conditions))
+        return Condition.stack(conditions).predict(network)
+
+    raw = [under(sets.use(index), list(branches.values())) for index, branches in zip(use, told, strict=True)]
     predict = raw[0] if len(raw) == 1 else blend(*raw)
     weights = list(options.guidance_weights.values())
     denoise = guided(predict, weights, options.guidance_rescale)

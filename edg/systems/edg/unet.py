@@ -203,6 +203,7 @@ class UNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.checkpointing = False
+        self.layout: torch.memory_format | None = None  # None: what suits the input's device
         width = spec.model_channels
         self.time_embed = _embedding(width)
         if spec.fs_condition:
@@ -306,7 +307,8 @@ class UNet(nn.Module):
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         rest = (emb, context, batch, again)
         stream = x_BCTHW.to(torch.promote_types(self.dtype, torch.float32))
-        h = rearrange(stream, "b c t h w -> (b t) c h w").contiguous(memory_format=layout(stream.device))
+        cells = self.layout or layout(stream.device)
+        h = rearrange(stream, "b c t h w -> (b t) c h w").contiguous(memory_format=cells)
         skips = []
         for i, stage in enumerate(self.input_blocks):
             h = stage(h, *rest)

@@ -43,7 +43,7 @@ def guided(denoise: Denoiser, weights: Sequence[float], rescale: float = 0.0) ->
 
 
 def in_interval(guided: Denoiser, alone: Denoiser, low: float, high: float) -> Denoiser:
-    """`guided` while low <= t <= high, elsewhere `alone`, the fully told prediction: a batch of one condition.
+    """`guided` while low <= t <= high, elsewhere `alone`: a network told the first condition and no other.
 
     Every sample is judged by its own t. Source: Kynkäänniemi et al. 2024, equation 6, their noise levels as
     timesteps.

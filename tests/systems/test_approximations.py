@@ -17,6 +17,7 @@ from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
 from edg.systems.base import Request
 from edg.systems.edg import EdgSystem
+from edg.systems.edg.condition import Condition
 from edg.systems.edg.generate import generate
 from edg.systems.edg.load import load_model
 from edg.systems.edg.options import SamplingOptions
@@ -25,6 +26,7 @@ from edg.systems.edg.preview import apply_map, preview_map
 from edg.systems.edg.reuse import DeepFeature, deep_feature
 from edg.weights.store import open_weights
 
+FRAMES = SPRITES.frames
 OPTIONS = SamplingOptions(steps=6, guidance_scale=3.0)
 
 
@@ -49,18 +51,18 @@ def sample(model, watch=None, **options):
 
 
 class Counted:
-    """How often the stages of the network ran: the last of the way up, and the middle one."""
+    """How many conditions the last stage and the middle one were run for, at each of their runs."""
 
     def __init__(self, model):
-        self.calls = {"all": 0, "deep": 0}
+        self.calls = {"all": [], "deep": []}
         unet = model[0].use(0).unet
         self.hooks = [
-            stage.register_forward_hook(lambda *_, name=name: self.count(name))
+            stage.register_forward_hook(lambda _, given, __, name=name: self.count(name, given[0]))
             for name, stage in (("all", unet.output_blocks[-1]), ("deep", unet.middle_block))
         ]
 
-    def count(self, name):
-        self.calls[name] += 1
+    def count(self, name, x_NCHW):
+        self.calls[name].append(len(x_NCHW) // FRAMES)
 
     def __enter__(self):
         return self.calls
@@ -80,9 +82,9 @@ def test_guidance_outside_its_interval_is_not_computed(model):
     with Counted(model) as calls:
         inside = sample(model, guidance_interval=(400, 700))
     plan = ddim_plan(model[0].schedule, 6)
-    guided = sum(400 <= step.t <= 700 for step in plan)
-    assert 0 < guided < 6 and not np.array_equal(inside, sample(model))
-    assert calls["all"] <= 6 + guided  # fewer where guidance is one call of twice the batch
+    guided = [400 <= step.t <= 700 for step in plan]
+    assert 0 < sum(guided) < 6 and not np.array_equal(inside, sample(model))
+    assert calls["all"] == [2 if g else 1 for g in guided]
     assert np.array_equal(sample(model, guidance_interval=(0, 0)), sample(model, guidance_scale=1.0))
 
 
@@ -91,7 +93,32 @@ def test_reuse_runs_the_deep_levels_at_the_first_and_every_nth_step_of_each_set(
         assert not np.array_equal(
             sample(model, reuse=2, guidance_scale=1.0), sample(model, guidance_scale=1.0)
         )
-    assert calls == {"all": 12, "deep": 4 + 6}  # three steps with each set: full, short, full
+    assert calls == {"all": [1] * 12, "deep": [1] * (4 + 6)}  # three steps with each set: full, short, full
+
+
+def test_reuse_begins_anew_where_the_interval_changes_the_conditions(model):
+    with Counted(model) as calls:
+        sample(model, reuse=3, guidance_interval=(400, 700))
+    assert calls["all"] == [1, 1, 2] + [2, 1, 1]
+    assert calls["deep"] == [1, 2] + [2, 1]
+    told = {"reuse": 3, "guidance_interval": (0, 0)}
+    assert np.array_equal(sample(model, **told), sample(model, reuse=3, guidance_scale=1.0))
+
+
+def test_one_deep_feature_serves_a_stack_of_conditions(spec, weights, inputs):
+    network = load_model(spec, weights).eval()
+    x, t, context, concat, _ = inputs
+    several = [Condition(told, None, concat, None) for told in (context, context.flip(1))]
+
+    def two_steps(condition, x, t):
+        denoise = condition.predict(network, DeepFeature({20: 20, 10: 20, 700: 700, 690: 700}))
+        return denoise(x, t), denoise(0.9 * x, t - 10)
+
+    with torch.no_grad():
+        stacked = two_steps(Condition.stack(several), torch.cat([x, x]), torch.cat([t, t]))
+        alone = zip(*(two_steps(condition, x, t) for condition in several), strict=True)
+    for both, parts in zip(stacked, alone, strict=True):
+        torch.testing.assert_close(both, torch.cat(parts), atol=1e-4, rtol=1e-4)
 
 
 def test_a_deep_feature_is_of_one_full_step():

@@ -44,7 +44,7 @@ class Condition:
     def predict(self, network: LatentVideoModel, reuse: DeepFeature | None = None) -> Denoiser:
         """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32.
 
-        What the layers make of the tokens is computed here, once for all steps. reuse: of this denoiser alone.
+        What the layers make of the tokens is computed here, once for all steps. reuse: this denoiser's own.
         """
         context = network.unet.tell(self.context_BLD, self.concat_BCTHW.shape[2], self.temporal_BTD)
 

@@ -1,7 +1,7 @@
 """DeepCache (Ma et al. 2023): the deep levels of the UNet at every N-th step, the outermost one at all.
 
 What the deep levels hand up changes slowly from step to step. A `DeepFeature` keeps it; whoever makes a
-denoiser makes a new one for each condition, batch and parameter set, so that it is never another's.
+denoiser makes a new one for each parameter set, batch and stack of conditions, so that it is never another's.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python bench/approximations.py                          # all 64 images, 50 steps
     python bench/approximations.py --images 2 --steps 6     # to see that it runs
 
-Two parameter sets, switched at T = 300 (configs/merge/edg_temporal_conv.yaml), guided, both resident. All rows
-are run on one batch of images after another; a speed is the median of the batches' ratios, the judgements are
-those of docs/sprites.md.
+Two parameter sets, switched at T = 300 (configs/merge/edg_temporal_conv.yaml), guided, both resident. All
+rows are run on one batch of images after another; a speed is the median of the ratios batch by batch, and the
+judgements are those of docs/sprites.md.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ INTERVALS = ((0, 700), (300, 1000), (300, 700))
 
 @dataclass
 class Row:
-    """One way to make the clips. like: the row whose clips it approximates. Then what was found: seconds a clip,
-    of each batch; the clips and their judgements in the order of the images; the last previews."""
+    """One way to make the clips. like: the row whose clips it approximates. Then what was found: seconds of a
+    clip, for each batch; the clips and their judgements in the order of the images; the last previews."""
 
     name: str
     like: str
@@ -165,8 +165,8 @@ def text_of(rows: Sequence[Row], args: argparse.Namespace) -> str:
     random, fixed = dict.fromkeys(row.like for row in rows)
     return f"""
 `python bench/approximations.py --images {args.images} --steps {args.steps} --guidance {args.guidance:g}`:
-batches of {args.batch}, {torch.get_num_threads()} threads, fp32, on {args.device}. Loading is not in the seconds,
-encoders and decoder are.
+batches of {args.batch}, {torch.get_num_threads()} threads, fp32, on {args.device}. Loading is not in the
+seconds, encoders and decoder are.
 
 {table}
 

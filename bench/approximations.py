@@ -62,10 +62,11 @@ class Row:
 def rows_of(steps: int) -> list[Row]:
     """Exact ones first: DDIM with eta 1, its like with another seed, and DDIM with eta 0."""
     random, fixed, few = f"DDIM, {steps} steps", f"DDIM, {steps} steps, eta 0", "DPM-Solver++, {} steps"
-    fewer = [max(1, round(steps * share)) for share in (0.4, 0.24, 0.16)]
+    most, fair, least = (max(1, round(steps * share)) for share in (0.4, 0.24, 0.16))
+    fewer = dict.fromkeys((most, fair, least))
     inside = {f"guidance in {a}..{b}": {"guidance_interval": (a, b)} for a, b in INTERVALS}
     reused = {f"reuse {n}": {"reuse": n} for n in (2, 3, 5)}
-    together = {"steps": fewer[1], "solver": "dpmpp", "guidance_interval": (300, 700), "reuse": 2}
+    together = {"steps": fair, "solver": "dpmpp", "guidance_interval": (300, 700), "reuse": 2}
     return [
         Row(random, random, {}),
         Row("the same, another seed", random, {}, seed=1),
@@ -75,7 +76,7 @@ def rows_of(steps: int) -> list[Row]:
         Row(fixed, fixed, {"eta": 0.0}),
         *(Row(f"DDIM, {n} steps, eta 0", fixed, {"eta": 0.0, "steps": n}) for n in fewer),
         *(Row(few.format(n), fixed, {"solver": "dpmpp", "steps": n}) for n in fewer),
-        Row(f"{few.format(fewer[1])}, guidance in 300..700, reuse 2", fixed, together),
+        Row(f"{few.format(fair)}, guidance in 300..700, reuse 2", fixed, together),
     ]
 
 
@@ -164,9 +165,8 @@ def text_of(rows: Sequence[Row], args: argparse.Namespace) -> str:
     preview = next(row for row in rows if row.preview)
     random, fixed = dict.fromkeys(row.like for row in rows)
     return f"""
-`python bench/approximations.py --images {args.images} --steps {args.steps} --guidance {args.guidance:g}`:
-batches of {args.batch}, {torch.get_num_threads()} threads, fp32, on {args.device}. Loading is not in the
-seconds, encoders and decoder are.
+{args.images} images in batches of {args.batch}, guidance scale {args.guidance:g}, T = {SWITCH_AT}, fp32, on
+{args.device} with {torch.get_num_threads()} threads. Loading is not in the seconds, encoders and decoder are.
 
 {table}
 

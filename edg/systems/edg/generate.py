@@ -96,7 +96,7 @@ def denoise_all(
         for at in range(0, len(todo), sets.batch_size):
             batch = todo[at : at + sets.batch_size]
             denoise = denoiser(sets, use, batch, options, steps)
-            advance(batch, denoise, steps, options, name, report, watch)
+            advance(batch, denoise, steps, name, report, watch)
 
 
 def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
@@ -247,12 +247,12 @@ def advance(
     batch: Sequence[Clip],
     denoise: Denoiser,
     steps: Sequence[Step],
-    options: SamplingOptions,
     name: str,
     report: Progress,
-    watch: Watch | None,
+    watch: Watch | None = None,
 ) -> None:
     """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
+    options: SamplingOptions = batch[0].request.options
     x = torch.cat([clip.x_1CTHW for clip in batch])
 
     def noise(step: Step, shape: Sequence[int]) -> Float[Tensor, "b c t h w"]:

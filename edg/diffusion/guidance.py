@@ -42,6 +42,25 @@ def guided(denoise: Denoiser, weights: Sequence[float], rescale: float = 0.0) ->
     return combined
 
 
+def in_interval(guided: Denoiser, alone: Denoiser, low: float, high: float) -> Denoiser:
+    """`guided` while low <= t <= high, elsewhere `alone`: a network told the first condition and no other.
+
+    Every sample is judged by its own t. Source: Kynkäänniemi et al. 2024, equation 6, their noise levels as
+    timesteps.
+    """
+
+    def limited(x: Latents, t_B: Timesteps) -> Latents:
+        inside = (t_B >= low) & (t_B <= high)
+        if inside.all():
+            return guided(x, t_B)
+        if not inside.any():
+            return alone(x, t_B).to(x.dtype)
+        inside = inside.reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(inside, guided(x, t_B), alone(x, t_B).to(x.dtype))
+
+    return limited
+
+
 def side_by_side(*denoisers: Denoiser) -> Denoiser:
     """(x_kB, t_kB) -> predictions: each of k networks on its own part of the batch, one after the other."""
 

@@ -45,11 +45,11 @@ def table(rows: Mapping[str, Row]) -> str:
         if row.group != group:
             group = row.group
             lines.append(f"| **{group}** |" + " |" * len(HEAD))
-        lines.append(f"| {row.title} | " + " | ".join(_cell(n, row.figures[n]) for n in HEAD) + " |")
+        lines.append(f"| {row.title} | " + " | ".join(cell(n, row.figures[n]) for n in HEAD) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(name: str, e: Estimate) -> str:
+def cell(name: str, e: Estimate) -> str:
     if name in SHARES:
         return f"{e.mean:.0%} ({100 * e.low:.0f}-{100 * e.high:.0f})"
     digits = 1 if name == "first_frame" else 2

@@ -92,6 +92,7 @@ def sample(args: argparse.Namespace) -> int:
             chunk=args.chunk,
             overwrite=args.overwrite,
             patience=PATIENCE,
+            preview=args.preview,
         )
         run(job, system, load, here)
     return 0

@@ -25,6 +25,7 @@ def add_sample_arguments(parser: Parser) -> None:
     _add_inputs(parser.add_argument_group("what to make"))
     _add_weights(parser.add_argument_group("model and parameter sets"))
     _add_sampling(parser.add_argument_group("sampling"))
+    _add_approximations(parser.add_argument_group("approximations: faster, not the same (docs/speed.md)"))
     _add_behaviour(parser.add_argument_group("defects of the release, as options"))
     _add_machine(parser.add_argument_group("machine and files"))
     for name in IGNORED:
@@ -96,6 +97,19 @@ def _add_sampling(group) -> None:
     add_switch(group, "--perframe_ae", default=None, help="decode frame by frame (default: the model's)")
 
 
+def _add_approximations(group) -> None:
+    group.add_argument(
+        "--solver", choices=("ddim", "dpmpp"), default="ddim",
+        help="dpmpp: DPM-Solver++(2M), deterministic, for few steps (ddim)",
+    )  # fmt: skip
+    group.add_argument(
+        "--guidance_interval", nargs=2, type=int, metavar=("LO", "HI"), help="guide at LO <= t <= HI alone"
+    )
+    group.add_argument(
+        "--reuse", type=int, default=1, metavar="N", help="the deep levels of the network every N-th step (1)"
+    )
+
+
 def _add_behaviour(group) -> None:
     group.add_argument("--released", action="store_true", help="the published behaviour for all of these")
     group.add_argument(
@@ -122,6 +136,7 @@ def _add_machine(group) -> None:
         "--bs", type=int, default=1, help="clips per network call; 1 gives bit-equal frames (1)"
     )
     group.add_argument("--chunk", type=int, default=8, help="clips that share one swap of parameters (8)")
+    add_switch(group, "--preview", help="ID.preview.png: the clip as predicted so far, while it is made")
     add_switch(group, "--overwrite", help="make clips again that were made with other settings")
 
 
@@ -164,6 +179,9 @@ def sampling_options(args: argparse.Namespace, system: System, spec: Spec, sets:
         con_prompt=args.con_prompt,
         image_latent=args.image_latent,
         timesteps=args.timesteps,
+        solver=args.solver,
+        guidance_interval=tuple(args.guidance_interval) if args.guidance_interval else None,
+        reuse=args.reuse,
     )
     return system.options(spec, settings, released=args.released)
 

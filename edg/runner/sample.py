@@ -27,7 +27,7 @@ from edg.core.records import (
     write_json,
 )
 from edg.runner.progress import Meter, say
-from edg.systems.base import Request, Result
+from edg.systems.base import Request, Result, Watch
 
 SHEET = "contact_sheet.png"
 SHEET_ROWS = 64
@@ -50,6 +50,7 @@ class Run:
     chunk: int = 8
     overwrite: bool = False
     patience: float = 0  # seconds to wait for another run that holds the folder
+    preview: bool = False  # ID.preview.png, while a clip is made
 
     def video(self, request: Request) -> Path:
         return self.outdir / f"{request.id}.mp4"
@@ -193,7 +194,7 @@ def _make(
 ) -> dict[str, str]:
     """This rank's clips, a chunk at a time; returns the failed ones with their reasons."""
     failed: dict[str, str] = {}
-    model = None
+    model, watch = None, _previews(job) if job.preview else None
     for start in range(0, len(requests), job.chunk):
         chunk = requests[start : start + job.chunk]
         began = time.monotonic()
@@ -206,12 +207,26 @@ def _make(
                 ready.append(request)
         if ready and model is None:
             model = load()
-        for result in system.generate(model, ready, meter) if ready else ():
+        for result in system.generate(model, ready, meter, watch) if ready else ():
             reason = _save(job, result, time.monotonic() - began, len(ready))
             if reason:
                 failed[result.request.id] = _fail(job, result.request, reason)
         meter.close()
     return failed
+
+
+def _previews(job: Run) -> Watch:
+    """One sheet for each clip, a row for each moment; a sheet that cannot be written stops no clip."""
+    from edg.core.video import contact_sheet, write_image
+
+    rows: dict[str, list[tuple[str, Any]]] = {}
+
+    def watch(request: Request, moment: str, frames: Any) -> None:
+        rows.setdefault(request.id, []).append((moment, frames))
+        with suppress(OSError, EdgError):
+            write_image(job.outdir / f"{request.id}.preview.png", contact_sheet(rows[request.id]))
+
+    return watch
 
 
 def _unreadable(request: Request) -> str:

@@ -84,6 +84,8 @@ class Plan:
 
 
 Progress = Callable[[str, int, int], None]  # (phase, done, total)
+#: (request, moment in words, frames uint8 (T, h, w, 3)): a clip as it is predicted so far, small.
+Watch = Callable[[Request, str, np.ndarray], None]
 
 
 class Spec(Protocol):
@@ -191,8 +193,14 @@ class System(Protocol):
     def check(self, spec: Any, sets: Mapping[str, Any], requests: Sequence[Request]) -> None: ...
 
     def generate(
-        self, model: Any, requests: Sequence[Request], progress: Progress | None = None
-    ) -> Iterator[Result]: ...
+        self,
+        model: Any,
+        requests: Sequence[Request],
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+    ) -> Iterator[Result]:
+        """watch: told a few times what every clip will look like, where the system can tell."""
+        ...
 
     def training(self) -> type[Training]:
         """The settings of a training run."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edg.diffusion.guidance import guidance_weights, guided, rescale_noise, side_by_side
+from edg.diffusion.guidance import guidance_weights, guided, in_interval, rescale_noise, side_by_side
 
 
 class Constant:
@@ -87,3 +87,13 @@ def test_conditions_that_count_nothing_are_not_asked():
     assert guidance_weights(4.0, 4.0) == guidance_weights(4.0) == {"full": 4.0, "null": -3.0}
     assert guidance_weights(4.0, 1.0) == {"full": 4.0, "image": -3.0}  # guidance of the text alone
     assert guidance_weights(0.0, 2.0) == {"full": 0.0, "image": 2.0, "null": -1.0}  # rescaled against full
+
+
+def test_outside_its_interval_the_fully_told_network_is_asked_alone():
+    both, alone = Constant(0), Constant(1)
+    limited = in_interval(both, alone, 200, 700)
+    for t, expected in ((701, alone), (700, both), (450, both), (200, both), (199, alone)):
+        assert torch.equal(limited(X, torch.tensor([t, t])), expected.value)
+    assert (both.calls, alone.calls) == (3, 2)
+    mixed = limited(X, torch.tensor([999, 450]))
+    assert torch.equal(mixed[0], alone.value[0]) and torch.equal(mixed[1], both.value[1])

@@ -16,7 +16,7 @@ class FakeSystem:
     def __init__(self, fail=(), boom_after=None):
         self.fail, self.boom_after, self.log = set(fail), boom_after, []
 
-    def generate(self, model, requests, progress=None):
+    def generate(self, model, requests, progress=None, watch=None):
         self.log.append([request.id for request in requests])
         for request in requests:
             if self.boom_after is not None and self.boom_after <= 0:

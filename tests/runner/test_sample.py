@@ -18,7 +18,7 @@ from fakes import FakeSystem, job  # noqa: E402
 
 from edg.core.errors import MachineError, SomeFailedError, UsageError  # noqa: E402
 from edg.core.records import LOCK, read_json  # noqa: E402
-from edg.core.video import read_frames  # noqa: E402
+from edg.core.video import read_frames, read_image  # noqa: E402
 from edg.runner.sample import first_difference, run  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -262,3 +262,23 @@ def test_a_rank_with_failures_makes_the_whole_fail_after_all_are_done(tmp_path):
     assert process.wait(120) != 0
     assert [parts.video(r).exists() for r in parts.requests] == [True, True, False]
     assert (parts.outdir / "contact_sheet.png").exists()
+
+
+def test_previews_grow_while_a_clip_is_made_and_change_nothing_else(tmp_path):
+    class Telling(FakeSystem):
+        def generate(self, model, requests, progress=None, watch=None):
+            sizes = []
+            for moment in ("t = 999", "t = 499") if watch else ():
+                watch(requests[0], moment, np.zeros((4, 2, 2, 3), np.uint8))
+                sizes.append(read_image(sheet).shape[0])
+            assert sizes == sorted(set(sizes))
+            return super().generate(model, requests, progress)
+
+    plain, plan = job(tmp_path / "plain", count=1), job(tmp_path, count=1, preview=True)
+    sheet = plan.outdir / "0000-x_sample0.preview.png"
+    run(plain, Telling(), lambda: "model")
+    run(plan, Telling(), lambda: "model")
+    assert sheet.exists() and not list(plain.outdir.glob("*.preview.png"))
+    assert same(frames(plan), frames(plain))
+    records = [read_json(p.record(p.requests[0]))["settings_hash"] for p in (plan, plain)]
+    assert records[0] == records[1]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edg.systems.base import Plan, Progress, Request, Result
+from edg.systems.base import Plan, Progress, Request, Result, Watch
 
 if TYPE_CHECKING:
     from edg.systems.edg.options import SamplingOptions
@@ -88,11 +88,15 @@ class EdgSystem:
         check(with_adapter_of(spec, sets.values()), sets, requests)
 
     def generate(
-        self, model: Any, requests: Sequence[Request], progress: Progress | None = None
+        self,
+        model: Any,
+        requests: Sequence[Request],
+        progress: Progress | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Result]:
         from edg.systems.edg.generate import generate
 
-        return generate(model, requests, progress)
+        return generate(model, requests, progress, watch)
 
     def training(self) -> type[Run]:
         """The settings of a training run: no Lightning is needed to find a misspelt one."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from edg.diffusion.prediction import Denoiser
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.reuse import DeepFeature
 
 # One clip's randomness by name: noise("x_T", shape=...), noise("step", 3, shape=...) -> N(0, 1) draws.
 Noise = Callable[..., Tensor]
@@ -40,17 +41,19 @@ class Condition:
 
         return Condition(*(cat(field.name) for field in fields(Condition)))
 
-    def predict(self, network: LatentVideoModel) -> Denoiser:
+    def predict(self, network: LatentVideoModel, reuse: DeepFeature | None = None) -> Denoiser:
         """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32.
 
-        What the layers make of the tokens is computed here, once for all steps.
+        What the layers make of the tokens is computed here, once for all steps. reuse: this denoiser's own.
         """
         context = network.unet.tell(self.context_BLD, self.concat_BCTHW.shape[2], self.temporal_BTD)
 
         def denoise(
             x_BCTHW: Float[Tensor, "b c t h w"], t_B: Int[Tensor, " b"]
         ) -> Float[Tensor, "b c t h w"]:
-            return network.predict(x_BCTHW, t_B, context, self.concat_BCTHW, self.fs_B).float()
+            if reuse is not None:
+                reuse.enter(t_B)
+            return network.predict(x_BCTHW, t_B, context, self.concat_BCTHW, self.fs_B, reuse=reuse).float()
 
         return denoise
 

@@ -210,7 +210,7 @@ def measure(
     peak alone."""
     told = condition_sets(sets, use, batch, options)
     costs = {"condition": cut()}
-    denoise = denoiser(sets, use, told, options)
+    denoise = denoiser(sets, use, told, (), options)
     before, _ = cut()
     x = torch.cat([clip.x_1CTHW for clip in batch])
     denoise(x, x.new_zeros(len(batch), dtype=torch.long))

@@ -5,7 +5,7 @@ requests -> condition -> latents -> frames. Read `generate` first; it is the who
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,19 +20,24 @@ from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
-from edg.diffusion.ddim import Step, ddim, ddim_plan
-from edg.diffusion.guidance import guided, side_by_side
+from edg.diffusion.ddim import State, Step, ddim, ddim_plan
+from edg.diffusion.dpm import dpmpp
+from edg.diffusion.guidance import guided, in_interval, side_by_side
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import blend, phases
-from edg.systems.base import Progress, Request, Result
+from edg.systems.base import Progress, Request, Result, Watch
 from edg.systems.edg.condition import Condition, Noise, conditions, image_latent
 from edg.systems.edg.load import build
 from edg.systems.edg.load import check as check_weights
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
+from edg.systems.edg.preview import apply_map, preview_map
+from edg.systems.edg.reuse import deep_feature
 from edg.systems.edg.spec import ModelSpec
+
+SHOWN = 6  # times that `watch` is told of a clip
 
 
 @dataclass
@@ -49,7 +54,10 @@ class Clip:
 
 @torch.no_grad()
 def generate(
-    sets: ParameterSets, requests: Sequence[Request], progress: Progress | None = None
+    sets: ParameterSets,
+    requests: Sequence[Request],
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Result]:
     """Make the requests' clips, all of them one phase at a time: a parameter set is read once per call.
 
@@ -58,13 +66,15 @@ def generate(
     """
     report = progress or (lambda phase, done, total: None)
     for _, alike in groupby(requests, key=lambda r: (r.options, r.frames, r.height, r.width)):
-        yield from _generate_alike(sets, list(alike), report)
+        yield from _generate_alike(sets, list(alike), report, watch)
 
 
-def _generate_alike(sets: ParameterSets, requests: list[Request], report: Progress) -> Iterator[Result]:
+def _generate_alike(
+    sets: ParameterSets, requests: list[Request], report: Progress, watch: Watch | None
+) -> Iterator[Result]:
     options: SamplingOptions = requests[0].options
     clips = [start(sets, request) for request in requests]
-    denoise_all(sets, clips, options, report)
+    denoise_all(sets, clips, options, report, watch)
     last = len(sets.names) - 1
     with sets.only("decode", [last]):
         for done, clip in enumerate(clips):
@@ -74,7 +84,11 @@ def _generate_alike(sets: ParameterSets, requests: list[Request], report: Progre
 
 
 def denoise_all(
-    sets: ParameterSets, clips: Sequence[Clip], options: SamplingOptions, report: Progress = lambda *_: None
+    sets: ParameterSets,
+    clips: Sequence[Clip],
+    options: SamplingOptions,
+    report: Progress = lambda *_: None,
+    watch: Watch | None = None,
 ) -> None:
     """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them.
     In each, the encoders have the device first, for all clips, and then the denoiser.
@@ -87,7 +101,8 @@ def denoise_all(
             told = [condition_sets(sets, use, batch, options) for batch in batches]
         with sets.only("denoise", use):
             for batch, what in zip(batches, told, strict=True):
-                advance(batch, denoiser(sets, use, what, options), steps, name, report)
+                denoise = denoiser(sets, use, what, steps, options)
+                advance(batch, denoise, steps, name, report, watch)
 
 
 def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
@@ -107,10 +122,9 @@ def make_plan(schedule: Schedule, count: int, options: SamplingOptions) -> list[
     if options.blend == "soft" and count != 2:
         raise UsageError(f"a soft blend of {count} parameter sets", expected="exactly two")
     released = options.timesteps == "released"
+    eta = options.eta if options.solver == "ddim" else 0.0
     try:
-        plan = ddim_plan(
-            schedule, options.steps, options.spacing, options.eta, options.start, released=released
-        )
+        plan = ddim_plan(schedule, options.steps, options.spacing, eta, options.start, released=released)
     except ValueError as error:
         raise UsageError(str(error), fix="choose other --ddim_steps, --M or --timestep_spacing") from error
     if options.blend == "soft":
@@ -196,20 +210,25 @@ def denoiser(
     sets: ParameterSets,
     use: Sequence[int],
     told: Sequence[Mapping[str, Condition]],
+    steps: Sequence[Step],
     options: SamplingOptions,
 ) -> Denoiser:
     """(x, t) -> x0: one set (or the blend of two) under all conditions, guided, turned into x0. The
     conditions share one call of the network, or come one after the other where memory is low."""
 
-    def under(network: LatentVideoModel, conditions: Sequence[Condition]) -> Denoiser:
-        if sets.one_branch_at_a_time:
-            return side_by_side(*(condition.predict(network) for condition in conditions))
-        return Condition.stack(conditions).predict(network)
+    def one(index: int, conditions: Sequence[Condition]) -> Denoiser:
+        apart = conditions if sets.one_branch_at_a_time else [Condition.stack(conditions)]
+        network = sets.use(index)
+        return side_by_side(*(c.predict(network, deep_feature(steps, options.reuse)) for c in apart))
 
-    raw = [under(sets.use(index), list(branches.values())) for index, branches in zip(use, told, strict=True)]
-    predict = raw[0] if len(raw) == 1 else blend(*raw)
-    weights = list(options.guidance_weights.values())
-    denoise = guided(predict, weights, options.guidance_rescale)
+    def predict(names: Iterable[str]) -> Denoiser:
+        raw = [one(index, [of[name] for name in names]) for index, of in zip(use, told, strict=True)]
+        return raw[0] if len(raw) == 1 else blend(*raw)
+
+    weights = options.guidance_weights
+    denoise = guided(predict(weights), list(weights.values()), options.guidance_rescale)
+    if options.guided and options.guidance_interval is not None:
+        denoise = in_interval(denoise, predict(["full"]), *options.guidance_interval)
     return to_x0(denoise, sets.schedule, sets.spec.parameterization)
 
 
@@ -237,17 +256,26 @@ def condition_batch(
 
 
 def advance(
-    batch: Sequence[Clip], denoise: Denoiser, steps: Sequence[Step], name: str, report: Progress
+    batch: Sequence[Clip],
+    denoise: Denoiser,
+    steps: Sequence[Step],
+    name: str,
+    report: Progress,
+    watch: Watch | None = None,
 ) -> None:
     """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
+    options: SamplingOptions = batch[0].request.options
     x = torch.cat([clip.x_1CTHW for clip in batch])
 
     def noise(step: Step, shape: Sequence[int]) -> Float[Tensor, "b c t h w"]:
         drawn = [clip.noise("step", step.index, shape=(1, *shape[1:])) for clip in batch]
         return torch.cat(drawn).to(x.device)
 
-    for done, state in enumerate(ddim(denoise, x, steps, noise)):
+    walk = ddim(denoise, x, steps, noise) if options.solver == "ddim" else dpmpp(denoise, x, steps)
+    for done, state in enumerate(walk):
         report(name, done + 1, len(steps))
+        if watch and (state.step.index + 1) * SHOWN % options.steps < SHOWN:
+            show(batch, state, watch)
         for clip, latent in zip(batch, state.x, strict=True):
             if not clip.error and not torch.isfinite(latent).all():
                 clip.error = f"the latent is not finite after timestep {state.step.t} with {name}"
@@ -255,6 +283,13 @@ def advance(
             break
     for clip, latent in zip(batch, state.x, strict=True):
         clip.x_1CTHW = latent[None]
+
+
+def show(batch: Sequence[Clip], state: State, watch: Watch) -> None:
+    """Tell `watch` of every clip's predicted x0, small."""
+    for clip, x0 in zip(batch, state.x0, strict=True):
+        colours = preview_map(clip.concat_1CTHW[0, :, 0], clip.image_13HW[0])
+        watch(clip.request, f"t = {state.step.t}", to_uint8(apply_map(colours, x0)))
 
 
 def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> Float[Tensor, "3 t h w"]:

@@ -14,6 +14,7 @@ from edg.diffusion.schedule import Schedule, make_schedule
 from edg.systems.edg.adapter import QFormer, over_frames
 from edg.systems.edg.attention import Context
 from edg.systems.edg.encoders import ImageEncoder, ImageProjector, TextEncoder
+from edg.systems.edg.reuse import DeepFeature
 from edg.systems.edg.spec import ModelSpec
 from edg.systems.edg.unet import UNet
 from edg.systems.edg.vae import AutoencoderKL, Posterior
@@ -105,6 +106,7 @@ class LatentVideoModel(nn.Module):
         concat_BCTHW: Float[Tensor, "b c t h w"],
         fs_B: Int[Tensor, " b"] | None = None,
         temporal_context: Float[Tensor, "b t d_adapter"] | None = None,
+        reuse: DeepFeature | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """The raw prediction (v or eps, as the spec says) for noisy latents x at timesteps t, in x's shape
         and dtype.
@@ -112,4 +114,4 @@ class LatentVideoModel(nn.Module):
         concat_BCTHW: the image's latent on every frame. The rest as in UNet.forward.
         """
         x = torch.cat([x_BCTHW, concat_BCTHW.to(x_BCTHW.dtype)], dim=1)
-        return self.unet(x, t_B, context_BLD, fs_B, temporal_context)
+        return self.unet(x, t_B, context_BLD, fs_B, temporal_context, reuse)

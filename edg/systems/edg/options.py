@@ -17,6 +17,9 @@ class SamplingOptions:
     switch_at: timesteps at which the next set takes over, falling: set k acts while t > switch_at[k].
     blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.
     start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None: default.
+    Approximations, off by default (docs/speed.md): solver "dpmpp" is deterministic, eta does not count;
+    guidance_interval: (LO, HI), guided while LO <= t <= HI alone; reuse: N, the deep levels of the network
+    run at every N-th step.
     """
 
     steps: int = 50
@@ -39,6 +42,9 @@ class SamplingOptions:
     con_prompt: Literal["prompt", "empty"] = "prompt"
     image_latent: Literal["mode", "shared_sample", "sample_per_set"] = "shared_sample"
     timesteps: Literal["clean", "released"] = "clean"
+    solver: Literal["ddim", "dpmpp"] = "ddim"
+    guidance_interval: tuple[int, int] | None = None
+    reuse: int = 1
 
     @property
     def guidance_weights(self) -> dict[str, float]:
@@ -69,6 +75,9 @@ class SamplingOptions:
         falling = all(a > b for a, b in zip(self.switch_at, self.switch_at[1:], strict=False))
         need(falling, f"switch timesteps {self.switch_at}", "falling values")
         need(math.isfinite(self.eta) and self.eta >= 0, f"eta is {self.eta}", "eta >= 0")
+        low, high = self.guidance_interval or (0, 1000)
+        need(0 <= low <= high <= 1000, f"guidance interval {low} {high}", "0 <= LO <= HI <= 1000")
+        need(self.reuse >= 1, f"reuse is {self.reuse}", "at least 1 (1: nothing is reused)")
         need(
             math.isfinite(self.guidance_scale), f"guidance scale is {self.guidance_scale}", "a finite number"
         )

@@ -23,6 +23,7 @@ from edg.systems.edg.attention import (
     TemporalTransformer,
     zeroed,
 )
+from edg.systems.edg.reuse import DeepFeature
 from edg.systems.edg.spec import UNetSpec
 from edg.systems.edg.vae import GroupNorm
 
@@ -290,13 +291,15 @@ class UNet(nn.Module):
         context_BLD: Tensor | Context,
         fs_B: Tensor | None = None,
         temporal_context: Tensor | None = None,
+        reuse: DeepFeature | None = None,
     ) -> Tensor:
         """The raw prediction (B, out_channels, T, h, w), in x's dtype.
 
         x_BCTHW: (B, in_channels, T, h, w). t_B: timesteps 0..999. context_BLD: text then image tokens, or
         what `tell` made of them. fs_B: frames per second or frame stride, as the checkpoint was trained.
-        temporal_context: (B, T, adapter_width). Raises UsageError where size, context or adapter input do
-        not fit the spec.
+        temporal_context: (B, T, adapter_width). reuse: where it has a value only the outermost level runs, on
+        top of that value; else it is given one. Raises UsageError where size, context or adapter input do not
+        fit the spec.
         """
         self._check_size(x_BCTHW)
         batch, _, frames, _, _ = x_BCTHW.shape
@@ -309,14 +312,19 @@ class UNet(nn.Module):
         stream = x_BCTHW.to(torch.promote_types(self.dtype, torch.float32))
         cells = self.layout or layout(stream.device)
         h = rearrange(stream, "b c t h w -> (b t) c h w").contiguous(memory_format=cells)
-        skips = []
-        for i, stage in enumerate(self.input_blocks):
+        skips, outer = [], self.spec.num_res_blocks + 1  # stages of the outermost level, down and up
+        down, up, short = self.input_blocks, self.output_blocks, reuse is not None and reuse.value is not None
+        if short:
+            down, up = down[:outer], up[-outer:]
+        for i, stage in enumerate(down):
             h = stage(h, *rest)
             if i == 0 and self.spec.addition_attention:
                 h = self.init_attn(h, *rest)
             skips.append(h)
-        h = self.middle_block(h, *rest)
-        for stage in self.output_blocks:
+        h = reuse.value if short else self.middle_block(h, *rest)
+        for stage in up:
+            if reuse is not None and len(skips) == outer:
+                reuse.value = h
             h = stage(torch.cat([h, skips.pop()], dim=1), *rest)
         return rearrange(self.out(h), "(b t) c h w -> b c t h w", b=batch).to(x_BCTHW.dtype)
 

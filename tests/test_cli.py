@@ -89,6 +89,12 @@ def test_the_whole_way(capsys, tmp_path, weights, prompts):
         assert code == 0 and same(frames(tmp_path / "a"), frames(tmp_path / more[0]))
 
 
+def test_what_moves_is_not_compiled(capsys, tmp_path, weights, prompts):
+    flags = sample_flags(weights, prompts, tmp_path, "--compile", "--low-memory")
+    assert main(list(map(str, flags))) == 2
+    assert "--compile with --low-memory" in capsys.readouterr().err
+
+
 def test_low_memory_gives_the_same_frames(capsys, tmp_path, weights, prompts):
     """Bit-equal here; what guidance rounds is measured in tests/systems/test_residence.py."""
     for out, more in (("plain", []), ("low", ["--low-memory"])):

@@ -71,6 +71,7 @@ def sample(args: argparse.Namespace) -> int:
             resident=is_resident(args),
             batch_size=args.bs,
             low_memory=args.low_memory,
+            compiled=args.compile,
         )
 
     with world(device.type) as here:
@@ -201,6 +202,7 @@ def notes(
         "threads": torch.get_num_threads(),
         "batch_size": args.bs,
         "low_memory": args.low_memory,
+        "compiled": args.compile,
         "world_size": here.size,
         "versions": versions(),
     }

@@ -135,6 +135,7 @@ def _add_machine(group) -> None:
     group.add_argument(
         "--bs", type=int, default=1, help="clips per network call; 1 gives bit-equal frames (1)"
     )
+    add_switch(group, "--compile", help="torch.compile: a minute or more to begin with, then faster steps")
     group.add_argument("--chunk", type=int, default=8, help="clips that share one swap of parameters (8)")
     add_switch(group, "--preview", help="ID.preview.png: the clip as predicted so far, while it is made")
     add_switch(group, "--overwrite", help="make clips again that were made with other settings")
@@ -248,7 +249,8 @@ def frame_size(args: argparse.Namespace, spec: Spec) -> tuple[int, int]:
 
 
 def check_numbers(args: argparse.Namespace, spec: Spec) -> None:
-    """Raise UsageError for the first number out of its range that is not one of the sampling options."""
+    """Raise UsageError for the first number out of its range that is not one of the sampling options, and for
+    flags that exclude each other."""
     if args.video_length not in (None, spec.frames):
         raise UsageError(
             f"--video_length {args.video_length}",
@@ -262,6 +264,10 @@ def check_numbers(args: argparse.Namespace, spec: Spec) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}", expected="at least 1")
+    if args.compile and args.low_memory:
+        raise UsageError(
+            "--compile with --low-memory", expected="one of them: layers that move stay as they are"
+        )
 
 
 def checkpoints() -> Path:

@@ -172,6 +172,7 @@ class System(Protocol):
         resident: bool = False,
         batch_size: int = 1,
         low_memory: bool = False,
+        compiled: bool = False,
     ) -> Any: ...
 
     def plan(

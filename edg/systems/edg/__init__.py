@@ -51,6 +51,7 @@ class EdgSystem:
         resident: bool = False,
         batch_size: int = 1,
         low_memory: bool = False,
+        compiled: bool = False,
     ) -> Any:
         """Parameter sets (name -> weights, in their order of use) on `device`; dtype None is float32."""
         import torch
@@ -66,6 +67,7 @@ class EdgSystem:
             resident=resident,
             batch_size=batch_size,
             low_memory=low_memory,
+            compiled=compiled,
         )
 
     def plan(

@@ -97,6 +97,8 @@ def denoise_all(
         name = "+".join(sets.names[index] for index in use)
         todo = [clip for clip in clips if not clip.error]
         batches = [todo[at : at + sets.batch_size] for at in range(0, len(todo), sets.batch_size)]
+        if sets.compiled:  # for one shape: the last clip of a batch stands in for those that it lacks
+            batches = [batch + batch[-1:] * (sets.batch_size - len(batch)) for batch in batches]
         with sets.only("condition", use):
             told = [condition_sets(sets, use, batch, options) for batch in batches]
         with sets.only("denoise", use):

@@ -21,7 +21,8 @@ class ParameterSets:
     place; `only` takes the parts of it that a phase reads to the device. Resident there is one network for
     each set, on the device for good, and both cost nothing. low_memory: the network waits in main memory
     even then, the denoiser's layers visit the device one at a time, the autoencoder takes frames and guidance
-    its branches one by one.
+    its branches one by one. compiled: the denoiser by torch.compile, once for a shape; parameters and
+    contexts may change, and `generate` fills up a batch that lacks clips.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class ParameterSets:
         resident: bool = False,
         batch_size: int = 1,
         low_memory: bool = False,
+        compiled: bool = False,
     ):
         self.spec, self.sets = spec, dict(sets)
         self.names = tuple(self.sets)
         self.device, self.dtype = torch.device(device), dtype
         self.batch_size = batch_size
-        self.one_branch_at_a_time = low_memory
+        self.one_branch_at_a_time, self.compiled = low_memory, compiled
         self.residence = Residence(self.device, layer_by_layer=low_memory)
         self._lent = False
         home = self.device if resident and not low_memory else "cpu"
@@ -48,6 +50,8 @@ class ParameterSets:
         self._loaded = {name: name for name in first}  # which set each network holds now
         for network in self._networks.values():
             network.frames_at_once = 1 if low_memory else None
+            if compiled:
+                network.unet.compile(dynamic=False)
         network = self._networks[self.names[0]]
         for (
             weights

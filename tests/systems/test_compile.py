@@ -1,4 +1,4 @@
-"""`--compile`: one graph for all steps, contexts and parameter sets; a batch that lacks clips is filled up."""
+"""`--compile`: one graph for all steps, contexts and parameter sets; a batch that lacks clips is filled."""
 
 from dataclasses import replace
 

@@ -31,6 +31,7 @@ from bench import naive, results  # noqa: E402
 from edg.core.device import choose, fix_threads, keep_memory, usable_cores  # noqa: E402
 from edg.diffusion.guidance import guided, side_by_side  # noqa: E402
 from edg.systems.edg.condition import Condition  # noqa: E402
+from edg.systems.edg.model import LatentVideoModel  # noqa: E402
 from edg.systems.edg.presets import PRESETS  # noqa: E402
 from edg.systems.edg.spec import ModelSpec  # noqa: E402
 from edg.systems.edg.unet import UNet  # noqa: E402
@@ -95,8 +96,7 @@ class Network:
     def __init__(self, unet: UNet):
         self.unet = unet
 
-    def predict(self, x: Tensor, t: Tensor, context: Any, concat: Tensor, fs: Tensor | None) -> Tensor:
-        return self.unet(torch.cat([x, concat], dim=1), t, context, fs)
+    predict = LatentVideoModel.predict
 
 
 def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tensor]:
@@ -106,7 +106,6 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
     spec = model.spec.unet
     with torch.device("meta"):
         unet = UNet(spec).eval().requires_grad_(False)
-    # the naive loop keeps float32 parameters and autocasts, as the release does
     own = torch.float32 if setting.variant == "naive" else dtype
     unet = fill(unet, 0, device=device, dtype=own)
     B, size = setting.batch, (model.frames, model.height, model.width)
@@ -123,7 +122,8 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
     x, t_B = given("x", B, 4, *size), torch.full((B,), 500, device=device)
     told = [condition("full"), condition("null")]
     if setting.variant == "naive":
-        half = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+        # float32 parameters and autocast, as the release
+        half = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, autocast(device))
 
         def step() -> Tensor:
             with half:
@@ -140,6 +140,10 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
     if setting.variant == "telling anew":
         return lambda: guided(Condition.stack(told).predict(network), weights, RESCALE)(x, t_B)
     return lambda: guided(denoise, weights, RESCALE)(x, t_B)
+
+
+def autocast(device: torch.device) -> torch.dtype:
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 # ---- a worker: one variant in a process of its own ---------------------------------------------------------

@@ -1,0 +1,160 @@
+"""How long until something happens: `edg --help`, `edg info` on a large file, the first clip of run.sh.
+
+    python bench/startup.py
+
+The file for `edg info` has the real zip layout of a published checkpoint and holes where the values would be.
+run.sh runs its default (sprites, a folder of its own) until the first clip is there; its setting up of an
+environment is left out. Seconds of imports are told by the processes themselves, through a `sitecustomize` on
+their path: nothing in edg is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import results  # noqa: E402
+from merge import layout  # noqa: E402
+from results import apart, measure, ratio  # noqa: E402
+
+LIST_ZIP = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).namelist()"
+# run.sh as it is, but for the line that sets up an environment.
+RUN = "install_once() { :; }; . <(grep -v 'scripts/setup.sh' run.sh)"
+# Outermost imports, timed; written when the process ends.
+SITE = """
+import atexit, builtins, json, os, sys, time
+state, original = {"argv": "", "imports": 0.0, "inside": False}, builtins.__import__
+def timed(*args, **kwargs):
+    if state["inside"]:
+        return original(*args, **kwargs)
+    state["inside"], began = True, time.perf_counter()
+    try:
+        return original(*args, **kwargs)
+    finally:
+        state["inside"] = False
+        state["imports"] += time.perf_counter() - began
+def tell():
+    told = {"argv": sys.argv, "imports": state["imports"]}
+    with open(os.path.join(os.environ["EDG_BENCH_LOG"], f"{os.getpid()}.json"), "w") as file:
+        json.dump(told, file)
+builtins.__import__ = timed
+atexit.register(tell)
+"""
+Times = tuple[float, float, float]  # medians of ours and of what stands beside, ratio pair by pair
+
+
+def hollow(path: Path, spec: str) -> int:
+    """Write a checkpoint of the real layout without values, and return its bytes (needs torch: apart)."""
+    from edg.weights.writers import PtWriter
+
+    infos = layout(spec)
+    writer = PtWriter(path, infos, reserve=False)
+    for name, info in infos.items():
+        writer.begin(name, info)
+        writer.at, writer._left = writer.at + info.nbytes, 0
+        writer.end()
+    writer.finish({})
+    return path.stat().st_size
+
+
+def pairs(ours: Sequence, floor: Sequence, runs: int, cold: Sequence[Path] = ()) -> Times:
+    """Two commands in turn, some files out of the page cache before each."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(runs):
+        for found, command in zip(seconds, (ours, floor), strict=True):
+            results.evict(cold, drop=False)
+            found.append(measure([sys.executable, *command]).seconds)
+    return statistics.median(seconds[0]), statistics.median(seconds[1]), ratio(*seconds)
+
+
+def first_clip(work: Path, limit: float) -> tuple[float, float]:
+    """(seconds from the start of run.sh to its first clip's file, seconds of imports in them)."""
+    site, logs, clips = work / "site", work / "logs", work / "clips"
+    for folder in (site, logs):
+        folder.mkdir()
+    (site / "sitecustomize.py").write_text(SITE)
+    env = results.environment(CKPT_PATH=str(work / "ckpt"), EDG_BENCH_LOG=str(logs))
+    env["PYTHONPATH"] = os.pathsep.join([str(site), env["PYTHONPATH"]])
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
+    command = ["bash", "-c", RUN, "run.sh", "--savedir", str(clips)]
+    with open(work / "log", "w+") as log:
+        began, clock = time.time(), time.monotonic()
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        try:
+            while not (found := list(clips.rglob("*_sample*.mp4"))):
+                if process.poll() is not None or time.monotonic() - clock > limit:
+                    log.seek(0)
+                    raise SystemExit("run.sh made no clip:\n" + "\n".join(log.read().splitlines()[-20:]))
+                time.sleep(0.02)
+            seconds = min(path.stat().st_mtime for path in found) - began
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait()
+    told = [json.loads(path.read_text()) for path in logs.glob("*.json")]
+    ours = [t["imports"] for t in told if Path(t["argv"][0]).name in ("run_merge.py", "infer_multi.py")]
+    if len(ours) != 2:
+        raise SystemExit(f"run.sh: {len(ours)} processes told their imports, not the merge and the sampler")
+    return seconds, sum(ours)
+
+
+def rows(args: argparse.Namespace, work: Path) -> list[list[str]]:
+    def row(what: str, goal: float, floor: str, found: Times) -> list[str]:
+        ours, theirs, times = found
+        return [what, f"{ours:.3f}", f"{goal:g}", floor, f"{theirs:.3f}", f"{times:.1f}"]
+
+    edg, file = ("-m", "edg"), work / "hollow.ckpt"
+    size = apart(hollow, file, args.spec)
+    found = [
+        row("`edg --help`", 0.15, "`python -c pass`", pairs((*edg, "--help"), ("-c", "pass"), args.runs)),
+        row(
+            f"`edg info`, {size / 1e9:.1f} GB",
+            1,
+            "names by `zipfile`",
+            pairs((*edg, "info", file), ("-c", LIST_ZIP, file), args.runs, [file]),
+        ),
+    ]
+    if not args.no_clip:
+        seconds, imports = first_clip(work, args.limit)
+        told = (seconds - imports, imports, (seconds - imports) / imports)
+        found.append(row("`run.sh` to its first clip, less imports", 20, "its imports", told))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=15, help="of the short commands (15)")
+    parser.add_argument("--spec", default="dynamicrafter-512", help="whose layout the large file has")
+    parser.add_argument("--no-clip", action="store_true", help="without run.sh")
+    parser.add_argument("--limit", type=float, default=900, help="seconds that run.sh may take (900)")
+    parser.add_argument("--work", type=Path, default=ROOT, help="where files are made and deleted (here)")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="the file of results")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=args.work) as work:
+        found = rows(args, Path(work))
+    lines = [
+        f"`python bench/startup.py`: {args.runs} runs in turn with what stands beside, medians.",
+        "",
+        results.table(("", "seconds", "goal", "beside it", "seconds", "ratio"), found),
+        "",
+        "The file of `edg info` has the real layout and holes for values; it is evicted from the page cache",
+        "before each run. run.sh: one run of its default (sprites), without setting up an environment, from",
+        "its start to the first clip's file: merge, loading, sampling and decoding up to there.",
+    ]
+    results.write_section("startup", "\n".join(lines), args.results)
+
+
+if __name__ == "__main__":
+    main()

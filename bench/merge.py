@@ -1,12 +1,12 @@
 """Merging against the disk and against mergekit: seconds, megabytes per second, peak memory.
 
-    python bench/merge.py                                          # two files of 0.5 GB
-    python bench/merge.py --size 2x10.4GB --peer-env ../mergekit   # the published size; makes the environment
+    python bench/merge.py                    # two files of 0.5 GB
+    python bench/merge.py --size 2x10.4GB    # the published size
 
 Two checkpoints with names and shapes of a published model and random values (the second differs from the
 first in the denoising network only, as a fine-tuned one does) are merged, one command after another; every
 output is compared with the plain formula and deleted. The floor is what dd(1) needs to read the inputs and to
-write and sync as many bytes as the output has. Needs room for four files.
+write and sync as many bytes as the output has. mergekit gets an environment of its own, made once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ import json
 import math
 import re
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +33,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import results  # noqa: E402
 from results import Measured, apart, measure, ratio  # noqa: E402
 
-PEER = "mergekit==0.1.5"
+PEER, VERSION = "mergekit", "0.1.5"
+PEER_FOLDER = ROOT / ".bench-peer"
+ROOM = 4.1  # what lies on the disk at once, in inputs: both, two outputs, a little
 SCALING, DROP_RATE, SEED = 0.5, 0.7, 5
 BLOCK = 1 << 22  # elements made at a time
 SAMPLE = 24  # tensors compared per output
@@ -219,9 +224,9 @@ def _share_is_right(base, tuned, found) -> bool:
 class Bench:
     """Commands on two files, one after another; what a command made is deleted before the next."""
 
-    def __init__(self, work: Path, inputs: Sequence[Path], drop: bool, peer: Path | None):
-        self.work, self.inputs, self.drop, self.peer = work, list(inputs), drop, peer
-        self.left_cached: float | None = None
+    def __init__(self, work: Path, inputs: Sequence[Path], peer: Path | None):
+        self.work, self.inputs, self.peer = work, list(inputs), peer
+        self.cached: list[float | None] = []  # shares of the inputs, before every command
         self.env = results.environment(XDG_CACHE_HOME=str(work / "cache"))  # hashes are not remembered
         for name, step in RECIPES.items():
             recipe = {"inputs": {"base": "", "tuned": ""}, "seed": 0, "outputs": {"merged": [step]}}
@@ -229,7 +234,7 @@ class Bench:
 
     def run(self, case: Case, runs: int) -> list[Row]:
         """The rows of a case: edg's, and the peer's where there is one."""
-        mine, other = Row(f"edg: {case.title}"), Row(f"{PEER.split('=')[0]}: {case.title}")
+        mine, other = Row(f"edg: {case.title}"), Row(f"{PEER}: {case.title}")
         for _ in range(runs):
             self._one(mine, self._edg(case), case)
             if case.peer and self.peer:
@@ -250,10 +255,7 @@ class Bench:
         shutil.rmtree(out)
 
     def _evict(self) -> None:
-        results.evict(self.inputs, self.drop)
-        found = results.cached_share(self.inputs)
-        if found is not None:
-            self.left_cached = max(found, self.left_cached or 0.0)
+        self.cached.append(results.evict(self.inputs))
 
     def _edg(self, case: Case) -> list:
         recipe = self.work / f"{case.recipe}.yaml" if case.recipe in RECIPES else case.recipe
@@ -270,7 +272,8 @@ class Bench:
         }
         path = self.work / "peer.yaml"
         path.write_text(json.dumps(recipe))
-        return [self.peer / "bin" / "mergekit-pytorch", path, self.work / "out", "--lazy-unpickle", "--quiet"]
+        program = self.peer.with_name("mergekit-pytorch")
+        return [program, path, self.work / "out", "--lazy-unpickle", "--quiet"]
 
     def _floor(self, nbytes: int) -> float:
         """Seconds in which dd reads the inputs, and writes and syncs so many bytes."""
@@ -283,18 +286,32 @@ class Bench:
         return sum(run.seconds for run in (*reads, write))
 
 
-def make_peer(folder: Path) -> None:
-    """An environment with the peer; what it needs and this one has (torch) is taken from here."""
-    import sysconfig
+def find_peer(given: str) -> Path | None:
+    """The Python of an environment with the peer: the one given, else one made here; None where it cannot be.
 
-    if (folder / "bin" / "mergekit-pytorch").exists():
-        return
-    print(f"making an environment with {PEER} in {folder}", file=sys.stderr)
-    measure([sys.executable, "-m", "venv", folder])
-    here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    found = next((folder / "lib").glob("python*")) / "site-packages" / "zz_host.pth"
-    found.write_text("\n".join(sorted(here)) + "\n")  # after its own packages, which therefore win
-    measure([folder / "bin" / "python", "-m", "pip", "install", "--quiet", PEER])
+    What the peer needs and this environment has (torch) is taken from here."""
+    python = Path(given or PEER_FOLDER / "bin" / "python").absolute()
+    if given == "none":
+        return None
+    if given and not python.with_name("mergekit-pytorch").exists():
+        raise SystemExit(f"--peer {given}: no mergekit-pytorch beside it; leave --peer out to have one made")
+    if not python.with_name("mergekit-pytorch").exists():
+        print(f"making an environment with {PEER} {VERSION} in {PEER_FOLDER.name}", file=sys.stderr)
+        try:
+            measure([sys.executable, "-m", "venv", PEER_FOLDER])
+            theirs = next(PEER_FOLDER.glob("lib/python*/site-packages"))
+            ours = dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib")))
+            (theirs / "zz_host.pth").write_text("\n".join(ours) + "\n")  # after its own, which therefore win
+            measure([python, "-m", "pip", "install", "--quiet", f"{PEER}=={VERSION}"])
+        except SystemExit as error:
+            print(f"{error}\n{PEER} cannot be installed: its rows stay empty", file=sys.stderr)
+            return None
+    return python
+
+
+def peer_version(python: Path) -> str:
+    tell = f"import importlib.metadata; print(importlib.metadata.version({PEER!r}))"
+    return subprocess.run([python, "-c", tell], capture_output=True, text=True, check=True).stdout.strip()
 
 
 # ---- telling -----------------------------------------------------------------------------------------------
@@ -304,7 +321,7 @@ HEAD = ("", "seconds", "CPU s", "MB/s out", "peak MB", "x floor", "x peer", "mem
 
 def cells(row: Row) -> list[str]:
     if not row.runs:
-        return [row.title, "peer: not installed (--peer-env)", *["-"] * (len(HEAD) - 2)]
+        return [row.title, "not installed", *["-"] * (len(HEAD) - 2)]
     median = {
         name: statistics.median(getattr(run, name) for run in row.runs) for name in ("seconds", "cpu", "peak")
     }
@@ -318,21 +335,20 @@ def cells(row: Row) -> list[str]:
 
 def report(rows: Sequence[Row], bench: Bench, nbytes: int, count: int, args: argparse.Namespace) -> str:
     floor = statistics.median(rows[0].floors)
-    left = "" if bench.left_cached is None else f" (at most {100 * bench.left_cached:.0f} % was left)"
-    cache = (
-        "the whole page cache was dropped" if args.drop_caches else "the inputs were evicted from the cache"
-    )
+    stayed = [share for share in bench.cached if share is not None]
+    cache = f"at most {100 * max(stayed):.0f} % of them was left there" if stayed else "whether they all left is unknown"
+    peer = f"{PEER} {peer_version(bench.peer)}" if bench.peer else f"{PEER}, which could not be had here"
     lines = [
-        f"`python bench/merge.py --size {args.size}`: two `.ckpt` of {nbytes / 1e9:.3f} GB, {count} tensors",
-        f"each of {args.spec}, float32; runs: {args.runs}, medians, ratios pair by pair; before every command",
-        f"{cache}{left}. Time ends when the output is on the disk.",
+        f"Two `.ckpt` of {nbytes / 1e9:.3f} GB, {count} tensors each of {args.spec}, float32; runs: {args.runs}, medians,",
+        "ratios pair by pair. The inputs were taken out of the page cache before every command, the programs were not;",
+        f"{cache}. Time ends when the output is on the disk.",
         "",
         results.table(HEAD, map(cells, rows)),
         "",
         "Floor: dd reads both inputs, then writes and syncs as many bytes as the output has",
         f"({floor:.2f} s for the first row). Goals at 2x10.4GB: the first row at most 1.3 x floor, 800 MB;",
         "against the peer at most 1.05 x its time and 1 x its memory. Checked: tensors of one output against",
-        f"the plain formula, to the last place. Peer: `mergekit-pytorch --lazy-unpickle` of {PEER}, in an",
+        f"the plain formula, to the last place. Peer: `mergekit-pytorch --lazy-unpickle` of {peer}, in an",
         "environment of its own with this one's torch; its imports count, as edg's do.",
     ]
     return "\n".join(lines)
@@ -351,9 +367,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", default="2x0.5GB", help="2x0.5GB (default), 2x10.4GB, ...")
     parser.add_argument("--runs", type=int, help="of every command (3; 1 from 2 GB on)")
     parser.add_argument("--spec", default="dynamicrafter-512", help="whose names and shapes")
-    parser.add_argument("--peer-env", type=Path, help=f"environment with {PEER}; made if it is not there")
+    parser.add_argument(
+        "--peer",
+        default="",
+        metavar="PYTHON",
+        help=f"of an environment with {PEER} (default: one is made, once), or none",
+    )
     parser.add_argument("--work", type=Path, default=ROOT, help="where files are made and deleted (here)")
-    parser.add_argument("--drop-caches", action="store_true", help="drop the whole page cache (root)")
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="the file of results")
     args = parser.parse_args(argv)
     args.nbytes = bytes_of(args.size)
@@ -363,17 +383,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    free = shutil.disk_usage(args.work).free
-    if free < 4.1 * args.nbytes:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the files are deleted then too
+    free, needed = shutil.disk_usage(args.work).free, ROOM * args.nbytes
+    if free < needed:
         raise SystemExit(
-            f"{args.work} has {free / 1e9:.1f} GB left, {4.1 * args.nbytes / 1e9:.1f} are needed"
+            f"--size {args.size} needs {needed / 1e9:.1f} GB of disk (two inputs, two outputs), {args.work} has "
+            f"{free / 1e9:.1f} left: give another folder (--work) or size"
         )
-    peer = args.peer_env.absolute() if args.peer_env else None
-    if peer:
-        make_peer(peer)
+    peer = find_peer(args.peer)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=args.work) as work:
         inputs = apart(make_inputs, Path(work), args.spec, args.nbytes)
-        bench, rows = Bench(Path(work), inputs, args.drop_caches, peer), []
+        bench, rows = Bench(Path(work), inputs, peer), []
         for case in CASES:
             rows += bench.run(case, args.runs)
             print("  ".join(cells(rows[-1])), file=sys.stderr, flush=True)

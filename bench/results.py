@@ -1,6 +1,7 @@
 """What the benchmarks share: commands timed from outside, medians, tables, and bench/RESULTS.md.
 
-This module stays light (no torch, no numpy): the peak memory of a command that a process starts is never told
+Every benchmark ends with `write_section(NAME, TEXT)`; TEXT says what was measured and holds its `table`, the
+command, machine, versions and commit are added here. This module stays light (no torch, no numpy): the peak memory of a command that a process starts is never told
 smaller than that process was (wait4(2)), so whatever needs torch runs `apart`.
 """
 
@@ -12,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -25,8 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "RESULTS.md"
+PACKAGES = ("torch", "numpy", "safetensors")
 TITLE = "# Speed and memory\n\nA section is one run of one command, all of it measured in that run.\n"
-DROP = Path("/proc/sys/vm/drop_caches")
 
 
 # ---- commands ----------------------------------------------------------------------------------------------
@@ -99,24 +101,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def evict(paths: Iterable[Path], drop: bool) -> None:
-    """Take files out of the page cache; drop: the whole cache instead (root, Linux). They must be synced."""
-    if drop:
-        os.sync()
-        DROP.write_text("3")
+def evict(paths: Sequence[Path]) -> float | None:
+    """Take synced files out of the page cache; the share that stayed (0 to 1), None where nobody can tell."""
     for path in paths if hasattr(os, "posix_fadvise") else ():
         handle = os.open(path, os.O_RDONLY)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
-
-
-def cached_share(paths: Sequence[Path]) -> float | None:
-    """How much of the files the page cache holds, 0 to 1; None where fincore(1) is not there."""
-    if not shutil.which("fincore"):
-        return None
-    found = subprocess.run(["fincore", "-b", "-n", "-o", "RES,SIZE", *paths], capture_output=True, text=True)
-    pairs = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
-    return sum(r for r, _ in pairs) / max(1, sum(s for _, s in pairs)) if pairs else None
+    found = _said("fincore", "-b", "-n", "-o", "RES,SIZE", *map(str, paths)).split()
+    return sum(map(int, found[::2])) / max(1, sum(map(int, found[1::2]))) if found else None
 
 
 # ---- telling -----------------------------------------------------------------------------------------------
@@ -140,12 +132,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
+def command() -> str:
+    """How this program was called; of absolute paths the name alone."""
+    script, *words = (Path(word).name if os.path.isabs(word) else word for word in sys.argv)
+    return shlex.join(["python", f"bench/{Path(script).name}", *words])
+
+
 def machine() -> str:
-    """The line under every section: processor, memory, accelerator, versions, date, commit."""
+    """Processor, cores, memory, accelerator, system, versions, date, commit: the last line of a section."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{_processor()}, {cores} cores", f"{memory:.0f} GiB", _accelerator()]
-    parts += [f"Python {platform.python_version()}", f"torch {version('torch')}"]
+    parts = [f"{_processor()}, {cores} cores", f"{memory:.0f} GiB", _accelerator(), platform.system()]
+    parts += [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
     return "; ".join([*parts, time.strftime("%Y-%m-%d"), f"commit {_commit()}"])
 
 
@@ -172,7 +170,7 @@ def _said(*command: str) -> str:
 
 
 def _accelerator() -> str:
-    names = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    names = _said("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
     return ", ".join(names) or "no GPU"
 
 
@@ -183,7 +181,7 @@ def _commit() -> str:
 
 def write_section(name: str, text: str, path: Path = RESULTS) -> None:
     """Put the section `name` into the results in place of its last one, and print it."""
-    body = f"## {name}\n\n{text.strip()}\n\n{machine()}\n"
+    body = f"## {name}\n\n`{command()}`\n\n{text.strip()}\n\n{machine()}\n"
     print(body)
     old = path.read_text() if path.exists() else TITLE
     title, *parts = re.split(r"(?m)^(?=## )", old)

@@ -336,12 +336,12 @@ def cells(row: Row) -> list[str]:
 def report(rows: Sequence[Row], bench: Bench, nbytes: int, count: int, args: argparse.Namespace) -> str:
     floor = statistics.median(rows[0].floors)
     stayed = [share for share in bench.cached if share is not None]
-    cache = f"at most {100 * max(stayed):.0f} % of them was left there" if stayed else "whether they all left is unknown"
-    peer = f"{PEER} {peer_version(bench.peer)}" if bench.peer else f"{PEER}, which could not be had here"
+    cache = f"at most {100 * max(stayed):.0f} % stayed" if stayed else "whether all of it left is unknown"
+    peer = f"{PEER} {peer_version(bench.peer)}" if bench.peer else f"{PEER} (not to be had here)"
     lines = [
-        f"Two `.ckpt` of {nbytes / 1e9:.3f} GB, {count} tensors each of {args.spec}, float32; runs: {args.runs}, medians,",
-        "ratios pair by pair. The inputs were taken out of the page cache before every command, the programs were not;",
-        f"{cache}. Time ends when the output is on the disk.",
+        f"Two `.ckpt` of {nbytes / 1e9:.3f} GB, {count} tensors each of {args.spec}, float32; runs:",
+        f"{args.runs}, medians, ratios pair by pair. Before every command the inputs (not the programs) were",
+        f"taken out of the page cache ({cache}). Time ends when the output is on the disk.",
         "",
         results.table(HEAD, map(cells, rows)),
         "",
@@ -387,8 +387,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     free, needed = shutil.disk_usage(args.work).free, ROOM * args.nbytes
     if free < needed:
         raise SystemExit(
-            f"--size {args.size} needs {needed / 1e9:.1f} GB of disk (two inputs, two outputs), {args.work} has "
-            f"{free / 1e9:.1f} left: give another folder (--work) or size"
+            f"--size {args.size} needs {needed / 1e9:.1f} GB of disk for two inputs and two outputs, "
+            f"{args.work} has {free / 1e9:.1f}: give another folder (--work) or size"
         )
     peer = find_peer(args.peer)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=args.work) as work:

@@ -1,8 +1,9 @@
 """What the benchmarks share: commands timed from outside, medians, tables, and bench/RESULTS.md.
 
-Every benchmark ends with `write_section(NAME, TEXT)`; TEXT says what was measured and holds its `table`, the
-command, machine, versions and commit are added here. This module stays light (no torch, no numpy): the peak memory of a command that a process starts is never told
-smaller than that process was (wait4(2)), so whatever needs torch runs `apart`.
+Every benchmark ends with `write_section(NAME, TEXT)`: TEXT says what was measured and holds its `table`; the
+command, machine, versions and commit are added here. This module stays light (no torch, no numpy): the peak
+memory of a command that a process starts is never told smaller than that process was (wait4(2)), so whatever
+needs torch runs `apart`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys

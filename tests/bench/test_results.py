@@ -13,11 +13,11 @@ BENCH = Path(results.__file__).parent
 
 def test_a_section_replaces_its_last_one_and_no_other(tmp_path):
     path = tmp_path / "RESULTS.md"
-    for name, text in (("step", "red"), ("merge", "green"), ("step", "blue")):
+    for name, text in (("step", "crimson"), ("merge", "green"), ("step", "blue")):
         results.write_section(name, text, path)
     text = path.read_text()
     assert re.findall(r"(?m)^## (.*)$", text) == ["merge", "step"]
-    assert "red" not in text and "green" in text and "blue" in text
+    assert "crimson" not in text and "green" in text and "blue" in text
     assert text.startswith(results.TITLE) and "torch" in text and "cores" in text
 
 

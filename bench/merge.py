@@ -17,12 +17,10 @@ import json
 import math
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -383,7 +381,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the files are deleted then too
     free, needed = shutil.disk_usage(args.work).free, ROOM * args.nbytes
     if free < needed:
         raise SystemExit(
@@ -391,9 +388,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.work} has {free / 1e9:.1f}: give another folder (--work) or size"
         )
     peer = find_peer(args.peer)
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=args.work) as work:
-        inputs = apart(make_inputs, Path(work), args.spec, args.nbytes)
-        bench, rows = Bench(Path(work), inputs, peer), []
+    with results.scratch(args.work) as work:
+        inputs = apart(make_inputs, work, args.spec, args.nbytes)
+        bench, rows = Bench(work, inputs, peer), []
         for case in CASES:
             rows += bench.run(case, args.runs)
             print("  ".join(cells(rows[-1])), file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ needs torch runs `apart`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import multiprocessing
@@ -15,12 +16,13 @@ import os
 import platform
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,14 @@ def _helper() -> ProcessPoolExecutor:
 def apart(function: Callable, *arguments):
     """function(*arguments) in another process (always the same one), so that this one stays light."""
     return _helper().submit(function, *arguments).result()
+
+
+@contextlib.contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent`, deleted at the end, also when SIGTERM is the end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=parent) as folder:
+        yield Path(folder)
 
 
 # ---- the disk ----------------------------------------------------------------------------------------------

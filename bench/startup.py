@@ -17,7 +17,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=ROOT, help="where files are made and deleted (here)")
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="the file of results")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=args.work) as work:
-        found = rows(args, Path(work))
+    with results.scratch(args.work) as work:
+        found = rows(args, work)
     lines = [
         f"{args.runs} runs in turn with what stands beside, medians.",
         "",

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from edg.core.errors import MachineError, UsageError
+from edg.weights import pagecache
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -32,6 +33,7 @@ class AtomicFile:
             self.temporary = self.path.parent / f".{self.path.name}.edg-tmp.{os.getpid()}"
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
             self.fd = os.open(self.temporary, flags, 0o666)
+            self.flusher: pagecache.Flusher | None = None
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise machine_error(self.path, error) from error
@@ -54,10 +56,13 @@ class AtomicFile:
                 finally:
                     os.close(fd)
 
-    def reserve(self, size: int) -> None:
-        """Take the disk space now where the file system can (a full disk shows before any work is done)."""
+    def expect(self, size: int, reserve: bool) -> None:
+        """Prepare for about so many bytes; reserve: take the disk space now where the file system can (a full
+        disk shows before any work is done)."""
+        if pagecache.too_large(size):
+            self.flusher = pagecache.Flusher(self.fd)
         try:
-            if size and hasattr(os, "posix_fallocate"):
+            if size and reserve and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, size)
         except OSError as error:
             if error.errno in FULL_DISK:
@@ -69,12 +74,16 @@ class AtomicFile:
         try:
             while done < len(view):
                 done += os.pwrite(self.fd, view[done : done + (1 << 30)], offset + done)
+            if self.flusher:
+                self.flusher.reached(offset + done)
         except OSError as error:
             raise machine_error(self.path, error) from error
 
     def commit(self, size: int) -> None:
         """Cut to `size` bytes, bring everything to the disk, take the final name."""
         try:
+            if self.flusher:
+                self.flusher.finish()
             os.ftruncate(self.fd, size)
             os.fsync(self.fd)
             os.replace(self.temporary, self.path)
@@ -92,6 +101,9 @@ class AtomicFile:
         if self.fd >= 0:
             with contextlib.suppress(OSError):
                 os.unlink(self.temporary)
+            if self.flusher:
+                with contextlib.suppress(OSError):
+                    self.flusher.finish()
             self._close()
 
     def _close(self) -> None:

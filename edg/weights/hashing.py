@@ -1,4 +1,6 @@
-"""SHA-256 of inputs: of a file, or following a merge so that bytes come from the page cache."""
+"""SHA-256 of inputs: of a file, or following a merge so that bytes come from the page cache.
+
+What is hashed was merged before, and is forgotten there when the file is large."""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from edg.core.records import remember_sha256
+from edg.weights.pagecache import forget, too_large
 from edg.weights.tensors import InputFile
 
 STEP = 4 << 20
@@ -27,6 +30,7 @@ class HashFollower(threading.Thread):
         super().__init__(daemon=True, name="edg-hash")
         self.files = {str(file.path): file for file in files}
         self.digests = {path: hashlib.sha256() for path in self.files}
+        self.passing = {path for path, file in self.files.items() if too_large(file.size)}
         self.done = dict.fromkeys(self.files, 0)
         self.goal = dict.fromkeys(self.files, 0)
         self.wake, self.stopped, self.error = threading.Condition(), False, None
@@ -61,6 +65,8 @@ class HashFollower(threading.Thread):
             while (item := self._next()) is not None:
                 path, count = item
                 self.files[path].read_into(self.done[path], buffer[:count])
+                if path in self.passing:
+                    forget(self.files[path].fd, self.done[path], count)
                 self.digests[path].update(buffer[:count])
                 self.done[path] += count
         except Exception as error:  # told to the caller of result()

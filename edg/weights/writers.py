@@ -92,7 +92,7 @@ class SafetensorsWriter(TensorWriter):
             raise UsageError(
                 f"{len(plan)} names need a header of {self.header_size} bytes", fix="use --format pt"
             )
-        self.file.reserve(self.start + total if reserve else 0)
+        self.file.expect(self.start + total, reserve)
 
     @staticmethod
     def _entry(info: TensorInfo, begin: int, end: int) -> dict:
@@ -124,7 +124,7 @@ class PtWriter(TensorWriter):
         self.root = Path(path).stem.encode("ascii", "replace").decode().replace("/", "_") or "archive"
         self.zip64_from, self.entries, self.crc, self.header_at = zip64_from, [], 0, 0
         total = sum(info.nbytes + 512 for info in plan.values())
-        self.file.reserve(total if reserve else 0)
+        self.file.expect(total, reserve)
 
     def _place(self, name, info):
         if info.dtype not in STORAGE_CLASSES:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "edg"
@@ -117,6 +118,18 @@ def test_importing_edg_loads_nothing_heavy():
     code = "import sys, edg, edg.cli; print([m for m in ('torch', 'numpy', 'av') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_info_of_a_checkpoint_does_without_torch(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(3), "scale_arr": torch.ones(4)}}, path)
+    code = (
+        "import sys, edg.cli; assert not edg.cli.main(['info', sys.argv[1]]); print('torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "False"
 
 
 def test_help_is_quick():

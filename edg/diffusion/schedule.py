@@ -15,26 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from edg.diffusion.schedule_spec import ScheduleSpec
+
 Parameterization = Literal["v", "eps", "x0"]
 Spacing = Literal["uniform", "uniform_trailing", "quad"]
-
-
-@dataclass(frozen=True)
-class ScheduleSpec:
-    """What defines a schedule.
-
-    timesteps: length N.
-    linear_start, linear_end: first and last beta; their square roots are interpolated linearly.
-    zero_terminal_snr: shift and scale sqrt(abar) so that it ends in 0 (Lin et al. 2024, algorithm 1).
-    base_scale: factor of x0 from turning_step on, where the dynamic rescale ends; None is no rescale.
-    """
-
-    linear_start: float
-    linear_end: float
-    zero_terminal_snr: bool
-    base_scale: float | None
-    timesteps: int = 1000
-    turning_step: int = 400
 
 
 @dataclass(frozen=True)

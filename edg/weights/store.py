@@ -98,6 +98,10 @@ class Weights(Mapping):
     def infos(self) -> dict[str, TensorInfo]:
         return {name: tensor.info for name, tensor in self.tensors.items()}
 
+    def last(self, name: str) -> float:
+        """The last value of a tensor."""
+        return self.tensors[name].last()
+
     def read_into(self, name: str, start_element: int, out: torch.Tensor) -> None:
         """Fill the contiguous 1-d CPU tensor `out` with elements start_element.. , converting dtype."""
         self.tensors[name].read_into(start_element, out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,6 +148,10 @@ class StoredTensor:
         self._read(0, out.view(-1))
         return out
 
+    def last(self) -> float:
+        """The last value in row-major order."""
+        return float(self.load().reshape(-1)[-1])
+
     def _read(self, start: int, out: torch.Tensor) -> None:
         raise NotImplementedError
 
@@ -195,6 +200,12 @@ class FileTensor(StoredTensor):
         if self.strides is None:
             return self.info.numel
         return 1 + sum((n - 1) * s for n, s in zip(self.info.shape, self.strides, strict=True))
+
+    def last(self):
+        if self.info.dtype != "float32" or self.strides is not None or not self.info.numel:
+            return super().last()
+        (value,) = struct.unpack("<f", self.file.read(self.where[1] + self.info.nbytes - 4, 4))
+        return value
 
     def _read(self, start, out):
         if not out.numel():

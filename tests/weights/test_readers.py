@@ -180,3 +180,11 @@ def test_a_file_that_changes_is_noticed(tmp_path, base):
         archive.writestr("more", "x")
     with pytest.raises(BadFileError, match="changed while"):
         weights.check_unchanged()
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.arange(7.0), torch.arange(6.0).view(2, 3).T, torch.arange(5).half()]
+)
+def test_the_last_value_alone(tmp_path, tensor):
+    torch.save({"state_dict": {"before": torch.ones(3), "a": tensor}}, tmp_path / "a.ckpt")
+    assert open_weights(tmp_path / "a.ckpt").last("a") == tensor.reshape(-1)[-1]

@@ -24,7 +24,8 @@ def identify(weights: Mapping[str, Any]) -> tuple[str | None, str]:
     if len(fitting) == 1:
         return fitting[0].name, "its names and shapes"
     if "scale_arr" in weights:
-        end = float(weights["scale_arr"][-1])
+        last = getattr(weights, "last", None)
+        end = last("scale_arr") if last else float(weights["scale_arr"][-1])
         for spec in fitting:
             if abs((spec.schedule.base_scale or 1.0) - end) < 0.01:
                 return spec.name, f"its names, its shapes and the end of scale_arr ({end:.1f})"

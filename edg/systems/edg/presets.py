@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edg.diffusion.schedule import ScheduleSpec
+from edg.diffusion.schedule_spec import ScheduleSpec
 from edg.systems.edg.spec import (
     AdapterSpec,
     ClipSpec,

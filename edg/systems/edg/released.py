@@ -11,7 +11,7 @@ from typing import Any
 
 from edg.core.config import build
 from edg.core.errors import UsageError, nearest
-from edg.diffusion.schedule import ScheduleSpec
+from edg.diffusion.schedule_spec import ScheduleSpec
 from edg.systems.edg.presets import PRESETS, VIT_H_14
 from edg.systems.edg.spec import (
     AdapterSpec,

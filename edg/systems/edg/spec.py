@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edg.core.errors import UsageError
-from edg.diffusion.schedule import ScheduleSpec
+from edg.diffusion.schedule_spec import ScheduleSpec
 
 if TYPE_CHECKING:
     from edg.data.transforms import ClipSpec

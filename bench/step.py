@@ -44,8 +44,11 @@ VARIANTS = {
     "two calls": "edg, one condition after the other",
     "telling anew": "edg, keys and values of the tokens at every step",
     "giving pages back": "edg, with the allocator's own settings",
+    "four prompts": "edg --bs 4, for each of the four",
     "compiled": "edg --compile",
+    "four prompts, compiled": "edg --bs 4 --compile, for each of the four",
 }
+COMPILED = ["compiled", "four prompts, compiled"]
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # relative to the largest value
 
 
@@ -108,18 +111,20 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
         unet = UNet(spec).eval().requires_grad_(False)
     own = torch.float32 if setting.variant == "naive" else dtype
     unet = fill(unet, 0, device=device, dtype=own)
-    B, size = setting.batch, (model.frames, model.height, model.width)
+    size = model.frames, model.height, model.width
     tokens = spec.text_tokens + spec.image_tokens * model.frames
 
     def given(name: str, *shape: int) -> Tensor:
-        return input_tensor(0, name, shape).to(device)
+        one = input_tensor(0, name, (1, *shape)).to(device)
+        return one.repeat(setting.batch, *[1] * len(shape))
 
     def condition(name: str) -> Condition:
-        words = None if spec.temporal_selfatt_only else given(f"words.{name}", B, size[0], spec.adapter_width)
-        context = given(f"context.{name}", B, tokens, spec.context_dim)
-        return Condition(context, words, given("concat", B, spec.in_channels - 4, *size), None)
+        words = None if spec.temporal_selfatt_only else given(f"words.{name}", size[0], spec.adapter_width)
+        context = given(f"context.{name}", tokens, spec.context_dim)
+        return Condition(context, words, given("concat", spec.in_channels - 4, *size), None)
 
-    x, t_B = given("x", B, 4, *size), torch.full((B,), 500, device=device)
+    x = given("x", 4, *size)
+    t_B = torch.full((len(x),), 500, device=device)
     told = [condition("full"), condition("null")]
     if setting.variant == "naive":
         # float32 parameters and autocast, as the release
@@ -131,7 +136,7 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
 
         return step
     network, weights = Network(unet), [SCALE, 1 - SCALE]
-    if setting.variant == "compiled":
+    if setting.variant in COMPILED:
         unet.compile(dynamic=False)
     if setting.variant == "two calls":
         denoise = side_by_side(*(one.predict(network) for one in told))
@@ -161,8 +166,8 @@ def work(setting: Setting, pipe: Any) -> None:
     wait(setting)
     first = time.perf_counter() - began
     answers: dict[str, Callable[[], Any]] = {
-        "step": lambda: timed(step, setting),
-        "result": lambda: result.cpu().numpy(),
+        "step": lambda: timed(step, setting) / setting.batch,
+        "result": lambda: result[:1].cpu().numpy(),
         "first": lambda: first,
         "memory": lambda: peak_memory(setting),
         "rate": lambda: matmul_rate(setting),
@@ -259,7 +264,8 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
     """Rows of one model as text: the naive loop first, then every variant beside it."""
 
     def setting(variant: str) -> Setting:
-        return Setting(model, variant, args.device, args.dtype, args.threads, args.batch)
+        batch = 4 if variant.startswith("four") else 1
+        return Setting(model, variant, args.device, args.dtype, args.threads, batch)
 
     first = Worker(setting("naive"))
     rate, flops = first.ask("rate"), first.ask("flops")
@@ -282,7 +288,7 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
     )
     first.end()
     head = (
-        f"{models()[model].name}, batch {args.batch}: {flops / 1e12:.3g} TFLOP a step as released, "
+        f"{models()[model].name}: {flops / 1e12:.3g} TFLOP a step as released, "
         f"{rate / 1e9:.0f} GFLOP/s by matrix products: floor {show(flops / rate)}."
     )
     columns = ["", "step", "times naive", "of the matmul rate", "peak memory", "first call"]
@@ -322,17 +328,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=["512-narrow", "sprites"], help=", ".join(models()))
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:-1])
-    parser.add_argument("--compile", action="store_true", help="the compiled variant too")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:6])
+    parser.add_argument("--compile", action="store_true", help="the compiled variants too")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of steps (7)")
-    parser.add_argument("--batch", type=int, default=1, help="clips in a step (1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=usable_cores())
     args = parser.parse_args()
     if unknown := set(args.models) - set(models()):
         parser.error(f"unknown model {', '.join(unknown)}; expected {', '.join(models())}")
-    variants = args.variants + ["compiled"] * (args.compile and "compiled" not in args.variants)
+    variants = [*args.variants, *(name for name in COMPILED if args.compile and name not in args.variants)]
     results.write_section("step", "\n\n".join(measure(m, variants, args) for m in args.models))
     return 0
 

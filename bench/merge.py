@@ -347,7 +347,8 @@ def report(rows: Sequence[Row], bench: Bench, nbytes: int, count: int, args: arg
         f"({floor:.2f} s for the first row). Goals at 2x10.4GB: the first row at most 1.3 x floor, 800 MB;",
         "against the peer at most 1.05 x its time and 1 x its memory. Checked: tensors of one output against",
         f"the plain formula, to the last place. Peer: `mergekit-pytorch --lazy-unpickle` of {peer}, in an",
-        "environment of its own with this one's torch; its imports count, as edg's do.",
+        "environment of its own with this one's torch; its imports count, as edg's do. Its shard size is the",
+        "default (5B parameters), with which it keeps a whole output of this size in memory before writing.",
     ]
     return "\n".join(lines)
 

@@ -48,6 +48,7 @@ VARIANTS = {
     "compiled": "edg --compile",
     "four prompts, compiled": "edg --bs 4 --compile, for each of the four",
 }
+MODELS = ["512-narrow", "sprites"]
 COMPILED = ["compiled", "four prompts, compiled"]
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # relative to the largest value
 
@@ -327,7 +328,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", default=["512-narrow", "sprites"], help=", ".join(models()))
+    parser.add_argument("models", nargs="*", default=MODELS, help=", ".join(models()))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:6])
     parser.add_argument("--compile", action="store_true", help="the compiled variants too")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of steps (7)")
@@ -338,7 +339,9 @@ def main() -> int:
     if unknown := set(args.models) - set(models()):
         parser.error(f"unknown model {', '.join(unknown)}; expected {', '.join(models())}")
     variants = [*args.variants, *(name for name in COMPILED if args.compile and name not in args.variants)]
-    results.write_section("step", "\n\n".join(measure(m, variants, args) for m in args.models))
+    named = args.models if args.models != MODELS else []
+    section = ": ".join(["step", *[" ".join(named)] * bool(named)]) + ", compiled" * args.compile
+    results.write_section(section, "\n\n".join(measure(model, variants, args) for model in args.models))
     return 0
 
 

@@ -67,7 +67,7 @@ def test_operations_are_those_of_the_flop_counter():
 def test_the_plan_of_sprites_is_what_happens(dtype):
     """On the CPU, with tensors that exist, the same functions leave the same peaks, to the byte."""
     request = request_for(SPRITES)
-    sets = Weightless(build(SPRITES, "cpu").to(dtype).requires_grad_(False), 1, False, ("a", "b"))
+    sets = Weightless(build(SPRITES, "cpu").to(dtype).requires_grad_(False), 1, ("a", "b"))
     assert sets.schedule.alphas_cumprod.device.type == "cpu"  # made here: it is there on any device
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the image tower's, one operation without meta

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from edg.systems.edg.generate import Clip, condition_sets, denoiser, latent_shap
 from edg.systems.edg.load import build
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameters import OneNetwork
 from edg.systems.edg.residence import parameters_of
 from edg.systems.edg.spec import ModelSpec
 from edg.systems.edg.unet import layout
@@ -113,33 +111,12 @@ class FusedAttention(TorchFunctionMode):
         return out[0]
 
 
-@dataclass(frozen=True)
-class Weightless:
-    """A network without weights, as `generate` wants its parameter sets."""
-
-    network: LatentVideoModel
-    batch_size: int
-    one_branch_at_a_time: bool
-    names: tuple[str, ...]
-    resident: bool = True
+class Weightless(OneNetwork):
+    """A network without weights; its schedule has values."""
 
     @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.network.spec
-
-    @cached_property
     def schedule(self) -> Schedule:
         return make_schedule(self.spec.schedule, self.spec.parameterization)
-
-    def use(self, index: int) -> LatentVideoModel:
-        return self.network
-
-    def only(self, phase: str, use: Sequence[int]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def skeleton(spec: ModelSpec, dtype: torch.dtype) -> LatentVideoModel:
@@ -170,7 +147,7 @@ def plan(
     network = skeleton(spec, dtype)
     network.frames_at_once = 1 if low_memory else None
     network.unet.layout = layout(torch.device(device))
-    weightless = Weightless(network, batch_size, low_memory, tuple(f"set{i}" for i in range(sets)))
+    weightless = Weightless(network, batch_size, tuple(f"set{i}" for i in range(sets)), low_memory)
     steps = make_plan(weightless.schedule, sets, request.options)
     with FusedAttention(device) as attention, Tally() as tally:
         batch = [blank(spec, request) for _ in range(batch_size)]

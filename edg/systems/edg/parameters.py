@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from edg.diffusion.schedule import Schedule
 from edg.systems.edg import load
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.residence import Residence
@@ -85,3 +87,33 @@ class ParameterSets:
                 yield
             finally:
                 self._lent = False
+
+
+@dataclass(frozen=True)
+class OneNetwork:
+    """A network that is there already (in training, say), as `generate` wants its parameter sets."""
+
+    network: LatentVideoModel
+    batch_size: int = 1
+    names: tuple[str, ...] = ("now",)
+    one_branch_at_a_time: bool = False
+    resident: bool = True
+    compiled: bool = False
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.network.spec
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.network.schedule
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def use(self, index: int) -> LatentVideoModel:
+        return self.network
+
+    def only(self, phase: str, use: Sequence[int]) -> AbstractContextManager[None]:
+        return nullcontext()

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from edg.core.seeding import derive, generator
 from edg.core.video import contact_sheet, write_image, write_video
 from edg.data.order import Table
 from edg.data.prompts import read_folder
-from edg.diffusion.schedule import Schedule
 from edg.systems.base import Request
 from edg.systems.edg import adapter, load, trainable
 from edg.systems.edg.cache import CachedClips
@@ -34,7 +31,7 @@ from edg.systems.edg.find import load_spec
 from edg.systems.edg.generate import generate
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.spec import ModelSpec
+from edg.systems.edg.parameters import OneNetwork
 from edg.systems.edg.train import DenoiserTraining, VaeTraining, fit
 from edg.systems.edg.train_callbacks import last_checkpoint
 from edg.systems.edg.train_options import Run
@@ -196,35 +193,6 @@ def precompute(
 
 
 # ---- clips on the way --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OneNetwork:
-    """A network in training, as generate() wants its parameter sets."""
-
-    network: LatentVideoModel
-    batch_size: int = 1
-    names: tuple[str, ...] = ("now",)
-    resident: bool = True
-    one_branch_at_a_time: bool = False
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.network.spec
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.network.schedule
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    def use(self, index: int) -> LatentVideoModel:
-        return self.network
-
-    def only(self, phase: str, use: Sequence[int]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def sampler(run: Run):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class FusedAttention(TorchFunctionMode):
 class Weightless(OneNetwork):
     """A network without weights; its schedule has values."""
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         return make_schedule(self.spec.schedule, self.spec.parameterization)
 

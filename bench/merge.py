@@ -271,8 +271,7 @@ class Bench:
         path = self.work / "peer.yaml"
         path.write_text(json.dumps(recipe))
         program = self.peer.with_name("mergekit-pytorch")
-        flags = ["--lazy-unpickle", "--out-shard-size", "250M", "--quiet"]  # shards of 1 GB, not of 20
-        return [program, path, self.work / "out", *flags]
+        return [program, path, self.work / "out", "--lazy-unpickle", "--quiet"]
 
     def _floor(self, nbytes: int) -> float:
         """Seconds in which dd reads the inputs, and writes and syncs so many bytes."""
@@ -347,9 +346,9 @@ def report(rows: Sequence[Row], bench: Bench, nbytes: int, count: int, args: arg
         "Floor: dd reads both inputs, then writes and syncs as many bytes as the output has",
         f"({floor:.2f} s for the first row). Goals at 2x10.4GB: the first row at most 1.3 x floor, 800 MB;",
         "against the peer at most 1.05 x its time and 1 x its memory. Checked: tensors of one output against",
-        f"the plain formula, to the last place. Peer: `mergekit-pytorch --lazy-unpickle` of {peer}",
-        "with shards of 1 GB (by default it keeps an output of this size in memory whole), in an environment",
-        "of its own with this one's torch; its imports count, as edg's do.",
+        f"the plain formula, to the last place. Peer: `mergekit-pytorch --lazy-unpickle` of {peer}, in an",
+        "environment of its own with this one's torch; its imports count, as edg's do. Its shard size is the",
+        "default (5B parameters), with which it keeps a whole output of this size in memory before writing.",
     ]
     return "\n".join(lines)
 

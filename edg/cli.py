@@ -184,6 +184,9 @@ def _machine_trouble(error: Exception) -> str | None:
         return f"out of memory; {advice}. {line}".rstrip(". ")
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("edg"):
         return f"the package {error.name} is not installed; pip install -r requirements.txt"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        line = next(iter(str(error).splitlines()), "")
+        return f"torch.compile failed ({line}); it needs a C++ compiler, or leave out --compile"
     if isinstance(error, OSError):
         from pathlib import Path
 

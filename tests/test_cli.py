@@ -89,6 +89,36 @@ def test_the_whole_way(capsys, tmp_path, weights, prompts):
         assert code == 0 and same(frames(tmp_path / "a"), frames(tmp_path / more[0]))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--reuse", 2],
+        ["--guidance_interval", 200, 700],
+        ["--solver", "dpmpp"],
+        ["--reuse", 2, "--guidance_interval", 200, 700, "--bs", 1000],
+    ],
+)
+def test_approximations_from_the_command_line(tmp_path, weights, prompts, more):
+    flags = sample_flags(weights, prompts, tmp_path, "--unconditional_guidance_scale", 2, *more)
+    assert main(list(map(str, flags))) == 0
+    options = [
+        json.loads(path.read_text())["settings"]["options"] for path in tmp_path.rglob("*_sample0.json")
+    ]
+    assert options and all(str(more[0])[2:] in found for found in options)
+
+
+def test_a_record_without_approximations_is_as_it_was_before_them(tmp_path, weights, prompts):
+    assert main(list(map(str, sample_flags(weights, prompts, tmp_path)))) == 0
+    record = json.loads(next(tmp_path.rglob("*_sample0.json")).read_text())
+    assert not {"solver", "guidance_interval", "reuse"} & set(record["settings"]["options"])
+
+
+def test_devices_are_checked_before_a_plan(capsys):
+    assert main(["doctor", "--plan", "sprites", "--device", "foo"]) == 2
+    assert "unknown device 'foo'" in capsys.readouterr().err
+    assert main(["doctor", "--plan", "sprites", "--device", "cpu", "--reuse", "2"]) == 0
+
+
 def test_what_moves_is_not_compiled(capsys, tmp_path, weights, prompts):
     flags = sample_flags(weights, prompts, tmp_path, "--compile", "--low-memory")
     assert main(list(map(str, flags))) == 2

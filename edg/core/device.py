@@ -36,14 +36,20 @@ def choose(
     return (chosen := _device(device, local_rank)), dtype_for(dtype, chosen.type)
 
 
-def _device(name: str, local_rank: int) -> torch.device:
-    import torch
-
+def device_kind(name: str) -> tuple[str, str]:
+    """(auto, cpu or cuda; the number given, or nothing) of a device's name. Raises UsageError."""
     kind, _, index = name.partition(":")
     if kind not in DEVICES or (index and not (kind == "cuda" and index.isdigit())):
         raise UsageError(
             f"unknown device {name!r}", expected="auto, cpu, cuda or cuda:N", fix=nearest(name, DEVICES)
         )
+    return kind, index
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    import torch
+
+    kind, index = device_kind(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cpu" or (kind == "auto" and not count):
         return torch.device("cpu")
@@ -95,7 +101,7 @@ def fix_threads(count: int) -> None:
 def keep_memory() -> None:
     """Let the allocator keep the pages of freed tensors for the next ones. Given back to the system and taken
     anew at every operation, they are zeroed each time, which takes a good part of a step on a CPU. glibc
-    only; elsewhere nothing is changed."""
+    only; elsewhere nothing is changed. The price: small tensors that stay keep apart what could be joined."""
     import ctypes
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

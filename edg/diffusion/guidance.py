@@ -50,7 +50,8 @@ def in_interval(guided: Denoiser, alone: Denoiser, low: float, high: float) -> D
     """
 
     def limited(x: Latents, t_B: Timesteps) -> Latents:
-        inside = (t_B >= low) & (t_B <= high)
+        t = t_B.clamp(min=0)  # the release can visit -1
+        inside = (t >= low) & (t <= high)
         if inside.all():
             return guided(x, t_B)
         if not inside.any():

@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,12 @@ def sample(args: argparse.Namespace) -> int:
         for i in range(args.n_samples)
     ]
     system.check(spec, sets, requests)
-    expected = plan_of(args, system, spec, sets, device.type, requests[0])
-    need_memory(expected.peak, device, "parameters and activations")
+    args.bs = min(args.bs, args.chunk, len(requests))
     outdir = Path(args.savedir) / str(args.M)
 
     def load():
+        expected = plan_of(args, system, spec, sets, device.type, requests[0])
+        need_memory(expected.peak, device, "parameters and activations")
         if here.is_first:
             say(in_a_line(expected, device))
         return system.load(
@@ -181,8 +182,13 @@ def identity(weights: Any) -> dict[str, Any]:
 
 
 def options_settings(options: Any) -> dict[str, Any]:
-    """The options as settings: a file counts by its content."""
+    """The options as settings: a file counts by its content, and what came later only where it is used, so
+    that folders made before it go on."""
+    unused = {
+        f.name for f in fields(options) if "later" in f.metadata and getattr(options, f.name) == f.default
+    }
     settings = to_dict(replace(options, analytic_init=None))
+    settings = {name: value for name, value in settings.items() if name not in unused}
     if options.analytic_init is not None:
         settings["analytic_init"] = cached_sha256(options.analytic_init)
     return settings

@@ -200,7 +200,10 @@ def models(args: argparse.Namespace) -> Iterator[str]:
         spec = system.spec(name)
         title = f"{name} at {spec.height}x{spec.width}"
         if name == EMBEDDED:
-            *_, fits = plan.tell(args, system, spec)
+            try:
+                *_, fits = plan.tell(args, system, spec)
+            except (ImportError, OSError, RuntimeError) as error:
+                fits = f"not planned ({error})"
             yield f"{title}: {fits.strip()}"
         else:
             lacks = "" if name in have else f"; its file is missing (edg fetch {name})"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edg.core.device import choose, dtype_for, dtype_name, memory
+from edg.core.device import choose, device_kind, dtype_for, dtype_name, memory
 from edg.runner import flags
 from edg.systems.base import Plan, Request, Spec, System
 
@@ -37,7 +37,7 @@ def plan_of(
         device=kind,
         dtype=dtype_for(args.dtype, kind),
         resident=is_resident(args),
-        batch_size=args.bs,
+        batch_size=min(args.bs, args.chunk),
         low_memory=args.low_memory,
     )
 
@@ -55,7 +55,7 @@ def in_a_line(plan: Plan, device: Any) -> str:
 
 def tell(args: argparse.Namespace, system: System, spec: Spec) -> Iterator[str]:
     """The plan of `edg sample` with these flags as lines: what is planned, a table, whether it fits here."""
-    kind = choose()[0].type if args.device == "auto" else args.device.partition(":")[0]
+    kind = choose()[0].type if args.device == "auto" else device_kind(args.device)[0]
     flags.check_numbers(args, spec)
     height, width = flags.frame_size(args, spec)
     sets = dict.fromkeys(args.sets or ("dyn", "con"), {})

@@ -194,7 +194,7 @@ def _make(
 ) -> dict[str, str]:
     """This rank's clips, a chunk at a time; returns the failed ones with their reasons."""
     failed: dict[str, str] = {}
-    model, watch = None, _previews(job) if job.preview else None
+    model = None
     for start in range(0, len(requests), job.chunk):
         chunk = requests[start : start + job.chunk]
         began = time.monotonic()
@@ -207,6 +207,7 @@ def _make(
                 ready.append(request)
         if ready and model is None:
             model = load()
+        watch = _previews(job) if job.preview else None
         for result in system.generate(model, ready, meter, watch) if ready else ():
             reason = _save(job, result, time.monotonic() - began, len(ready))
             if reason:

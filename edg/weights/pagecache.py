@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from edg.core.device import memory
+
 STEP = 64 << 20
 
 
 def too_large(size: int) -> bool:
     """Whether a file takes more than a quarter of the memory, too much to be kept for whoever comes next."""
-    return hasattr(os, "posix_fadvise") and 4 * size > os.sysconf("SC_PHYS_PAGES") * os.sysconf(
-        "SC_PAGE_SIZE"
-    )
+    return hasattr(os, "posix_fadvise") and 4 * size > memory()[0]
 
 
 def forget(fd: int, start: int, count: int) -> None:

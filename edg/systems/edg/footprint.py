@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -185,7 +186,8 @@ def measure(
     cut: Callable[[], tuple[int, int]],
 ) -> dict[str, tuple[int, int]]:
     """(peak, flops) of each phase, as `cut` tells them. What is computed once for all steps counts for the
-    peak alone."""
+    peak alone, and what approximations save for nothing: no step here has a time."""
+    options = replace(options, guidance_interval=None, reuse=1)
     told = condition_sets(sets, use, batch, options)
     costs = {"condition": cut()}
     denoise = denoiser(sets, use, told, (), options)

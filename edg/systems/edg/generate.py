@@ -251,7 +251,8 @@ def condition_batch(
         for clip, latent in zip(batch, latents, strict=True):
             clip.concat_1CTHW = latent[None]
     concat = torch.cat([clip.concat_1CTHW for clip in batch])
-    lost = options.con_prompt == "empty" and options.guided and index > 0  # so does the release, by accident
+    scaled = options.guidance_scale != 1 or options.image_guidance_scale is not None
+    lost = options.con_prompt == "empty" and scaled and index > 0  # so does the release, by accident
     told = options.text_input and not lost
     prompts = [clip.request.prompt if told else "" for clip in batch]
     return conditions(network, prompts, images, concat, options)
@@ -289,7 +290,8 @@ def advance(
 
 def show(batch: Sequence[Clip], state: State, watch: Watch) -> None:
     """Tell `watch` of every clip's predicted x0, small."""
-    for clip, x0 in zip(batch, state.x0, strict=True):
+    once = {clip.request.id: (clip, x0) for clip, x0 in zip(batch, state.x0, strict=True)}
+    for clip, x0 in once.values():
         colours = preview_map(clip.concat_1CTHW[0, :, 0], clip.image_13HW[0])
         watch(clip.request, f"t = {state.step.t}", to_uint8(apply_map(colours, x0)))
 

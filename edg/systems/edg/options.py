@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edg.core.errors import UsageError
 from edg.diffusion.guidance import guidance_weights
+
+LATER = {"later": True}  # a record names it only where it is not the default: older records are without it
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class SamplingOptions:
     con_prompt: Literal["prompt", "empty"] = "prompt"
     image_latent: Literal["mode", "shared_sample", "sample_per_set"] = "shared_sample"
     timesteps: Literal["clean", "released"] = "clean"
-    solver: Literal["ddim", "dpmpp"] = "ddim"
-    guidance_interval: tuple[int, int] | None = None
-    reuse: int = 1
+    solver: Literal["ddim", "dpmpp"] = field(default="ddim", metadata=LATER)
+    guidance_interval: tuple[int, int] | None = field(default=None, metadata=LATER)
+    reuse: int = field(default=1, metadata=LATER)
 
     @property
     def guidance_weights(self) -> dict[str, float]:

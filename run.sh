@@ -32,7 +32,7 @@ else
     merged="$CKPT_PATH/merge_sprites"
     merging=(--config configs/merge/edg_temporal_conv.yaml)   # what docs/sprites.md found best
     sampling=(--config configs/models/sprites.yaml --prompt_dir prompts/sprites --savedir output/sprites
-              --unconditional_guidance_scale 1.0 --T 300)
+              --unconditional_guidance_scale 1.0 --T 300 --chunk 2)   # sets this small are swapped in no time
 fi
 
 # Killed at any moment, this script takes its work with it: the merge watches for that, the sampler takes its place.

@@ -142,9 +142,9 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
     if setting.variant == "two calls":
         denoise = side_by_side(*(one.predict(network) for one in told))
     else:
-        denoise = Condition.stack(told).predict(network)
+        denoise = Condition.predict_all(told, network)
     if setting.variant == "telling anew":
-        return lambda: guided(Condition.stack(told).predict(network), weights, RESCALE)(x, t_B)
+        return lambda: guided(Condition.predict_all(told, network), weights, RESCALE)(x, t_B)
     return lambda: guided(denoise, weights, RESCALE)(x, t_B)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from edg.diffusion.prediction import Denoiser, Latents, Timesteps
+
+#: (x_BCTHW, t_B) -> the predictions of x under each of K conditions.
+Branches = Callable[[Latents, Timesteps], Float[Tensor, "k b *shape"]]
 
 
 def guidance_weights(scale: float, image_scale: float | None = None) -> dict[str, float]:
@@ -23,21 +28,17 @@ def guidance_weights(scale: float, image_scale: float | None = None) -> dict[str
     return {name: float(weight) for name, weight in weights.items() if weight or name == "full"}
 
 
-def guided(denoise: Denoiser, weights: Sequence[float], rescale: float = 0.0) -> Denoiser:
-    """v = sum_k w_k v_k, then `rescale_noise` against v_0. One call of the network for all conditions.
+def guided(branches: Branches, weights: Sequence[float], rescale: float = 0.0) -> Denoiser:
+    """v = sum_k w_k v_k, then `rescale_noise` against v_0.
 
-    denoise: told the conditions one after the other along its batch, (x_kB, t_kB) -> predictions. weights:
-    one for each; where there is only one, 1, nothing is combined and nothing rescaled. The combination is
+    weights: one for each condition; where there is only one, 1, nothing is rescaled. The combination is
     computed in x's dtype, whatever the network's own.
     """
-    if list(weights) == [1]:
-        return denoise
-    count = len(weights)
 
     def combined(x: Latents, t_B: Timesteps) -> Latents:
-        told = denoise(torch.cat([x] * count), t_B.repeat(count)).to(x.dtype).chunk(count)
+        told = branches(x, t_B).to(x.dtype)
         v = sum(weight * prediction for weight, prediction in zip(weights, told, strict=True))
-        return rescale_noise(v, told[0], rescale)
+        return v if list(weights) == [1] else rescale_noise(v, told[0], rescale)
 
     return combined
 
@@ -62,14 +63,9 @@ def in_interval(guided: Denoiser, alone: Denoiser, low: float, high: float) -> D
     return limited
 
 
-def side_by_side(*denoisers: Denoiser) -> Denoiser:
-    """(x_kB, t_kB) -> predictions: each of k networks on its own part of the batch, one after the other."""
-
-    def denoise(x_kB: Latents, t_kB: Timesteps) -> Latents:
-        parts = zip(denoisers, x_kB.chunk(len(denoisers)), t_kB.chunk(len(denoisers)), strict=True)
-        return torch.cat([one(x, t) for one, x, t in parts])
-
-    return denoise
+def side_by_side(*denoisers: Denoiser) -> Branches:
+    """The predictions of k denoisers, each of which knows one condition, one after the other."""
+    return lambda x, t_B: torch.stack([denoise(x, t_B) for denoise in denoisers])
 
 
 def rescale_noise(guided: Latents, reference: Latents, amount: float) -> Latents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,15 +111,15 @@ def test_one_deep_feature_serves_a_stack_of_conditions(spec, weights, inputs):
     x, t, context, concat, _ = inputs
     several = [Condition(told, None, concat, None) for told in (context, context.flip(1))]
 
-    def two_steps(condition, x, t):
-        denoise = condition.predict(network, DeepFeature({20: 20, 10: 20, 700: 700, 690: 700}))
+    def two_steps(predict):
+        denoise = predict(network, DeepFeature({20: 20, 10: 20, 700: 700, 690: 700}))
         return denoise(x, t), denoise(0.9 * x, t - 10)
 
     with torch.no_grad():
-        stacked = two_steps(Condition.stack(several), torch.cat([x, x]), torch.cat([t, t]))
-        alone = zip(*(two_steps(condition, x, t) for condition in several), strict=True)
-    for both, parts in zip(stacked, alone, strict=True):
-        torch.testing.assert_close(both, torch.cat(parts), atol=1e-4, rtol=1e-4)
+        together = two_steps(partial(Condition.predict_all, several))
+        alone = zip(*(two_steps(condition.predict) for condition in several), strict=True)
+    for all_at_once, parts in zip(together, alone, strict=True):
+        torch.testing.assert_close(all_at_once, torch.stack(parts), atol=1e-4, rtol=1e-4)
 
 
 def test_a_deep_feature_is_of_one_full_step():

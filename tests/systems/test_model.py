@@ -11,6 +11,7 @@ import torch
 from edg.core.errors import UsageError
 from edg.systems.edg.adapter import begin, over_frames
 from edg.systems.edg.attention import Context, TemporalAttention
+from edg.systems.edg.condition import Condition
 from edg.systems.edg.encoders import blur_before_shrinking
 from edg.systems.edg.load import build, load_model
 from edg.systems.edg.unet import UNet, sinusoid
@@ -184,3 +185,22 @@ def test_prompts_are_tokens_with_start_end_and_padding(spec):
     assert tokens.shape == (2, spec.unet.text_tokens) and tokens[:, 0].tolist() == [49406, 49406]
     assert tokens[0, 4:].tolist() == [49407] + [0] * (spec.unet.text_tokens - 5)
     assert tokens[1, -1] == 49407
+
+
+def test_branches_of_guidance_share_what_comes_before_the_first_token(spec, weights, inputs):
+    model = load_model(spec, weights).eval()
+    x, t, context, concat, _ = inputs
+    branches = [Condition(told, None, concat, None) for told in (context, context.flip(1), 0 * context)]
+    down, seen = model.unet.input_blocks, {}
+    block = down[1][1].transformer_blocks[0]
+    layers = {"conv": down[0], "init": model.unet.init_attn, "res": down[1][0]}
+    layers |= {"self": block.attn1, "told": block.attn2}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: len(given[0])}))
+    with torch.no_grad():
+        together = Condition.predict_all(branches, model)(x, t)
+        frames = len(x) * x.shape[2]
+        assert seen == {"conv": frames, "init": frames, "res": frames, "self": frames, "told": 3 * frames}
+        apart = [model.predict(x, t, branch.context_BLD, concat) for branch in branches]
+    torch.testing.assert_close(together, torch.stack(apart), atol=1e-4, rtol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3

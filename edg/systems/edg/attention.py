@@ -42,13 +42,14 @@ def merge_heads(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b l hd"]:
 
 @dataclass(frozen=True)
 class Context:
-    """What the frames of B clips attend to: text (B, L, D), the same for every frame; with image
+    """What the `frames` of B clips attend to: text (B, L, D), the same for every frame; with image
     cross-attention image tokens, (B, L', D) the same for every frame, or (B T, L', D); with an adapter words
     (B, T, adapter_width) for the temporal layers.
 
     known: what a layer makes of all that (keys and values), for as long as neither changes, see `UNet.tell`.
     """
 
+    frames: int
     text: Float[Tensor, "b l d"]
     image: Float[Tensor, "groups m d"] | None = None
     words: Float[Tensor, "b t d_adapter"] | None = None
@@ -66,10 +67,15 @@ class Context:
         frame."""
         text, image = context[:, : spec.text_tokens], context[:, spec.text_tokens :]
         if not spec.image_cross_attention or image.shape[1] == 0:
-            return Context(text, None, words)
+            return Context(frames, text, None, words)
         if image.shape[1] == spec.image_tokens * frames:
             image = rearrange(image, "b (t l) d -> (b t) l d", t=frames)
-        return Context(text, image, words)
+        return Context(frames, text, image, words)
+
+    def for_all(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n_all ..."]:
+        """What is the same for several branches of guidance so far, once for each: (B * frames, ...)."""
+        times = len(self.text) * self.frames // len(x)
+        return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))
 
 
 class SpatialAttention(nn.Module):
@@ -221,6 +227,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d"], context: Context | None = None) -> Float[Tensor, "b l d"]:
         x = x + self.attn1(self.norm1(x))
+        x = x if context is None else context.for_all(x)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -283,7 +290,7 @@ class SpatialTransformer(nn.Module):
         y = y.to(self.proj_out.weight.dtype)
         y = self.proj_out(y) if self.use_linear else y
         y = rearrange(y, "n (h w) c -> n c h w", h=height)
-        return x + (y if self.use_linear else self.proj_out(y))
+        return context.for_all(x) + (y if self.use_linear else self.proj_out(y))
 
 
 class TemporalTransformer(nn.Module):

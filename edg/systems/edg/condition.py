@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from edg.diffusion.guidance import Branches
 from edg.diffusion.prediction import Denoiser
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
@@ -24,6 +25,7 @@ class Condition:
 
     context_BLD: text tokens, then image tokens. temporal_BTD: text per frame from the adapter, None without
     one. concat_BCTHW: the image's latent, scaled. fs_B: frames per second (or stride), None for the default.
+    The branches of guidance differ in their tokens alone, in context and temporal.
     """
 
     context_BLD: Float[Tensor, "b l d"]
@@ -32,14 +34,17 @@ class Condition:
     fs_B: Int[Tensor, " b"] | None
 
     @staticmethod
-    def stack(several: Sequence[Condition]) -> Condition:
-        """Conditions one after the other along the batch."""
-
-        def cat(name: str) -> Tensor | None:
-            parts = [getattr(condition, name) for condition in several]
-            return None if parts[0] is None else torch.cat(parts)
-
-        return Condition(*(cat(field.name) for field in fields(Condition)))
+    def predict_all(
+        several: Sequence[Condition], network: LatentVideoModel, reuse: DeepFeature | None = None
+    ) -> Branches:
+        """The network under several conditions of one batch of clips, in one call: what comes before the
+        first token is computed once for all of them."""
+        context, words = (
+            None if parts[0] is None else torch.cat(parts)
+            for parts in zip(*((one.context_BLD, one.temporal_BTD) for one in several), strict=True)
+        )
+        denoise = replace(several[0], context_BLD=context, temporal_BTD=words).predict(network, reuse)
+        return lambda x_BCTHW, t_B: denoise(x_BCTHW, t_B).unflatten(0, (len(several), -1))
 
     def predict(self, network: LatentVideoModel, reuse: DeepFeature | None = None) -> Denoiser:
         """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32.

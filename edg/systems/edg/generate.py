@@ -22,7 +22,7 @@ from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
 from edg.diffusion.ddim import State, Step, ddim, ddim_plan
 from edg.diffusion.dpm import dpmpp
-from edg.diffusion.guidance import guided, in_interval, side_by_side
+from edg.diffusion.guidance import Branches, guided, in_interval, side_by_side
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import blend, phases
@@ -218,19 +218,20 @@ def denoiser(
     """(x, t) -> x0: one set (or the blend of two) under all conditions, guided, turned into x0. The
     conditions share one call of the network, or come one after the other where memory is low."""
 
-    def one(index: int, conditions: Sequence[Condition]) -> Denoiser:
-        apart = conditions if sets.one_branch_at_a_time else [Condition.stack(conditions)]
+    def one(index: int, conditions: Sequence[Condition]) -> Branches:
         network = sets.use(index)
-        return side_by_side(*(c.predict(network, deep_feature(steps, options.reuse)) for c in apart))
+        if not sets.one_branch_at_a_time:
+            return Condition.predict_all(conditions, network, deep_feature(steps, options.reuse))
+        return side_by_side(*(c.predict(network, deep_feature(steps, options.reuse)) for c in conditions))
 
-    def predict(names: Iterable[str]) -> Denoiser:
+    def predict(names: Iterable[str]) -> Branches:
         raw = [one(index, [of[name] for name in names]) for index, of in zip(use, told, strict=True)]
         return raw[0] if len(raw) == 1 else blend(*raw)
 
     weights = options.guidance_weights
     denoise = guided(predict(weights), list(weights.values()), options.guidance_rescale)
     if options.guided and options.guidance_interval is not None:
-        denoise = in_interval(denoise, predict(["full"]), *options.guidance_interval)
+        denoise = in_interval(denoise, guided(predict(["full"]), [1.0]), *options.guidance_interval)
     return to_x0(denoise, sets.schedule, sets.spec.parameterization)
 
 

@@ -159,18 +159,20 @@ class Stage(nn.Sequential):
         x: Tensor,
         emb: Tensor,
         context: Context,
-        batch: int,
         checkpointing: bool = False,
     ) -> Tensor:
         for layer in self:
-            given = (layer, x, emb, context, batch)
+            given = (layer, x, emb, context)
             x = checkpoint(_through, *given, use_reentrant=False) if checkpointing else _through(*given)
         return x
 
 
-def _through(layer: nn.Module, x: Tensor, emb: Tensor, context: Context, batch: int) -> Tensor:
+def _through(layer: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tensor:
+    if isinstance(layer, TemporalTransformer) and layer.is_told:
+        x = context.for_all(x)
+    batch = len(x) // context.frames
     if isinstance(layer, ResBlock):
-        return layer(x, emb, batch)
+        return layer(x, emb[:batch], batch)
     if isinstance(layer, SpatialTransformer):
         return layer(x, context)
     if isinstance(layer, TemporalTransformer):
@@ -296,19 +298,20 @@ class UNet(nn.Module):
         """The raw prediction (B, out_channels, T, h, w), in x's dtype.
 
         x_BCTHW: (B, in_channels, T, h, w). t_B: timesteps 0..999. context_BLD: text then image tokens, or
-        what `tell` made of them. fs_B: frames per second or frame stride, as the checkpoint was trained.
-        temporal_context: (B, T, adapter_width). reuse: where it has a value only the outermost level runs, on
-        top of that value; else it is given one. Raises UsageError where size, context or adapter input do not
-        fit the spec.
+        what `tell` made of them; of k B clips where k branches of guidance are told different things about
+        the same x: predictions (k B, ...), and what comes before the first token is computed once.
+        fs_B: frames per second or frame stride, as the checkpoint was trained. temporal_context: (B, T,
+        adapter_width). reuse: where it has a value only the outermost level runs, on top of that value; else
+        it is given one. Raises UsageError where size, context or adapter input do not fit the spec.
         """
         self._check_size(x_BCTHW)
-        batch, _, frames, _, _ = x_BCTHW.shape
+        frames = x_BCTHW.shape[2]
         context = context_BLD
         if not isinstance(context, Context):
             context = self.tell(context_BLD, frames, temporal_context, keep=False)
-        emb = self.embed(t_B, fs_B, self.dtype)
+        emb = self.embed(t_B, fs_B, self.dtype).repeat(len(context.text) // len(x_BCTHW), 1)
         again = self.checkpointing and self.training and torch.is_grad_enabled()
-        rest = (emb, context, batch, again)
+        rest = (emb, context, again)
         stream = x_BCTHW.to(torch.promote_types(self.dtype, torch.float32))
         cells = self.layout or layout(stream.device)
         h = rearrange(stream, "b c t h w -> (b t) c h w").contiguous(memory_format=cells)
@@ -325,8 +328,8 @@ class UNet(nn.Module):
         for stage in up:
             if reuse is not None and len(skips) == outer:
                 reuse.value = h
-            h = stage(torch.cat([h, skips.pop()], dim=1), *rest)
-        return rearrange(self.out(h), "(b t) c h w -> b c t h w", b=batch).to(x_BCTHW.dtype)
+            h = stage(torch.cat([h, context.for_all(skips.pop())], dim=1), *rest)
+        return rearrange(self.out(h), "(b t) c h w -> b c t h w", t=frames).to(x_BCTHW.dtype)
 
     @property
     def dtype(self) -> torch.dtype:

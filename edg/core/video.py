@@ -105,13 +105,35 @@ def fit_image(image: np.ndarray, height: int, width: int, crop: bool = False) ->
     crop True: resized to cover the size, then cut in the centre.
     """
     import torch
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    picture, size = Image.fromarray(image), (width, height)
-    bilinear = Image.Resampling.BILINEAR
-    picture = ImageOps.fit(picture, size, bilinear) if crop else picture.resize(size, bilinear)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-    return (pixels.float() / 255 - 0.5) / 0.5
+    picture = Image.fromarray(image)
+    box = (0, 0, *picture.size)
+    if crop:
+        covered = min(picture.width / width, picture.height / height)
+        left = max(0.0, (picture.width - covered * width) / 2)
+        top = max(0.0, (picture.height - covered * height) / 2)
+        box = (left, top, picture.width - left, picture.height - top)
+    pixels = np.array(_resize(picture, (width, height), box))
+    return (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255 - 0.5) / 0.5
+
+
+def _resize(
+    picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
+) -> Image.Image:
+    """The box of a picture at `size`, antialiased bilinear, in one pass for each direction: the pass between
+    them rounds, and which comes first is Pillow 13's rule under any Pillow."""
+    from PIL.Image import Resampling
+
+    bilinear = Resampling.BILINEAR
+    left, top, right, bottom = box
+    (width, height), (old_width, old_height) = size, picture.size
+    shrinks = bottom - top - height
+    if shrinks > 0 and shrinks > 2 * (right - left - width):
+        picture = picture.resize((old_width, height), bilinear, (0, top, old_width, bottom))
+        return picture.resize(size, bilinear, (left, 0, right, height))
+    picture = picture.resize((width, old_height), bilinear, (left, 0, right, old_height))
+    return picture.resize(size, bilinear, (0, top, width, bottom))
 
 
 # ---- frames out --------------------------------------------------------------------------------------------

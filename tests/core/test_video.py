@@ -145,6 +145,18 @@ def test_unreadable_images_are_one_kind_of_error(tmp_path, kind):
     assert ("too large" in str(caught.value)) == (kind in ("huge", "large"))
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "first"), [(300, 500, "across"), (700, 400, "down"), (90, 40, "down")]
+)
+def test_pictures_are_resized_alike_by_any_pillow(height, width, first):
+    """Its versions differ in which direction comes first, and by that in the last place."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    bilinear = Image.Resampling.BILINEAR
+    between = (96, height) if first == "across" else (width, 64)
+    expected = np.array(Image.fromarray(image).resize(between, bilinear).resize((96, 64), bilinear))
+    assert np.array_equal(to_uint8(fit_image(image, 64, 96)[:, None] + 1e-4)[0], expected)
+
+
 def test_fit_image_range_and_crop():
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 20:60] = 255  # the middle square is white

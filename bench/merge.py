@@ -26,10 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-import results  # noqa: E402
-from results import Measured, apart, measure, ratio  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from bench import results  # noqa: E402
+from bench.results import Measured, apart, measure, ratio  # noqa: E402
 
 PEER, VERSION = "mergekit", "0.1.5"
 PEER_FOLDER = ROOT / ".bench-peer"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,15 +52,16 @@ AXES = {
 
 
 @contextmanager
-def process(kept: bool) -> Iterator[ProcessPoolExecutor]:
-    """A process of its own, with the allocator as `edg sample` sets it (kept), or as it is."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
-        one.submit(prepare, kept).result()
-        yield one
+def process(kept: bool, count: int = 1) -> Iterator[ProcessPoolExecutor]:
+    """A process of its own, or several that share the cores, with the allocator as `edg sample` sets it
+    (kept), or as it is."""
+    how = {"initializer": prepare, "initargs": (kept, usable_cores() // count)}
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), **how) as several:
+        yield several
 
 
-def prepare(kept: bool) -> None:
-    fix_threads(usable_cores())
+def prepare(kept: bool, threads: int) -> None:
+    fix_threads(threads)
     torch.set_grad_enabled(False)
     if kept:
         keep_memory()
@@ -128,10 +129,13 @@ def sampling(steps: int, sets: int = 2) -> SamplingOptions:
     )
 
 
-def run_ours(prompts: int, steps: int, sets: int, batch: int) -> tuple[float, list]:
+def run_ours(
+    prompts: int, steps: int, sets: int, batch: int, rank: int = 0, ranks: int = 1
+) -> tuple[float, list]:
     networks = parameter_sets(sets, batch=batch)
+    mine = requests(prompts, sampling(steps, sets))[rank::ranks]
     began = time.perf_counter()
-    made = [result.frames for result in generate(networks, requests(prompts, sampling(steps, sets)))]
+    made = [result.frames for result in generate(networks, mine)]
     return time.perf_counter() - began, made
 
 
@@ -156,20 +160,27 @@ def naive_clip(sets: ParameterSets, request: Request):
     return to_frames(decode(sets.use(1), clip, options), options)
 
 
-def apart(kept: bool, function: Callable, *arguments):
-    with process(kept) as one:
-        return one.submit(function, *arguments).result()
+def run_apart(prompts: int, steps: int, batch: int, ranks: int) -> tuple[float, list]:
+    """The folder dealt out to `ranks` processes that share the cores, as by torchrun; the slowest counts."""
+    with process(kept=True, count=ranks) as several:
+        jobs = [several.submit(run_ours, prompts, steps, 2, batch, rank, ranks) for rank in range(ranks)]
+        seconds, made = zip(*(job.result() for job in jobs), strict=True)
+    return max(seconds), [made[i % ranks][i // ranks] for i in range(prompts)]
 
 
 def folder(prompts: int, steps: int, batch: int) -> str:
-    expected, frames = apart(False, run_naive, prompts, steps)
+    with process(kept=False) as one:
+        expected, frames = one.submit(run_naive, prompts, steps).result()
     rows = [["as released, one at a time, two networks", show_rate(prompts, expected), "1.00"]]
-    for size in (1, batch):
-        seconds, made = apart(True, run_ours, prompts, steps, 2, size)
+    cores = usable_cores()
+    for size, ranks in dict.fromkeys([(1, 1), (batch, 1), (batch, cores)]):
+        seconds, made = run_apart(prompts, steps, size, ranks)
         apart_most = max(int(abs(a.astype(int) - b).max()) for a, b in zip(frames, made, strict=True))
         if apart_most > 2:  # of 255
             sys.exit(f"scale.py: the frames of {size} clips per call differ by {apart_most} of 255")
         told = f"edg, {size} per call, one network"
+        if ranks > 1:
+            told = f"edg, {size} per call, {ranks} processes with a thread and a network each"
         rows.append([told, show_rate(prompts, seconds), f"{expected / seconds:.2f}"])
     head = [f"{prompts} prompts, {steps} guided steps", "clips a minute", "times the released loop"]
     return results.table(head, rows)

@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-import results  # noqa: E402
-from merge import layout  # noqa: E402
-from results import apart, measure, ratio  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from bench import results  # noqa: E402
+from bench.merge import layout  # noqa: E402
+from bench.results import apart, measure, ratio  # noqa: E402
 
 LIST_ZIP = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).namelist()"
 # run.sh as it is, but for the line that sets up an environment.

@@ -32,6 +32,7 @@ from edg.core.device import choose, fix_threads, keep_memory, usable_cores  # no
 from edg.diffusion.guidance import guided, side_by_side  # noqa: E402
 from edg.systems.edg.condition import Condition  # noqa: E402
 from edg.systems.edg.model import LatentVideoModel  # noqa: E402
+from edg.systems.edg.parameters import COMPILE  # noqa: E402
 from edg.systems.edg.presets import PRESETS  # noqa: E402
 from edg.systems.edg.spec import ModelSpec  # noqa: E402
 from edg.systems.edg.unet import UNet  # noqa: E402
@@ -138,7 +139,7 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
         return step
     network, weights = Network(unet), [SCALE, 1 - SCALE]
     if setting.variant in COMPILED:
-        unet.compile(dynamic=False)
+        unet.compile(**COMPILE)
     if setting.variant == "two calls":
         denoise = side_by_side(*(one.predict(network) for one in told))
     else:

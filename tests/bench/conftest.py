@@ -1,6 +1,6 @@
-"""The scripts of bench/ are no package: their folder goes on the path."""
+"""The repository's root goes on the path: bench/ is not installed."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2]))

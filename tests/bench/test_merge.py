@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import merge
 import pytest
 from safetensors.torch import load_file, save_file
 
+from bench import merge
 from edg.weights import merge as product
 from edg.weights.recipe import load_recipe
 

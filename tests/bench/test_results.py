@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import results
 
-BENCH = Path(results.__file__).parent
+from bench import results
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_section_replaces_its_last_one_and_no_other(tmp_path):
@@ -34,8 +35,8 @@ def test_a_table_has_a_line_per_row_of_one_width():
 
 def measured(code: str) -> subprocess.CompletedProcess:
     """Run code beside `results` in a process without torch."""
-    head = "import sys; from results import measure; py = [sys.executable, '-c']\n"
-    return subprocess.run([sys.executable, "-c", head + code], cwd=BENCH, capture_output=True, text=True)
+    head = "import sys; from bench.results import measure; py = [sys.executable, '-c']\n"
+    return subprocess.run([sys.executable, "-c", head + code], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_time_and_memory_of_a_command():

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from edg.systems.edg.load import TOWERS, build
 from edg.systems.edg.presets import SPRITES
+from edg.systems.edg.released import from_published
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+@pytest.fixture(scope="session")
+def pipe_spec():
+    """The tiny model of the reference's case of the whole pipeline."""
+    cases = json.loads((REFERENCE / "index.json").read_text())["cases"]
+    config = next(case["config"] for case in cases if case["name"] == "pipe_open")
+    return from_published({"model": {"params": config["model"]}}, clip=config["clip"])
 
 
 @pytest.fixture(scope="session")

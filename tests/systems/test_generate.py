@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,18 +15,14 @@ from edg.systems.edg.condition import conditions
 from edg.systems.edg.generate import check, generate, plan_of_sets, start
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.released import from_published
 from edg.verify.pipeline import rule_weights
 
-REFERENCE = Path(__file__).parents[1] / "reference"
 OPTIONS = SamplingOptions(steps=3, guidance_scale=3.0, perframe_ae=True)
 
 
 @pytest.fixture(scope="module")
-def spec():
-    cases = json.loads((REFERENCE / "index.json").read_text())["cases"]
-    config = next(case["config"] for case in cases if case["name"] == "pipe_open")
-    return from_published({"model": {"params": config["model"]}}, clip=config["clip"])
+def spec(pipe_spec):
+    return pipe_spec
 
 
 @pytest.fixture(scope="module")

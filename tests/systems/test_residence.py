@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from edg.sprites import WEIGHTS
 from edg.systems.base import Request
 from edg.systems.edg.attention import JoinedLinear, SpatialAttention
 from edg.systems.edg.generate import generate
@@ -21,20 +20,16 @@ from edg.systems.edg.load import with_adapter_of
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
 from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.released import from_published
 from edg.systems.edg.residence import PHASES, parameters_of
 from edg.verify.pipeline import rule_weights
 from edg.weights.store import open_weights
 
-REFERENCE = Path(__file__).parents[1] / "reference"
 OPTIONS = SamplingOptions(steps=2, guidance_scale=3.0, perframe_ae=True)
 
 
 @pytest.fixture(scope="module")
-def spec():
-    cases = json.loads((REFERENCE / "index.json").read_text())["cases"]
-    config = next(case["config"] for case in cases if case["name"] == "pipe_open")
-    return from_published({"model": {"params": config["model"]}}, clip=config["clip"]).with_adapter()
+def spec(pipe_spec):
+    return pipe_spec.with_adapter()
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +93,7 @@ def test_low_memory_only_rounds(spec, weights, image, perframe):
 
 def test_sprites_in_low_memory_are_the_same_frames(image):
     """The embedded model with the settings of the release, fewer steps."""
-    folder = Path(__file__).parents[2] / "edg/sprites/weights"
-    weights = {name: open_weights(folder / f"{name}.safetensors") for name in ("base", "tuned")}
+    weights = {name: open_weights(WEIGHTS / f"{name}.safetensors") for name in ("base", "tuned")}
     spec = with_adapter_of(SPRITES, weights.values())
     plain, low = (ParameterSets(spec, weights, low_memory=low) for low in (False, True))
     options = SamplingOptions(steps=4, guidance_scale=7.5, guidance_rescale=0.7)

@@ -58,7 +58,10 @@ class Condition:
         ) -> Float[Tensor, "b c t h w"]:
             if reuse is not None:
                 reuse.enter(t_B)
-            return network.predict(x_BCTHW, t_B, context, self.concat_BCTHW, self.fs_B, reuse=reuse).float()
+            told = network.predict(x_BCTHW, t_B, context, self.concat_BCTHW, self.fs_B, reuse=reuse).float()
+            if reuse is not None:
+                reuse.keep()
+            return told
 
         return denoise
 

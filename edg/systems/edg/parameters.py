@@ -15,6 +15,9 @@ from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.residence import Residence
 from edg.systems.edg.spec import ModelSpec
 
+#: How the denoiser is compiled: a graph for one shape, on CUDA replayed as a whole and not by kernels.
+COMPILE = {"dynamic": False, "mode": "reduce-overhead"}
+
 
 class ParameterSets:
     """The parameter sets of a run in their order of use (the first while the noise is highest).
@@ -53,7 +56,7 @@ class ParameterSets:
         for network in self._networks.values():
             network.frames_at_once = 1 if low_memory else None
             if compiled:
-                network.unet.compile(dynamic=False)
+                network.unet.compile(**COMPILE)
         network = self._networks[self.names[0]]
         for (
             weights

@@ -29,6 +29,11 @@ class DeepFeature:
         if wanted != self._of:
             self.value, self._of = None, wanted
 
+    def keep(self) -> None:
+        """End the step: what a replayed CUDA graph has given, its next replay writes over."""
+        if self.value is not None and self.value.is_cuda:
+            self.value = self.value.clone()
+
 
 def deep_feature(steps: Sequence[Step], every: int) -> DeepFeature | None:
     """For one walk over `steps`, the first and every `every`-th of them full; None where all of them are."""

@@ -73,7 +73,7 @@ def speed(flow: Flow) -> Float[np.ndarray, "pairs h w"]:
 
 def pair_motion(flow: Flow) -> np.ndarray:
     """(T-1,): mean length of the flow of every pair of frames, px/frame; the motion curve of a clip."""
-    return speed(flow).mean(axis=(1, 2))
+    return speed(flow).mean(axis=(1, 2), dtype=np.float64)
 
 
 def motion_degree(flow: Flow) -> float:
@@ -88,7 +88,7 @@ def top_motion(flow: Flow, share: float = SHARE) -> np.ndarray:
     count = int(share * lengths.shape[1])
     if not count:
         raise UsageError(f"{lengths.shape[1]} pixels", expected=f"at least {round(1 / share)}")
-    return np.partition(lengths, -count, axis=1)[:, -count:].mean(axis=1)
+    return np.partition(lengths, -count, axis=1)[:, -count:].mean(axis=1, dtype=np.float64)
 
 
 # ---- VBench's dynamic degree -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Clips of a smooth texture under a known affine motion: p -> A (p - c) + c + b in every frame, c the centre."""
+"""Clips of a smooth texture under a known affine motion: p -> A (p - c) + c + b a frame, c the centre."""
 
 import cv2
 import numpy as np

@@ -107,6 +107,7 @@ def directions(way: np.ndarray, height: int, width: int) -> list[str]:
     return [name[int(d > 0)] for name, d in names if abs(d) > limit] or ["static"]
 
 
+NONE = "none"
 SAME = {
     ("left", "left"): "pan_right",
     ("right", "right"): "pan_left",
@@ -120,19 +121,20 @@ LEFT_RIGHT = {**SAME, ("left", "right"): "zoom_in", ("right", "left"): "zoom_out
 
 def camera_motions(tracks: Tracks, height: int, width: int) -> list[str]:
     """VBench's classes of a clip from the middles of the four edges, first to last frame, in whole pixels:
-    top and bottom, left and right, joined; static only where nothing else is found. Empty: none of the
-    classes."""
+    top and bottom, left and right, joined; static only where both stand. Empty: none of the classes."""
     ways = tracks[-1].astype(int) - tracks[0].astype(int)
     top, bottom, left, right = (
         directions(way, height, width)
         for way in (ways[0, MIDDLE], ways[-1, MIDDLE], ways[MIDDLE, 0], ways[MIDDLE, -1])
     )
     found = _classes(TOP_BOTTOM, top, bottom) | _classes(LEFT_RIGHT, left, right)
-    return sorted(found - {"static"} or found)
+    for unsaid in ("static", NONE):
+        found = found - {unsaid} or found
+    return sorted(found - {NONE})
 
 
 def _classes(rule: dict[tuple[str, str], str], one: Sequence[str], other: Sequence[str]) -> set[str]:
-    return {rule[pair] for pair in product(one, other) if pair in rule}
+    return {rule[pair] for pair in product(one, other) if pair in rule} or {NONE}
 
 
 def asked_motion(prompt: str) -> str | None:

@@ -37,6 +37,7 @@ RULE = [
     (grid(L, L), ["pan_right"]),  # left and right stand: static is dropped
     (grid(U, L, R, U), []),  # no class at all
     (grid(U, D), ["zoom_in"]),
+    (grid((0, 0), (0, 0), U, R), []),  # top and bottom stand, the others disagree: not static
     (grid(L, R, D, U), []),  # a turn is none of the classes
 ]
 
@@ -76,8 +77,8 @@ def test_tracks_follow_the_flow():
     ],
 )
 def test_rendered_motions(known, expected, classes):
-    """The 6th of 10 points stands 7 px beside the middle of its edge, so in VBench's rule a turn is a pan (left
-    and right edge go left by a pixel) and a strong zoom is also a pan and a tilt."""
+    """The 6th of 10 points stands 7 px beside the middle of its edge, so in VBench's rule a turn is a pan
+    (left and right edge go left by a pixel) and a strong zoom is also a pan and a tilt."""
     flow = motion.flow(affine.clip(**known)[0])
     found = camera.global_motion(flow)
     assert (found.x, found.y, found.zoom, found.roll) == pytest.approx(expected, abs=0.12)

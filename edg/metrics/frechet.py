@@ -1,0 +1,48 @@
+"""Distances between two sets of clips, by the features that a network makes of each. All in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from edg.core.errors import UsageError
+
+Features = Float[np.ndarray, "n d"]
+
+
+def frechet_distance(x: Features, y: Features) -> float:
+    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)), with means and covariances (n - 1) of the two sets. The
+    trace of the root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
+    With video features this is FVD (Unterthiner et al. 2018). Biased: fewer clips give larger distances."""
+    x, y = _checked(x, y)
+    difference = x.mean(axis=0) - y.mean(axis=0)
+    one, other = np.cov(x, rowvar=False, ndmin=2), np.cov(y, rowvar=False, ndmin=2)
+    values, vectors = np.linalg.eigh(one)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ other @ root).clip(0)).sum()
+    return float(difference @ difference + np.trace(one) + np.trace(other) - 2 * shared)
+
+
+def kernel_distance(x: Features, y: Features) -> float:
+    """The unbiased squared maximum mean discrepancy (Gretton et al. 2012) with the kernel (x.y / d + 1)^3;
+    with video features this is KVD. May be below 0 where the sets do not differ."""
+    x, y = _checked(x, y)
+
+    def kernel(a: Features, b: Features) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a: Features) -> float:
+        values = kernel(a, a)
+        return (values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+def _checked(x: Features, y: Features) -> tuple[Features, Features]:
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise UsageError(
+            f"features of shape {x.shape} and {y.shape}",
+            expected="(n, d) with the same d and at least 2 clips",
+        )
+    return x, y

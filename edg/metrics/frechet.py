@@ -16,7 +16,7 @@ def frechet_distance(x: Features, y: Features) -> float:
     With video features this is FVD (Unterthiner et al. 2018). Biased: fewer clips give larger distances."""
     x, y = _checked(x, y)
     difference = x.mean(axis=0) - y.mean(axis=0)
-    one, other = np.cov(x, rowvar=False, ndmin=2), np.cov(y, rowvar=False, ndmin=2)
+    one, other = np.atleast_2d(np.cov(x, rowvar=False)), np.atleast_2d(np.cov(y, rowvar=False))
     values, vectors = np.linalg.eigh(one)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     shared = np.sqrt(np.linalg.eigvalsh(root @ other @ root).clip(0)).sum()

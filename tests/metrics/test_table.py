@@ -1,0 +1,57 @@
+"""Intervals over prompts, and files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from edg.metrics.table import Row, interval, summary, write_rows
+
+
+def test_mean_and_counts():
+    found = interval([1, 2, None, 6], ["a", "a", "b", "c"])
+    assert found["mean"] == 3 and found["clips"] == 3 and found["prompts"] == 2
+    assert found["low"] == 1.5 and found["high"] == 6  # prompts drawn twice: aa, ac, ca, cc
+    assert interval([None], ["a"]) == {"mean": None, "low": None, "high": None, "clips": 0, "prompts": 0}
+
+
+def test_one_prompt_has_no_interval():
+    found = interval([1, 2, 3], ["a", "a", "a"])
+    assert found["mean"] == 2 and found["low"] is None and found["high"] is None
+
+
+def test_coverage_of_clips_that_hang_together():
+    """Prompts differ (sd 1), clips of a prompt hardly (0.1): 95 % intervals hold the mean about that often,
+    and are far wider than those that take clips for independent."""
+    rng, hits, widths = np.random.default_rng(0), 0, []
+    groups = [str(k) for k in range(40) for _ in range(5)]
+    for _ in range(150):
+        values = np.repeat(rng.normal(0, 1, 40), 5) + rng.normal(0, 0.1, 200)
+        found = interval(values, groups, draws=400)
+        alone = interval(values, [str(k) for k in range(200)], draws=400)
+        hits += found["low"] <= 0 <= found["high"]
+        widths.append((found["high"] - found["low"]) / (alone["high"] - alone["low"]))
+    assert 0.88 <= hits / 150 <= 0.99 and np.mean(widths) == pytest.approx(5**0.5, rel=0.1)
+
+
+def test_seeded():
+    values, groups = np.random.default_rng(1).normal(size=30), [str(k) for k in range(30)]
+    assert interval(values, groups) == interval(values, groups) != interval(values, groups, seed=1)
+
+
+def test_files(tmp_path):
+    rows = [
+        Row("a.mp4", "a", 'a "red", circle', 1, {"m": 0.5, "n": None}, {}, {"camera": ["static"]}),
+        Row("b.mp4", "b", "", None, {"m": 1.5}, {"n": "why, not"}, {}),
+    ]
+    write_rows(tmp_path, rows, ["m", "n"])
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert lines[0]["scores"] == {"m": 0.5, "n": None} and lines[1]["failed"] == {"n": "why, not"}
+    with open(tmp_path / "scores.csv", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["clip", "id", "prompt", "seed", "m", "n"],
+            ["a.mp4", "a", 'a "red", circle', "1", "0.5", ""],
+            ["b.mp4", "b", "", "", "1.5", ""],
+        ]
+    assert summary(rows, ["m"])["m"]["prompts"] == 2

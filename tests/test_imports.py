@@ -27,7 +27,7 @@ ALLOWED = {
 }
 GUESTS = {
     "open_clip": ("systems/edg/encoders.py", "systems/edg/load.py"),
-    "torchvision": ("runner/doctor.py",),
+    "torchvision": ("runner/doctor.py", "metrics/raft.py"),
     "pytorch_lightning": ("systems/*/train.py", "systems/*/train_callbacks.py"),
     "lightning": (),
     "peft": ("systems/*/trainable.py",),

@@ -111,6 +111,20 @@ class Spec(Protocol):
         ...
 
 
+class Embedder(Protocol):
+    """Texts and pictures in one space. note: why cosines between the two mean nothing, "" where they do."""
+
+    note: str
+
+    def embed_text(self, prompts: Sequence[str]) -> np.ndarray:
+        """(B, D) float32, of length 1."""
+        ...
+
+    def embed_image(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3) -> (B, D) float32, of length 1."""
+        ...
+
+
 class Training(Protocol):
     """What is asked of any system's training run, a frozen dataclass that a YAML file fills. init, vae: the
     parameter sets that it starts from; result: the one that it leaves; folder: its checkpoints and logs;
@@ -201,6 +215,10 @@ class System(Protocol):
         watch: Watch | None = None,
     ) -> Iterator[Result]:
         """watch: told a few times what every clip will look like, where the system can tell."""
+        ...
+
+    def embedder(self, spec: Any, weights: Mapping[str, Any], *, device: Any = "cpu") -> Embedder:
+        """The text and image towers of a parameter set, without the rest of it. Raises BadFileError."""
         ...
 
     def training(self) -> type[Training]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edg.systems.base import Plan, Progress, Request, Result, Watch
 
 if TYPE_CHECKING:
+    from edg.systems.edg.embedding import Towers
     from edg.systems.edg.options import SamplingOptions
     from edg.systems.edg.spec import ModelSpec
     from edg.systems.edg.train_options import Run
@@ -99,6 +100,12 @@ class EdgSystem:
         from edg.systems.edg.generate import generate
 
         return generate(model, requests, progress, watch)
+
+    def embedder(self, spec: Any, weights: Mapping[str, Any], *, device: Any = "cpu") -> Towers:
+        """CLIP's towers, see `embedding.load_towers`."""
+        from edg.systems.edg.embedding import load_towers
+
+        return load_towers(spec, weights, device)
 
     def training(self) -> type[Run]:
         """The settings of a training run: no Lightning is needed to find a misspelt one."""

@@ -64,6 +64,11 @@ COMMANDS = {
         "edg.weights.export:add_export_arguments",
         "edg.weights.export:export_command",
     ),
+    "score": Command(
+        "a folder of clips -> numbers: motion, consistency, alignment, distances",
+        "edg.runner.score:add_arguments",
+        "edg.runner.score:score",
+    ),
     "verify": Command("recompute the reference numbers", "edg.cli:add_verify_arguments", "edg.cli:verify"),
     "doctor": Command(
         "what this machine can run, and why not",

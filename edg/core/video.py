@@ -178,19 +178,26 @@ def write_video(
         container.mux(stream.encode(None))
 
 
-def read_frames(path: str | Path) -> np.ndarray:
-    """All frames of a video file as uint8 (T, H, W, 3). Raises BadFileError when it cannot be read."""
+def read_clip(path: str | Path) -> tuple[np.ndarray, float]:
+    """All frames of a video file as uint8 (T, H, W, 3), and its frames per second (0 where it does not say).
+    Raises BadFileError when it cannot be read."""
     import av
 
     try:
         with av.open(str(path)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            fps = float(container.streams.video[0].average_rate or 0)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadFileError(f"cannot read the video {path}: {reason}") from error
     if not frames:
         raise BadFileError(f"the video {path} holds no frame")
-    return np.stack(frames)
+    return np.stack(frames), fps
+
+
+def read_frames(path: str | Path) -> np.ndarray:
+    """All frames of a video file as uint8 (T, H, W, 3). Raises BadFileError when it cannot be read."""
+    return read_clip(path)[0]
 
 
 def read_comment(path: str | Path) -> str:

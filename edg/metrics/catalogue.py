@@ -1,0 +1,147 @@
+"""Every metric of a single clip by name: one table that the command, its help and its files are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from edg.metrics import camera, consistency, motion
+from edg.metrics.alignment import text_alignment
+from edg.metrics.camera import GlobalMotion
+from edg.metrics.motion import Flow, Frames
+
+Embed = Callable[[Any], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What measures. flow, flow_vbench: frames -> flow, the second possibly of padded pictures. subject:
+    uint8 frames -> (T, D), for consistency; picture, text: frames and prompts into one space, for
+    alignment."""
+
+    flow: Callable[[Frames], Flow] = motion.flow
+    flow_vbench: Callable[[Frames], Flow] | None = None
+    subject: Embed | None = None
+    picture: Embed | None = None
+    text: Embed | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is measured. image: the input image in the clip's size. reference: the real clip, uint8 (T, H, W,
+    3). Flow and embeddings are computed once, when a metric asks for them."""
+
+    frames: Frames
+    fps: float
+    prompt: str = ""
+    image: np.ndarray | None = None
+    reference: Frames | None = None
+    tools: Tools = field(default_factory=Tools)
+
+    @cached_property
+    def flow(self) -> Flow:
+        return self.tools.flow(self.frames)
+
+    @cached_property
+    def global_motion(self) -> GlobalMotion:
+        return camera.global_motion(self.flow)
+
+    @cached_property
+    def camera(self) -> list[str]:
+        return camera.camera_motions(camera.tracks(self.flow), *self.frames.shape[1:3])
+
+    @cached_property
+    def subject(self) -> np.ndarray:
+        return self.tools.subject(self.frames)
+
+    def dynamic(self) -> float:
+        def flow(kept: Frames) -> Flow:
+            if self.tools.flow_vbench is not None:
+                return self.tools.flow_vbench(kept)
+            return self.flow if len(kept) == len(self.frames) else self.tools.flow(kept)
+
+        return float(motion.dynamic(self.frames, self.fps, flow))
+
+    def asked_camera(self) -> float | None:
+        asked = camera.asked_motion(self.prompt)
+        return None if asked is None else float(asked in self.camera)
+
+    def i2v_subject(self) -> float:
+        return consistency.i2v_subject(self.tools.subject(self.image[None])[0], self.subject)
+
+    def alignment(self) -> float:
+        pictures = (
+            self.subject if self.tools.picture is self.tools.subject else self.tools.picture(self.frames)
+        )
+        return text_alignment(self.tools.text([self.prompt])[0], pictures)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """better: "higher", or "" where neither is. needs: names of Clip's fields and of Tools'. of: the value,
+    None where the metric says nothing of a clip."""
+
+    unit: str
+    better: str
+    what: str
+    of: Callable[[Clip], float | None]
+    needs: tuple[str, ...] = ()
+
+
+METRICS = {
+    "motion_degree": Metric("px/frame", "", "mean length of the optical flow", lambda c: motion.motion_degree(c.flow)),
+    "motion_top5": Metric(
+        "px/frame", "", "mean length of the largest 5 % of the flow", lambda c: float(motion.top_motion(c.flow).mean())
+    ),
+    "dynamic_degree": Metric("share", "higher", "VBench's rule: does enough of it move enough", Clip.dynamic),
+    "motion_smoothness": Metric(
+        "share", "higher", "odd frames against what flow makes of the even ones",
+        lambda c: motion.smoothness(c.frames, c.tools.flow),
+    ),
+    "temporal_flickering": Metric(
+        "share", "higher", "1 - mean difference of neighbouring frames / 255", lambda c: motion.flicker(c.frames)
+    ),
+    "camera_x": Metric("px/frame", "", "global motion to the right", lambda c: c.global_motion.x),
+    "camera_y": Metric("px/frame", "", "global motion down", lambda c: c.global_motion.y),
+    "camera_zoom": Metric("%/frame", "", "global growth", lambda c: c.global_motion.zoom),
+    "camera_roll": Metric("degrees/frame", "", "global turn, clockwise", lambda c: c.global_motion.roll),
+    "camera_motion": Metric(
+        "share", "higher", "VBench's rule: the camera does what the prompt asks of it", Clip.asked_camera, ("prompt",)
+    ),
+    "first_frame_psnr": Metric(
+        "dB", "higher", "first frame against the input image", lambda c: consistency.psnr(c.frames[0], c.image),
+        ("image",),
+    ),
+    "first_frame_ssim": Metric(
+        "", "higher", "first frame against the input image", lambda c: consistency.ssim(c.frames[0], c.image),
+        ("image",),
+    ),
+    "i2v_subject": Metric(
+        "", "higher", "VBench-I2V's formula: embeddings of input image and frames", Clip.i2v_subject,
+        ("image", "subject"),
+    ),
+    "subject_consistency": Metric(
+        "", "higher", "VBench's formula: embeddings of frames",
+        lambda c: consistency.subject_consistency(c.subject), ("subject",),
+    ),
+    "text_alignment": Metric(
+        "cosine", "higher", "text and frames in CLIP's space", Clip.alignment, ("prompt", "picture", "text")
+    ),
+    "reference_psnr": Metric(
+        "dB", "higher", "frames against those of the real clip",
+        lambda c: consistency.psnr(c.frames, c.reference), ("reference",),
+    ),
+    "reference_ssim": Metric(
+        "", "higher", "frames against those of the real clip",
+        lambda c: consistency.clip_ssim(c.frames, c.reference), ("reference",),
+    ),
+}  # fmt: skip
+
+SETS = {
+    "frechet_distance": "distance of two Gaussians through the features of both sets (FVD with video features)",
+    "kernel_distance": "unbiased squared maximum mean discrepancy of the features, polynomial kernel (KVD)",
+}

@@ -93,9 +93,12 @@ class Metric:
 
 
 METRICS = {
-    "motion_degree": Metric("px/frame", "", "mean length of the optical flow", lambda c: motion.motion_degree(c.flow)),
+    "motion_degree": Metric(
+        "px/frame", "", "mean length of the optical flow", lambda c: motion.motion_degree(c.flow)
+    ),
     "motion_top5": Metric(
-        "px/frame", "", "mean length of the largest 5 % of the flow", lambda c: float(motion.top_motion(c.flow).mean())
+        "px/frame", "", "mean length of the largest 5 % of the flow",
+        lambda c: float(motion.top_motion(c.flow).mean()),
     ),
     "dynamic_degree": Metric("share", "higher", "VBench's rule: does enough of it move enough", Clip.dynamic),
     "motion_smoothness": Metric(
@@ -103,22 +106,24 @@ METRICS = {
         lambda c: motion.smoothness(c.frames, c.tools.flow),
     ),
     "temporal_flickering": Metric(
-        "share", "higher", "1 - mean difference of neighbouring frames / 255", lambda c: motion.flicker(c.frames)
+        "share", "higher", "1 - mean difference of neighbouring frames / 255",
+        lambda c: motion.flicker(c.frames),
     ),
     "camera_x": Metric("px/frame", "", "global motion to the right", lambda c: c.global_motion.x),
     "camera_y": Metric("px/frame", "", "global motion down", lambda c: c.global_motion.y),
     "camera_zoom": Metric("%/frame", "", "global growth", lambda c: c.global_motion.zoom),
     "camera_roll": Metric("degrees/frame", "", "global turn, clockwise", lambda c: c.global_motion.roll),
     "camera_motion": Metric(
-        "share", "higher", "VBench's rule: the camera does what the prompt asks of it", Clip.asked_camera, ("prompt",)
+        "share", "higher", "VBench's rule: the camera does what the prompt asks of it",
+        Clip.asked_camera, ("prompt",),
     ),
     "first_frame_psnr": Metric(
-        "dB", "higher", "first frame against the input image", lambda c: consistency.psnr(c.frames[0], c.image),
-        ("image",),
+        "dB", "higher", "first frame against the input image",
+        lambda c: consistency.psnr(c.frames[0], c.image), ("image",),
     ),
     "first_frame_ssim": Metric(
-        "", "higher", "first frame against the input image", lambda c: consistency.ssim(c.frames[0], c.image),
-        ("image",),
+        "", "higher", "first frame against the input image",
+        lambda c: consistency.ssim(c.frames[0], c.image), ("image",),
     ),
     "i2v_subject": Metric(
         "", "higher", "VBench-I2V's formula: embeddings of input image and frames", Clip.i2v_subject,
@@ -142,6 +147,6 @@ METRICS = {
 }  # fmt: skip
 
 SETS = {
-    "frechet_distance": "distance of two Gaussians through the features of both sets (FVD with video features)",
+    "frechet_distance": "of the Gaussians through the features of both sets (FVD with video features)",
     "kernel_distance": "unbiased squared maximum mean discrepancy of the features, polynomial kernel (KVD)",
 }

@@ -1,0 +1,120 @@
+"""Clips -> scores: each clip for itself, and the distances between two folders of clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edg.core.errors import BadFileError, EdgError, UsageError
+from edg.runner.clips import ClipFile, find_clips, videos
+from edg.runner.progress import Meter
+
+if TYPE_CHECKING:
+    from edg.metrics.catalogue import Clip, Tools
+    from edg.metrics.networks import Network
+    from edg.metrics.table import Row
+
+
+def measure_all(
+    found: Sequence[ClipFile], names: Sequence[str], tools: Tools, reference: str | None
+) -> list[Row]:
+    meter, rows = Meter(), []
+    for index, clip in enumerate(found):
+        meter("score", index, len(found))
+        rows.append(measure(clip, names, tools, Path(reference) if reference else None))
+    meter("score", len(found), len(found))
+    meter.close()
+    return rows
+
+
+def measure(file: ClipFile, names: Sequence[str], tools: Tools, reference: Path | None) -> Row:
+    """One clip's scores; what fails is named and the rest goes on."""
+    from edg.metrics.catalogue import METRICS
+    from edg.metrics.table import Row
+
+    scores: dict[str, float | None] = dict.fromkeys(names)
+    failed: dict[str, str] = {}
+    labels: dict[str, Any] = {}
+    try:
+        clip, missing = open_clip(file, {need for n in names for need in METRICS[n].needs}, tools, reference)
+    except EdgError as error:
+        failed = dict.fromkeys(names, str(error))
+        return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels)
+    for name in names:
+        metric = METRICS[name]
+        try:
+            if lacking := [missing[need] for need in metric.needs if need in missing]:
+                raise UsageError(lacking[0])
+            value = metric.of(clip)
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"the value is {value}")
+            scores[name] = value
+        except EdgError as error:
+            failed[name] = str(error)
+    if len(clip.frames) > 1 and any(name.startswith("camera") for name in names):
+        labels["camera"] = clip.camera
+    return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels)
+
+
+def open_clip(
+    file: ClipFile, needs: set[str], tools: Tools, reference: Path | None
+) -> tuple[Clip, dict[str, str]]:
+    """(the clip with what the metrics need, what is missing with the reason). Raises BadFileError for the
+    video."""
+    from edg.core.video import read_clip, read_frames
+    from edg.metrics.catalogue import Clip
+
+    frames, fps = read_clip(file.path)
+    given: dict[str, Any] = {}
+    missing = {} if file.prompt else {"prompt": "no record tells its prompt"}
+    readers = {
+        "image": lambda: file.image(*frames.shape[1:3]),
+        "reference": lambda: read_frames(_same_name(reference, file.path)),
+    }
+    for need in needs & readers.keys():
+        try:
+            given[need] = readers[need]()
+        except EdgError as error:
+            missing[need] = str(error)
+    return Clip(frames, fps, file.prompt, tools=tools, **given), missing
+
+
+def _same_name(folder: Path | None, path: Path) -> Path:
+    same = (
+        [other for other in videos(folder) if other.stem == path.stem] if folder and folder.is_dir() else []
+    )
+    if not same:
+        raise BadFileError(f"no clip called {path.stem} in {folder}")
+    return same[0]
+
+
+def distances(found: Sequence[ClipFile], network: Network | None, reference: str | None) -> dict[str, Any]:
+    """Distances between all clips and all real ones, by name; {} without a feature network. A clip that
+    cannot be read makes the distance fail: it would be that of other sets."""
+    import numpy as np
+
+    from edg.core.video import read_frames
+    from edg.metrics import frechet
+    from edg.metrics.catalogue import SETS
+
+    if network is None:
+        return {}
+    common: dict[str, Any] = {"features": network.protocol}
+    try:
+        real = [clip.path for clip in find_clips(Path(reference))]
+        ours, theirs = (
+            np.concatenate([network(read_frames(path)) for path in paths])
+            for paths in ([clip.path for clip in found], real)
+        )
+        common |= {"clips": len(found), "reference": str(reference), "reference_clips": len(real)}
+        common |= {"rows": len(ours), "reference_rows": len(theirs), "length": ours.shape[1]}
+        if min(len(ours), len(theirs)) <= ours.shape[1]:
+            common["note"] = "fewer rows than features: the covariances are singular"
+        return {
+            name: common | {"value": getattr(frechet, name)(ours, theirs), "what": SETS[name]}
+            for name in SETS
+        }
+    except EdgError as error:
+        return {name: common | {"value": None, "failed": str(error), "what": SETS[name]} for name in SETS}

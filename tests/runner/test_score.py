@@ -1,0 +1,256 @@
+"""`edg score` over folders of drawn clips, and what it leaves there."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edg import systems
+from edg.cli import main
+from edg.core.config import to_dict
+from edg.core.records import hash_value, sha256_file, write_json
+from edg.core.video import read_frames, write_image, write_video
+from edg.metrics import motion
+from edg.metrics.catalogue import METRICS, SETS
+from edg.sprites import WEIGHTS
+from edg.sprites.world import caption, held_out, render, words_of
+
+ROOT = Path(__file__).parents[2]
+CHEAP = "motion_degree,motion_top5,temporal_flickering,first_frame_psnr"
+
+
+def make(folder, count=4, prompt=None):
+    """Held-out sprites with records as `edg sample` writes them."""
+    spec = systems.get().spec("sprites")
+    model = {"name": "sprites", "spec_sha256": hash_value(to_dict(spec))}
+    for k, clip in enumerate(held_out(3, count)):
+        frames, image = np.round(render(clip)[0] * 255).astype(np.uint8), folder / f"{k}.png"
+        write_video(folder / f"{k:04d}.mp4", frames, 8)
+        write_image(image, frames[0])
+        said = prompt or caption(words_of(clip))
+        settings = {
+            "system": "edg",
+            "model": model,
+            "prompt": said,
+            "seed": k,
+            "image_sha256": sha256_file(image),
+        }
+        record = {"id": f"{k:04d}", "status": "done", "image": str(image), "settings": settings}
+        write_json(
+            folder / f"{k:04d}.json", record | {"set_paths": {"dyn": str(WEIGHTS / "base.safetensors")}}
+        )
+    return folder
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+
+
+def summary(folder):
+    return json.loads((folder / "scores.json").read_text())
+
+
+def run(capsys, *flags):
+    code = main(["score", *map(str, flags)])
+    return code, capsys.readouterr().err
+
+
+def test_everything_that_needs_no_file(capsys, tmp_path):
+    folder = make(tmp_path)
+    code, err = run(capsys, folder)
+    assert code == 0, err
+    found, result = rows(folder), summary(folder)
+    assert [row["clip"] for row in found] == [f"{k:04d}.mp4" for k in range(4)]
+    assert (
+        found[1]["prompt"].startswith("a ") and found[1]["seed"] == 1 and not any(r["failed"] for r in found)
+    )
+    left = result["protocol"]["left_out"]
+    assert set(left) == {"camera_motion", "text_alignment", "reference_psnr", "reference_ssim"}
+    assert (
+        left["text_alignment"]
+        == "the towers of this model are random"
+        == result["metrics"]["i2v_subject"]["note"]
+    )
+    assert set(result["metrics"]) == set(METRICS) - set(left) == set(found[0]["scores"])
+    one = motion.motion_degree(motion.flow(read_frames(folder / "0000.mp4")))
+    assert found[0]["scores"]["motion_degree"] == pytest.approx(one)
+    degree = result["metrics"]["motion_degree"]
+    assert degree["mean"] == pytest.approx(np.mean([row["scores"]["motion_degree"] for row in found]))
+    assert degree["low"] < degree["mean"] < degree["high"] and degree["clips"] == degree["prompts"] == 4
+    assert result["metrics"]["first_frame_psnr"]["mean"] > 28  # what H.264 leaves of the very image
+    with open(folder / "scores.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(line["motion_top5"]) for line in table] == [row["scores"]["motion_top5"] for row in found]
+
+
+def test_a_broken_clip_fails_alone(capsys, tmp_path):
+    folder = make(tmp_path)
+    (folder / "0001.mp4").write_bytes(b"torn")
+    (folder / "2.png").write_bytes((folder / "0.png").read_bytes())
+    write_json(folder / "0009.json", {"status": "failed"})
+    code, err = run(capsys, folder, "--metrics", CHEAP)
+    assert code == 5 and "5 scores failed, first 0001.mp4: motion_degree: cannot read the video" in err
+    found, result = rows(folder), summary(folder)
+    assert set(found[1]["failed"]) == set(CHEAP.split(",")) and found[1]["scores"]["motion_degree"] is None
+    assert set(found[2]["failed"]) == {"first_frame_psnr"} and found[2]["scores"]["motion_degree"] > 0
+    assert (
+        result["metrics"]["motion_degree"]["clips"] == 3
+        and result["metrics"]["first_frame_psnr"]["clips"] == 2
+    )
+    assert result["protocol"]["failed_in_run"] == ["0009"]
+
+
+def test_videos_without_records(capsys, tmp_path):
+    for k, clip in enumerate(held_out(3, 2)):
+        write_video(tmp_path / f"{k}.mp4", np.round(render(clip)[0] * 255).astype(np.uint8), 8)
+    assert run(capsys, tmp_path)[0] == 0
+    left = summary(tmp_path)["protocol"]["left_out"]
+    assert (
+        left["i2v_subject"] == "no record names an input image"
+        and "motion_degree" in rows(tmp_path)[0]["scores"]
+    )
+    assert "no record names the parameter sets" in left["subject_consistency"]
+    code, err = run(capsys, tmp_path, "--metrics", "text_alignment")
+    assert code == 2 and "text_alignment cannot be measured: no record" in err
+
+
+def test_alignment_of_random_towers_only_when_asked(capsys, tmp_path):
+    folder = make(tmp_path, 2)
+    assert run(capsys, folder, "--metrics", "text_alignment,camera_motion")[0] == 0
+    result = summary(folder)
+    assert result["metrics"]["text_alignment"]["note"] == "the towers of this model are random"
+    assert -1 <= rows(folder)[0]["scores"]["text_alignment"] <= 1
+    assert rows(folder)[0]["scores"]["camera_motion"] is None and not rows(folder)[0]["failed"]
+
+
+def test_a_camera_prompt(capsys, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (20, 60, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    frames = np.stack([picture[:, 4 * t : 4 * t + 128] for t in range(8)])  # the picture goes left
+    for name, way in (("a", "right"), ("b", "left")):
+        write_video(tmp_path / f"{name}.mp4", frames, 8)
+        write_json(tmp_path / f"{name}.json", {"settings": {"prompt": f"tiles, camera pans {way}"}})
+    assert run(capsys, tmp_path, "--metrics", "camera_motion,camera_x")[0] == 0
+    found = rows(tmp_path)
+    assert [row["scores"]["camera_motion"] for row in found] == [1, 0]
+    assert found[0]["labels"]["camera"] == ["pan_right"]
+    assert found[0]["scores"]["camera_x"] == pytest.approx(-4, abs=0.1)
+
+
+class Colour(torch.nn.Module):
+    """A clip's mean colour, or that of each frame."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=[2, 3] if x.dim() == 4 else [2, 3, 4])
+
+
+@pytest.fixture
+def network(tmp_path):
+    torch.jit.script(Colour()).save(str(tmp_path / "colour.pt"))
+    return tmp_path / "colour.pt"
+
+
+def test_reference_and_distances(capsys, tmp_path, network):
+    ours, real = make(tmp_path / "ours", 6), make(tmp_path / "real", 6)
+    flags = [
+        ours,
+        "--reference",
+        real,
+        "--weights",
+        f"features={network}",
+        "--metrics",
+        "reference_psnr,reference_ssim",
+    ]
+    code, err = run(capsys, *flags)
+    assert code == 2 and "--trust-sha256 with that value" in err and not (ours / "scores.json").exists()
+    flags += ["--trust-sha256", sha256_file(network), "--feature-size", 16]
+    code, err = run(capsys, *flags)
+    assert code == 0, err
+    result = summary(ours)
+    assert (
+        result["metrics"]["reference_psnr"]["mean"] == 100
+        and result["metrics"]["reference_ssim"]["mean"] == 1
+    )
+    assert set(result["sets"]) == set(SETS)
+    distance = result["sets"]["frechet_distance"]
+    assert distance["value"] == pytest.approx(0, abs=1e-6) and distance["features"]["sha256"] == sha256_file(
+        network
+    )
+    assert (distance["clips"], distance["reference_clips"], distance["length"]) == (6, 6, 3)
+    for path in real.glob("*.mp4"):
+        write_video(path, np.clip(read_frames(path).astype(int) + 40, 0, 255).astype(np.uint8), 8)
+    (real / "0002.mp4").unlink()
+    code, err = run(capsys, *flags)
+    assert code == 5 and "no clip called 0002" in err
+    # all colours are 40 / 127.5 brighter, and a clip of six is gone
+    assert summary(ours)["sets"]["frechet_distance"]["value"] == pytest.approx(3 * (40 / 127.5) ** 2, rel=0.5)
+
+
+def test_a_network_for_the_subject(capsys, tmp_path, network):
+    folder = make(tmp_path / "a", 2)
+    flags = [folder, "--weights", f"dino={network}", "--trust-sha256", sha256_file(network)]
+    assert run(capsys, *flags, "--metrics", "subject_consistency")[0] == 0
+    assert summary(folder)["protocol"]["subject"]["sha256"] == sha256_file(network)
+
+
+def test_vbench_layout(capsys, tmp_path):
+    folder = make(tmp_path / "run", 3, prompt="a dog / a cat")
+    code, err = run(capsys, folder, "--vbench-layout", tmp_path / "out")
+    assert code == 0 and "3 clips" in err and not (folder / "scores.json").exists()
+    names = json.loads((tmp_path / "out/names.json").read_text())
+    assert sorted(p.name for p in (tmp_path / "out/videos").iterdir()) == sorted(names)
+    assert all(re.fullmatch(r"a dog   a cat [0-9a-f]{8}-[012]\.mp4", name) for name in names)
+    for entry in names.values():
+        assert entry["prompt"] == "a dog / a cat"
+    first = next(iter(names))
+    assert (tmp_path / "out/videos" / first).read_bytes() == (folder / "0000.mp4").read_bytes()
+    (tmp_path / "out/videos/other.mp4").write_bytes(b"")
+    code, err = run(capsys, folder, "--vbench-layout", tmp_path / "out")
+    assert code == 2 and "'other.mp4', which VBench would score" in err
+
+
+def test_names_for_vbench():
+    from edg.runner.vbench import safe_prompt
+
+    assert safe_prompt("A boat, at sea: 3 o'clock?") == "A boat, at sea: 3 o'clock?"
+    long = "ж" * 200
+    assert len(safe_prompt(long).encode()) <= 247 and safe_prompt(long) != safe_prompt(long + "!")
+    assert safe_prompt("a/b") != safe_prompt("a b")
+
+
+@pytest.mark.parametrize(
+    "flags, code, message",
+    [
+        (["--metrics", "motion_degre"], 2, "did you mean 'motion_degree'"),
+        (["--metrics", ","], 2, "--metrics without a name"),
+        (["--metrics", "reference_ssim"], 2, "needs --reference"),
+        (["--weights", "rafd=x"], 2, "did you mean 'raft'"),
+        (["--weights", "raft=/nowhere"], 3, "no file /nowhere"),
+        (["--sha256", "raft=00"], 2, "without --weights raft=PATH"),
+        (["--weights", f"raft={__file__}", "--sha256", "raft=00"], 3, "expected 00; it is another file"),
+        (["--weights", f"raft={__file__}"], 3, "expected raft-things.pth"),
+        (["--weights", f"features={__file__}"], 2, "without --reference"),
+        (["--weights", f"dino={__file__}", "--metrics", "subject_consistency"], 2, "is a program"),
+        (["--device", "gpu"], 2, "unknown device"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, flags, code, message):
+    make(tmp_path, 1)
+    got, err = run(capsys, tmp_path, *flags)
+    assert got == code and message in err and err.count("\n") == 1, err
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_no_clips(capsys, tmp_path):
+    assert run(capsys, tmp_path / "none")[0] == 3
+    make(tmp_path / "out/1000", 1)
+    code, err = run(capsys, tmp_path / "out")
+    assert code == 2 and f"there are some in {tmp_path / 'out/1000'}" in err
+
+
+def test_every_metric_is_in_the_docs():
+    text = (ROOT / "docs/metrics.md").read_text()
+    assert all(f"`{name}`" in text for name in [*METRICS, *SETS])

@@ -71,6 +71,10 @@ def equip(args: argparse.Namespace, found: Sequence[ClipFile], asked: list[str] 
     kit = Equipment(
         Tools(), protocol={"flow": {"by": "OpenCV DIS, medium, 10 refinements, on the clip's colour axis"}}
     )
+    if "features" in paths:
+        if not args.reference:
+            raise UsageError("--weights features=... without --reference", expected="a folder of real clips")
+        kit.features = Network(paths["features"], args.trust_sha256, feature_input(args), device)
     if "raft" in paths:
         from edg.metrics.raft import ITERATIONS, Raft
 
@@ -101,10 +105,6 @@ def equip(args: argparse.Namespace, found: Sequence[ClipFile], asked: list[str] 
         kit.missing.pop("subject", None)
     elif "subject" in made:
         kit.by_towers = EMBEDDED
-    if "features" in paths:
-        if not args.reference:
-            raise UsageError("--weights features=... without --reference", expected="a folder of real clips")
-        kit.features = Network(paths["features"], args.trust_sha256, feature_input(args), device)
     kit.tools = Tools(**made)
     return kit
 

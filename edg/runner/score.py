@@ -124,8 +124,8 @@ def choose_metrics(
 
 
 def write(
-    args: argparse.Namespace, folder: Path, found: Sequence[ClipFile], rows: Sequence[Row], names: Sequence[str],
-    left_out: Mapping[str, str], sets: Mapping[str, Any], equipment: Equipment,
+    args: argparse.Namespace, folder: Path, found: Sequence[ClipFile], rows: Sequence[Row],
+    names: Sequence[str], left_out: Mapping[str, str], sets: Mapping[str, Any], equipment: Equipment,
 ) -> None:  # fmt: skip
     """The three files, the summary last, and what it says in a few lines."""
     from edg.metrics.catalogue import METRICS

@@ -3,6 +3,8 @@ only if its sha256 was named beforehand; a RAFT file is tensors only (raft.py)."
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,14 +44,18 @@ class Network:
         import torch
 
         self.path, self.fed, self.device = Path(path), fed, device
-        self.sha256 = sha256_file(path)
+        try:
+            program = self.path.read_bytes()  # once: what is hashed is what runs
+        except OSError as error:
+            raise BadFileError(f"cannot read {path}: {error.strerror}") from error
+        self.sha256 = hashlib.sha256(program).hexdigest()
         if self.sha256 not in {name.lower() for name in trusted}:
             raise UsageError(
                 f"{path} is a program, with sha256 {self.sha256}",
                 fix="if you trust whoever made it: --trust-sha256 with that value",
             )
         try:
-            self.module = torch.jit.load(str(path), map_location=device).eval()
+            self.module = torch.jit.load(io.BytesIO(program), map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BadFileError(f"cannot open {path}: {reason}", expected="a TorchScript file") from error

@@ -200,6 +200,21 @@ def read_frames(path: str | Path) -> np.ndarray:
     return read_clip(path)[0]
 
 
+def read_rate(path: str | Path) -> float:
+    """Frames a second of a video file, as its container tells. Raises BadFileError when it does not."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise BadFileError(f"cannot read the video {path}: {error}") from error
+    if not rate > 0:
+        raise BadFileError(f"the video {path} does not tell its frames a second")
+    return rate
+
+
 def read_comment(path: str | Path) -> str:
     """The comment tag of a video file ("" when there is none)."""
     import av

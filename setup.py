@@ -21,7 +21,13 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["edg", "edg.*"]),
-    package_data={"edg": ["sprites/weights/*.safetensors", "**/*.yaml"]},
+    package_data={
+        "edg": [
+            "sprites/weights/*.safetensors",
+            "**/*.yaml",
+            *(f"report/*.{kind}" for kind in ("html", "css", "js")),
+        ]
+    },
     install_requires=REQUIREMENTS,
     extras_require={
         "lora": ["peft"],

@@ -59,6 +59,11 @@ COMMANDS = {
         "edg.systems.edg.encode_flags:add_analytic_arguments",
         "edg.systems.edg.analytic:analytic_command",
     ),
+    "report": Command(
+        "runs -> one page that shows their clips side by side, with scores and recipes",
+        "edg.report.page:add_arguments",
+        "edg.report.page:report",
+    ),
     "export": Command(
         "a parameter set -> one complete file that other tools open",
         "edg.weights.export:add_export_arguments",

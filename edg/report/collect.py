@@ -1,0 +1,228 @@
+"""What lies in the folders of runs: clips with their records, scores and recipe. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edg.core.errors import BadFileError, UsageError
+from edg.core.records import read_json, sha256_file
+
+VIDEOS = (".mp4", ".webm", ".m4v", ".mov", ".mkv", ".avi", ".gif")
+RESERVED = ("scores", "point")
+OF_A_CLIP = ("id", "prompt", "image_sha256")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of a run. id: its record's, or the video's name without an ending. video, record, image: files,
+    None where there is none. settings: of the record. error: why there is no clip. scores: by metric."""
+
+    id: str
+    video: Path | None
+    record: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    image: Path | None = None
+    error: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        return str(self.settings.get("prompt", ""))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of clips. recipe: what its records have in common. point: the sweep's point.json. scores:
+    those of scores.json, metric -> {"mean", "low", "high", ...}."""
+
+    name: str
+    folder: Path
+    clips: Mapping[str, Clip]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    point: Mapping[str, Any] | None = None
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def collect(folders: Sequence[Path], problems: list[str]) -> list[Run]:
+    """Read the folders; what is damaged is told in `problems`, the rest goes on.
+
+    Raises BadFileError for a folder without clips, UsageError for one that is given twice.
+    """
+    homes = [_home(Path(folder)) for folder in folders]
+    if len({home.resolve() for home in homes}) < len(homes):
+        raise UsageError("a run is given twice", fix="name every folder once")
+    points = [_point(home, problems) for home in homes]
+    names = _names(homes, points)
+    return [_run(*one, problems) for one in zip(names, homes, points, strict=True)]
+
+
+def _home(folder: Path) -> Path:
+    """The folder that holds the clips: the given one, or the only one inside it that does (`output/1000`)."""
+    if not folder.is_dir():
+        raise BadFileError(f"{folder} is no folder", expected="a run's folder of clips")
+    if _stems(folder):
+        return folder
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _stems(path))
+    if len(inside) == 1:
+        return inside[0]
+    fix = f"give them one by one, such as {inside[0]}" if inside else "the folder that edg sample wrote into"
+    raise BadFileError(f"{folder} holds no clips", expected="videos or records of edg sample", fix=fix)
+
+
+def _stems(folder: Path) -> dict[str, list[Path]]:
+    """Videos and records by their names without an ending."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        known = path.suffix.lower() in VIDEOS or (path.suffix == ".json" and path.stem not in RESERVED)
+        if known and path.is_file() and not path.name.startswith("."):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _point(folder: Path, problems: list[str]) -> Mapping[str, Any] | None:
+    for path in (folder / "point.json", folder.parent / "point.json"):
+        if path.is_file():
+            value = _json(path, problems)
+            return value if isinstance(value, dict) else None
+    return None
+
+
+def _json(path: Path, problems: list[str]) -> Any:
+    try:
+        return read_json(path)
+    except BadFileError as error:
+        problems.append(str(error))
+    return None
+
+
+def _names(homes: Sequence[Path], points: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """A name for each run: its point's, else what tells its path from the others'. All differ."""
+    paths = [list(home.resolve().parts) for home in homes]
+    for end in (0, -1):
+        while all(len(p) > 1 for p in paths) and len(paths) > 1 and len({p[end] for p in paths}) == 1:
+            for parts in paths:
+                parts.pop(end)
+    if len(paths) == 1:
+        words = [part for part in paths[0] if not part.isdigit()]
+        paths = [words[-1:]]
+    names = [str((point or {}).get("name") or "/".join(p)) for p, point in zip(paths, points, strict=True)]
+    return names if len(set(names)) == len(names) else [str(home) for home in homes]
+
+
+# ---- one run -----------------------------------------------------------------------------------------------
+
+
+def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: list[str]) -> Run:
+    scores = _scores_of_clips(folder / "scores.jsonl", problems)
+    clips: dict[str, Clip] = {}
+    records: list[Mapping[str, Any]] = []
+    for stem, paths in _stems(folder).items():
+        record = next((path for path in paths if path.suffix == ".json"), None)
+        videos = [path for path in paths if path != record]
+        value = _json(record, problems) if record else {}
+        if record and not _is_record(value):
+            if value is not None and not videos:
+                continue  # JSON of somebody else's
+            record, value = (record if value is not None else None), {}
+        if value:
+            records.append(value)
+        for number, video in enumerate(videos or [None]):
+            clip_id = video.name if video and number else str(value.get("id", stem))
+            clip_id = stem if clip_id in clips else clip_id  # a record that was copied
+            clips[clip_id] = _clip(clip_id, video, record, value, scores, problems)
+    summary = _json(folder / "scores.json", problems) if (folder / "scores.json").is_file() else None
+    metrics = summary.get("metrics") if isinstance(summary, dict) else None
+    kept = {str(k): v for k, v in metrics.items() if _is_summary(v)} if isinstance(metrics, dict) else {}
+    return Run(name, folder, clips, _common(records), point, kept)
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and "id" in value and isinstance(value.get("settings", 0), (dict, type(None)))
+    )
+
+
+def _is_summary(value: Any) -> bool:
+    return isinstance(value, dict) and is_number(value.get("mean"))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: list[str]) -> Clip:
+    settings = value.get("settings") if isinstance(value.get("settings"), dict) else {}
+    error = ""
+    if video is None:
+        error = str(value.get("error") or "the video is missing" if value else "the record cannot be read")
+        if value.get("status") != "failed" and value:
+            problems.append(f"{record}: its video is missing")
+    image = _find(value["image"], record.parent) if record and value.get("image") else None
+    return Clip(clip_id, video, record, settings, image, error, scores.get(video.name, {}) if video else {})
+
+
+def _find(name: Any, folder: Path) -> Path | None:
+    """An input image: as its record says, or from one of the folders above the run."""
+    places = [Path(str(name)), *(parent / str(name) for parent in (folder, *folder.resolve().parents))]
+    with suppress(OSError):  # no name of a file
+        return next((place for place in places if place.is_file()), None)
+    return None
+
+
+def _scores_of_clips(path: Path, problems: list[str]) -> dict[str, dict[str, float]]:
+    """scores.jsonl: the clip's file name -> metric -> value."""
+    found: dict[str, dict[str, float]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in filter(None, map(str.strip, lines)):
+            row = json.loads(line)
+            values = {str(k): float(v) for k, v in row["scores"].items() if is_number(v)}
+            found[str(row["clip"])] = values
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problems.append(f"cannot read {path}: {error}")
+    return found
+
+
+# ---- the recipe --------------------------------------------------------------------------------------------
+
+
+def _common(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"settings": dotted name -> value that all records share, or how many there are, "sets", "notes"}."""
+    if not records:
+        return {}
+    flat = [dict(flatten(record["settings"] or {}, skip=(*OF_A_CLIP, "sets"))) for record in records]
+    names = list(dict.fromkeys(name for one in flat for name in one))
+    settings = {}
+    for name in names:
+        values = {json.dumps(one.get(name), sort_keys=True, default=str): one.get(name) for one in flat}
+        settings[name] = next(iter(values.values())) if len(values) == 1 else f"{len(values)} values"
+    first = records[0]
+    notes = {k: first[k] for k in ("command", "set_paths", "device", "made_at", "versions") if k in first}
+    return {"settings": settings, "sets": (first["settings"] or {}).get("sets"), "notes": notes}
+
+
+def flatten(value: Mapping[str, Any], skip: Sequence[str] = (), where: str = ""):
+    """(dotted name, value) of nested mappings, those in `skip` left out."""
+    for key, inner in value.items():
+        name = f"{where}.{key}".lstrip(".")
+        if isinstance(inner, Mapping) and inner and name not in skip:
+            yield from flatten(inner, skip, name)
+        elif name not in skip:
+            yield name, inner
+
+
+def unchanged(path: Path, expected: str) -> bool:
+    """Whether a file is the one with this sha256 (any, where none is recorded)."""
+    return not expected or sha256_file(path) == expected
+
+
+def in_order(name: str) -> list[Any]:
+    """A key that sorts 2 before 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,184 @@
+"""A clip -> the pictures that a page shows of it: a strip of frames, a strip of flow, the motion curve.
+
+All are named by the content of the clip and lie in the page's media folder: a second report finds them
+without decoding anything. Flow's colour: hue is the direction, brightness the square root of the speed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edg.core.errors import BadFileError
+from edg.core.records import atomic_path, read_json, sha256_file, write_text
+from edg.core.video import read_frames, read_image, read_rate, write_video
+
+VERSION = 1  # of everything below: other pictures are made anew
+LIMIT = 0.05  # of the shorter side, per frame: the speed that has full colour
+FRAMES, PAIRS = 8, 24  # at most so many cells in a strip
+CELL = 192  # px, the longer side of a cell
+WORKING_SIDE = 320  # px; flow of larger clips is taken from smaller frames and scaled
+SMALL = 64  # px; pictures up to this are kept without loss
+PLAYED = (".mp4", ".webm", ".m4v")  # by browsers; other videos are written again as mp4
+KEY = 32  # hexadecimal digits of a file's sha256
+
+
+def clip_media(video: Path, media: Path) -> dict[str, Any]:
+    """The media of one clip, made where they are not there yet.
+
+    Returns {"key", "video", "strip", "flow": file names, "n", "fps", "w", "h", "cells": flow pictures in the
+    strip, "curve": px/frame for each pair}. Raises BadFileError when the video cannot be read.
+    """
+    key = sha256_file(video)[:KEY]
+    facts = _known(media / f"{key}.facts.json", media)
+    return facts or _make(video, media, key)
+
+
+def _known(path: Path, media: Path) -> dict[str, Any] | None:
+    """What was written last of all for this clip; None when a file of it is missing."""
+    with suppress(BadFileError):
+        facts = read_json(path)
+        current = isinstance(facts, dict) and facts.get("version") == VERSION
+        if current and all((media / name).is_file() for name in files_of(facts)):
+            return facts
+    return None
+
+
+def files_of(facts: dict[str, Any]) -> list[str]:
+    """Names in the media folder that belong to a clip's facts."""
+    return [facts[part] for part in ("video", "strip", "flow") if facts.get(part)]
+
+
+def _make(video: Path, media: Path, key: str) -> dict[str, Any]:
+    from edg.metrics.motion import pair_motion
+
+    frames, rate = read_frames(video), read_rate(video)
+    count, height, width = frames.shape[:3]
+    facts = {"version": VERSION, "key": key, "n": count, "fps": round(rate, 3), "w": width, "h": height}
+    facts |= {"strip": f"{key}.strip.webp", "flow": "", "cells": 0, "curve": []}
+    facts["video"] = _copy(video, media, key, frames, rate)
+    _write_picture(media / facts["strip"], _strip(frames[_spread(count, FRAMES)]))
+    if count > 1:
+        found = clip_flow(frames)
+        shown = _shrunk_flow(found[_spread(len(found), PAIRS)])
+        facts |= {"flow": f"{key}.flow.webp", "cells": len(shown)}
+        facts["curve"] = [round(float(value), 4) for value in pair_motion(found)]
+        _write_picture(media / facts["flow"], _strip(colours(shown, LIMIT * min(height, width))))
+    write_text(media / f"{key}.facts.json", json.dumps(facts, separators=(",", ":")))
+    return facts
+
+
+def _copy(video: Path, media: Path, key: str, frames: np.ndarray, rate: float) -> str:
+    """The clip in the media folder, as a file that browsers play; returns its name."""
+    if video.suffix.lower() not in PLAYED:
+        even = np.pad(frames, ((0, 0), (0, -frames.shape[1] % 2), (0, -frames.shape[2] % 2), (0, 0)), "edge")
+        write_video(media / f"{key}.mp4", even, rate)
+        return f"{key}.mp4"
+    return place(video, media / f"{key}{video.suffix.lower()}")
+
+
+def place(source: Path, target: Path) -> str:
+    """A file in the media folder, as a hard link where that is possible; returns its name."""
+    if not target.exists():
+        try:
+            os.link(source.resolve(), target)
+        except OSError:
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
+    return target.name
+
+
+def image_media(image: Path, media: Path) -> str:
+    """An input image in the media folder, at most 512 px large; returns its name. Raises BadFileError."""
+    from PIL import Image
+
+    name = f"{sha256_file(image)[:KEY]}.image.webp"
+    if not (media / name).is_file():
+        picture = Image.fromarray(read_image(image))
+        picture.thumbnail((512, 512))
+        _write_picture(media / name, np.asarray(picture))
+    return name
+
+
+# ---- flow --------------------------------------------------------------------------------------------------
+
+
+def clip_flow(frames: np.ndarray) -> np.ndarray:
+    """uint8 (T, H, W, 3) -> float32 (T-1, h, w, 2) in px/frame of the clip, whatever size it was taken at."""
+    from edg.metrics.motion import flow
+
+    height, width = frames.shape[1:3]
+    scale = min(1.0, WORKING_SIDE / min(height, width))
+    if scale == 1.0:
+        return flow(frames)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.stack([_resized(frame, size) for frame in frames])
+    return flow(small) * np.float32([width / size[0], height / size[1]])
+
+
+def _shrunk_flow(flow: np.ndarray) -> np.ndarray:
+    """(N, h, w, 2) averaged down to the size of a cell; its lengths stay what they are."""
+    size = _cell_size(*flow.shape[1:3])
+    parts = [[_resized(pair[..., axis], size) for axis in (0, 1)] for pair in flow]
+    return np.moveaxis(np.array(parts), 1, -1)
+
+
+def colours(flow: np.ndarray, limit: float) -> np.ndarray:
+    """float (..., 2) -> uint8 (..., 3). Hue: 0 red to the right, then by the clock's turn through yellow
+    (down and right), green, blue; value: sqrt(speed / limit) up to 1. What stands still is black."""
+    u, v = flow[..., 0], flow[..., 1]
+    hue = np.arctan2(v, u) / (2 * np.pi) % 1.0
+    value = np.sqrt(np.minimum(np.hypot(u, v) / limit, 1.0))
+    saturation = 0.9
+    parts = []
+    for n in (5, 3, 1):  # HSV to RGB (Smith 1978), one channel at a time
+        k = (n + 6 * hue) % 6
+        parts.append(value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1)))
+    return np.round(np.stack(parts, axis=-1) * 255).astype(np.uint8)
+
+
+def wheel(size: int = 160) -> np.ndarray:
+    """The colour key, uint8 (size, size, 3): a place's colour is that of flow from the middle to it."""
+    at = (np.arange(size) + 0.5) / size * 2 - 1
+    return colours(np.stack(np.meshgrid(at, at), axis=-1), 1.0)
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """At most `most` indices below count, evenly spaced, first and last included."""
+    return np.round(np.linspace(0, count - 1, min(count, most))).astype(int)
+
+
+def _strip(pictures: np.ndarray) -> np.ndarray:
+    """(N, H, W, 3) side by side, each at most CELL large."""
+    size = _cell_size(*pictures.shape[1:3])
+    return np.concatenate([_resized(picture, size) for picture in pictures], axis=1)
+
+
+def _cell_size(height: int, width: int) -> tuple[int, int]:
+    scale = min(1.0, CELL / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    if picture.shape[1::-1] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        exact = picture.shape[0] <= SMALL
+        Image.fromarray(picture).save(temporary, "WEBP", lossless=exact, quality=80, method=2)

@@ -1,0 +1,271 @@
+"""`edg report RUN [RUN ...]`: one HTML page that opens from disk, its media beside or inside it."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import html
+import json
+import mimetypes
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edg.core.arguments import Parser
+from edg.core.errors import BadFileError, SomeFailedError, UsageError
+from edg.core.records import ensure_writable, lock_folder, remove_leftovers, sha256_file, write_text
+from edg.report.collect import Clip, Run, collect, in_order, unchanged
+from edg.runner.progress import Meter, say
+
+PAGE, MEDIA = "index.html", "media"
+LARGEST = 50e6  # bytes of a page with everything inside
+SCRIPTS = ("figures.js", "player.js", "page.js")
+OURS = re.compile(r"[0-9a-f]{32}\.(mp4|webm|m4v|(strip|flow|image)\.webp|(facts|record)\.json)")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folders of clips, with or without records"
+    )
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="(report)")
+    parser.add_argument(
+        "--embed", action="store_true", help=f"everything in the one file, up to {LARGEST / 1e6:.0f} MB"
+    )
+
+
+def report(args: argparse.Namespace) -> int:
+    """Run `edg report`; returns the exit code. Raises EdgError."""
+    page = write_report(args.runs, args.out, args.embed)
+    print(page)
+    return 0
+
+
+def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
+    """Write the comparison page of some runs into a folder; returns its path.
+
+    Clips of several runs stand beside each other by their id. Media made before are found again. embed: no
+    media folder. Raises EdgError; SomeFailedError, with the page written, when something was damaged.
+    """
+    problems: list[str] = []
+    began = time.monotonic()
+    found = collect(runs, problems)
+    out = ensure_writable(Path(out))
+    with ExitStack() as stack:
+        stack.enter_context(lock_folder(out))
+        remove_leftovers(out)
+        kept = out / MEDIA
+        inside = embed and not kept.is_dir()
+        media = Path(stack.enter_context(TemporaryDirectory(prefix="edg-report-"))) if inside else kept
+        ensure_writable(media)
+        remove_leftovers(media)
+        before = {path.name for path in media.iterdir()}
+        data, names = page_data(found, media, problems)
+        write_text(out / PAGE, fill(data, _embedded(media, names) if embed else None))
+        if not embed:
+            _forget_others(media, names)
+    fresh = sum(name.endswith(".facts.json") for name in names - before)
+    count = sum(len(run.clips) for run in found)
+    say(f"{count} clips, {fresh} of them new to {out}, in {time.monotonic() - began:.1f} s")
+    if problems:
+        told = f"{len(problems)} file(s) could not be shown, first: {problems[0]}"
+        raise SomeFailedError(told, fix=f"{out / PAGE} shows the rest")
+    return out / PAGE
+
+
+# ---- what the page shows -----------------------------------------------------------------------------------
+
+
+def page_data(runs: Sequence[Run], media: Path, problems: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """The page's data (see page.js), and the names of all files in the media folder that it needs."""
+    from edg.report import flow_pictures
+    from edg.report.summary import metrics_of, summaries, trade_offs
+
+    meter, total, names = Meter(), sum(len(run.clips) for run in runs), set()
+    cells: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        cells[run.name] = {}
+        for clip in run.clips.values():
+            cells[run.name][clip.id] = _cell(clip, media, problems, names)
+            meter("clips", sum(map(len, cells.values())), total)
+    meter.close()
+    values = {run.name: {k: c["scores"] for k, c in cells[run.name].items()} for run in runs}
+    metrics = metrics_of(runs, values)
+    ids = sorted({clip_id for run in runs for clip_id in run.clips}, key=in_order)
+    data = {
+        "title": " · ".join(run.name for run in runs),
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "runs": [_told(run, summaries(run, values[run.name])) for run in runs],
+        "metrics": metrics,
+        "plots": trade_offs(runs, values, [metric["name"] for metric in metrics]),
+        "requests": [_request(clip_id, runs, cells, media, names, problems) for clip_id in ids],
+        "problems": problems,
+        "key": {"wheel": _data_url("wheel.png", _png(flow_pictures.wheel())), "limit": flow_pictures.LIMIT},
+    }
+    return data, names
+
+
+def _told(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+    shown = sum(clip.video is not None for clip in run.clips.values())
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "clips": shown,
+        "scores": scores,
+        "point": run.point,
+        **{key: run.recipe.get(key) for key in ("settings", "sets", "notes")},
+    }
+
+
+def _cell(clip: Clip, media: Path, problems: list[str], names: set[str]) -> dict[str, Any]:
+    """One clip of one run: {"video", ... of clip_media, "record", "scores", "error"}."""
+    from edg.report.flow_pictures import KEY, clip_media, files_of, place
+    from edg.report.summary import MOTION
+
+    cell: dict[str, Any] = {"error": clip.error, "scores": dict(clip.scores), "prompt": clip.prompt}
+    if clip.record:
+        cell["record"] = place(clip.record, media / f"{sha256_file(clip.record)[:KEY]}.record.json")
+        names.add(cell["record"])
+    if clip.video:
+        try:
+            facts = clip_media(clip.video, media)
+        except BadFileError as error:
+            problems.append(str(error))
+            return cell | {"error": str(error)}
+        names.update([*files_of(facts), f"{facts['key']}.facts.json"])
+        cell |= {key: value for key, value in facts.items() if key not in ("version", "key")}
+        if facts["curve"]:
+            cell["scores"].setdefault(MOTION, sum(facts["curve"]) / len(facts["curve"]))
+    return cell
+
+
+def _request(clip_id, runs: Sequence[Run], cells, media: Path, names: set[str], problems) -> dict[str, Any]:
+    """One row: {"id", "prompt", "image", "image_error", "cells": by run, None where it lacks the clip}."""
+    clips = [run.clips.get(clip_id) for run in runs]
+    there = [clip for clip in clips if clip]
+    row = {
+        "id": clip_id,
+        "prompt": next((c.prompt for c in there if c.prompt), ""),
+        "image": "",
+        "image_error": "",
+    }
+    row["cells"] = [cells[run.name].get(clip_id) for run in runs]
+    pictured = next((clip for clip in there if clip.settings.get("image_sha256")), None)
+    if pictured:
+        row |= _image(pictured, media)
+        if row["image"]:
+            names.add(row["image"])
+        expected = pictured.settings["image_sha256"]
+        for clip, cell in zip(clips, row["cells"], strict=True):
+            if clip and clip.settings.get("image_sha256", expected) != expected:
+                cell["note"] = "from another input image"
+    for cell in filter(None, row["cells"]):
+        if cell.pop("prompt") not in ("", row["prompt"]):
+            cell["note"] = "; ".join(filter(None, [cell.get("note"), "from another prompt, see its record"]))
+    return row
+
+
+def _image(clip: Clip, media: Path) -> dict[str, str]:
+    from edg.report.flow_pictures import image_media
+
+    try:
+        if clip.image is None:
+            return {"image_error": "the input image is not where the record says"}
+        if not unchanged(clip.image, str(clip.settings["image_sha256"])):
+            return {"image_error": f"{clip.image} has changed since"}
+        return {"image": image_media(clip.image, media)}
+    except BadFileError as error:
+        return {"image_error": str(error)}
+
+
+# ---- the file ----------------------------------------------------------------------------------------------
+
+
+def fill(data: Mapping[str, Any], embedded: Mapping[str, str] | None = None) -> str:
+    """The page's text. embedded: name of a media file -> its data URL, None when they lie in the folder.
+
+    Only this style and this script can run: the policy holds their hashes.
+    """
+    style = _part("page.css")
+    script = '(() => {\n"use strict";\n' + "".join(_part(name) for name in SCRIPTS) + "start();\n})();\n"
+    sources = "data:" if embedded is not None else "'self' file: data:"
+    policy = (
+        f"default-src 'none'; img-src {sources}; media-src {sources}; style-src {_digest(style)}; "
+        f"script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": html.escape(data["title"]),
+        "style": style,
+        "script": script,
+        "data": safe_json(dict(data) | {"media": embedded, "folder": MEDIA}),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html"))
+
+
+def safe_json(value: Any) -> str:
+    """JSON that stays inside its <script>, whatever the strings in it say."""
+    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), default=str)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have, and text without lone surrogates."""
+    if isinstance(value, float):
+        return value if abs(value) != float("inf") and value == value else None
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {_finite(str(key)): _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _part(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _embedded(media: Path, names: set[str]) -> dict[str, str]:
+    """name -> data URL. Raises UsageError beyond what one file may hold."""
+    wanted = sorted(name for name in names if not name.endswith(".facts.json"))
+    size = sum((media / name).stat().st_size for name in wanted) * 4 / 3
+    if size > LARGEST:
+        raise UsageError(
+            f"the page with its media inside would have {size / 1e6:.1f} MB",
+            expected=f"at most {LARGEST / 1e6:.0f} MB",
+            fix="leave out --embed, or report fewer clips",
+        )
+    return {name: _data_url(name, (media / name).read_bytes()) for name in wanted}
+
+
+def _data_url(name: str, content: bytes) -> str:
+    kind = {".webp": "image/webp", ".m4v": "video/mp4"}.get(Path(name).suffix) or mimetypes.guess_type(name)[
+        0
+    ]
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _png(picture: Any) -> bytes:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def _forget_others(media: Path, names: set[str]) -> None:
+    """Remove what an earlier page in this folder showed and this one does not."""
+    for path in media.iterdir():
+        if path.name not in names and OURS.fullmatch(path.name):
+            path.unlink(missing_ok=True)

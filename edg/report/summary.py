@@ -1,0 +1,91 @@
+"""The figures of a report: mean and interval of each run, and one against another with its ellipse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edg.report.collect import Run, is_number
+from edg.sprites.scoring import estimate
+
+MOTION = "motion_degree"
+MOTION_IS = {"unit": "px/frame", "better": "", "what": "mean length of the optical flow"}
+AGAINST = ("consist", "align")  # parts of the names of what motion is traded for
+
+
+def metrics_of(runs: Sequence[Run], values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Every metric that a run has: {"name", "unit", "better", "what"}; motion first, then as scored.
+
+    values: run -> clip id -> metric -> value.
+    """
+    told = {name: one for run in runs for name, one in run.scores.items()}
+    scored = [name for run in values.values() for clip in run.values() for name in clip]
+    names = list(dict.fromkeys([*([MOTION] if MOTION in scored else []), *told, *scored]))
+    known = {MOTION: MOTION_IS} | told
+    return [
+        {"name": name, **{key: str(known.get(name, {}).get(key, "")) for key in ("unit", "better", "what")}}
+        for name in names
+    ]
+
+
+def summaries(run: Run, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """metric -> mean and 95 % interval: of scores.json, else the bootstrap over prompts.
+
+    values: clip id -> metric -> value. Clips of one prompt count as one observation, their mean; of one
+    prompt alone there is no interval.
+    """
+    found = {}
+    for name in dict.fromkeys(name for clip in values.values() for name in clip):
+        groups = list(by_prompt(run, values, name).values())
+        one = estimate([groups])
+        low, high = (one.low, one.high) if len(groups) > 1 else (None, None)
+        found[name] = {"mean": one.mean, "low": low, "high": high}
+    for name, one in run.scores.items():
+        found[name] = {
+            key: one.get(key) if is_number(one.get(key)) else None for key in ("mean", "low", "high")
+        }
+    return found
+
+
+def by_prompt(run: Run, values: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, float]:
+    """prompt (a clip's id where it has none) -> the mean of its clips."""
+    groups: dict[str, list[float]] = {}
+    for clip_id, scores in values.items():
+        if metric in scores:
+            groups.setdefault(run.clips[clip_id].prompt or clip_id, []).append(scores[metric])
+    return {prompt: float(np.mean(group)) for prompt, group in groups.items()}
+
+
+def trade_offs(runs: Sequence[Run], values: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Motion (x) against each metric of consistency and alignment (y): the ellipse of every run, or None."""
+    wanted = [name for part in AGAINST for name in names if part in name.lower()]
+    plots = []
+    for y in dict.fromkeys(wanted):
+        ellipses = []
+        for run in runs:
+            pair = [by_prompt(run, values[run.name], name) for name in (MOTION, y)]
+            both = [prompt for prompt in pair[0] if prompt in pair[1]]
+            ellipses.append(ellipse(np.array([[one[prompt] for one in pair] for prompt in both])))
+        if any(ellipses):
+            plots.append({"x": MOTION, "y": y, "runs": ellipses})
+    return plots
+
+
+def ellipse(points: np.ndarray, level: float = 0.95) -> dict[str, Any] | None:
+    """Where the mean of points (N, 2) lies: mean + root (cos a, sin a), by Hotelling's T^2 (1931).
+
+    T^2 has 2 (N-1) / (N-2) times the F distribution with 2 and N-2 degrees, whose quantile is
+    (N-2)/2 ((1 - level)^(-2/(N-2)) - 1). Below three points root is None: no region; None without a point.
+    """
+    count = len(points)
+    if not count:
+        return None
+    mean = [float(value) for value in points.mean(axis=0)]
+    if count < 3:
+        return {"mean": mean, "root": None}
+    squared = (count - 1) * ((1 - level) ** (-2 / (count - 2)) - 1)
+    size, axes = np.linalg.eigh(np.cov(points.T) * squared / count)
+    root = axes * np.sqrt(np.maximum(size, 0)) @ axes.T
+    return {"mean": mean, "root": root.tolist()}

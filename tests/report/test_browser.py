@@ -1,0 +1,298 @@
+"""The page in a headless Chromium, opened from disk: played, scrubbed, sorted, by keys, dark, on a phone."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from edg.report.page import write_report
+
+VIDEOS = """[...document.querySelectorAll("video.ready")].map((v) =>
+    ({ time: v.currentTime, paused: v.paused, error: v.error && v.error.message, muted: v.muted }))"""
+ORDER = "[...document.querySelectorAll('#table tbody th')].map((th) => th.textContent)"
+PIXEL = """(box) => { const [r, g, b] = getComputedStyle(box).backgroundColor.match(/\\d+/g).map(Number);
+    return (r + g + b) / 3; }"""
+
+
+@pytest.fixture(scope="module")
+def folder(make, tmp_path_factory):
+    """A report over three runs: two with scores, one of bare videos that lacks a clip; a hostile prompt."""
+    home = tmp_path_factory.mktemp("site")
+    runs = [
+        make.run(home / "slow", 1, 4, make.hostile, sets={"dyn": {"sha256": ["1" * 64]}}),
+        make.run(home / 'it\'s "quick" & <b>', 3, 4, make.hostile, sets={"dyn": {"sha256": ["2" * 64]}}),
+        make.run(home / "bare", 2, 3),
+    ]
+    for path in runs[2].glob("*.json"):
+        path.unlink()
+    make.scores(runs[0], subject_consistency=0.9, text_alignment=0.2)
+    make.scores(runs[1], subject_consistency=0.7, text_alignment=0.3)
+    write_report(runs, home / "report")
+    return home
+
+
+@pytest.fixture
+def page(folder, open_page, make):
+    page = open_page(folder / "report/index.html")
+    make.until(page, "document.querySelectorAll('video.ready').length >= 6")
+    yield page
+    assert page.told == []
+
+
+@pytest.fixture
+def until(make):
+    return make.until
+
+
+def frame(page):
+    return int(page.text_content("#frame").split("/")[0])
+
+
+@pytest.fixture
+def wait_for_frame(until):
+    return lambda page, number: _wait_for_frame(until, page, number)
+
+
+def _wait_for_frame(until, page, number):
+    """Until every video that is there shows this frame, 1 the first."""
+    until(
+        page,
+        """(k) => [...document.querySelectorAll("video.ready")].every((v) =>
+            !v.seeking && Math.floor(v.currentTime * 8 + 1e-6) === k - 1)""",
+        number,
+    )
+    assert frame(page) == number
+
+
+# ---- clips -------------------------------------------------------------------------------------------------
+
+
+def test_it_opens_still_and_plays_in_step(page, until, wait_for_frame):
+    assert page.text_content("#frame") == "1 / 8"
+    assert all(v["paused"] and not v["error"] for v in page.evaluate(VIDEOS))
+    page.click("#play")
+    assert page.get_attribute("#play", "aria-label").startswith("Pause")
+    until(page, "[...document.querySelectorAll('video.ready')].every((v) => !v.paused)")
+    seen, apart = set(), []
+    for _ in range(30):
+        times = [v["time"] for v in page.evaluate(VIDEOS)]
+        seen.add(frame(page))
+        apart.append(max(times) - min(times))
+        page.wait_for_timeout(50)
+    assert len(seen) >= 4, "the clock runs"
+    assert sorted(apart)[len(apart) // 2] < 1 / 8, "half of the time within a frame, on a busy machine too"
+    page.click("#play")
+    wait_for_frame(page, frame(page))
+    assert all(v["paused"] for v in page.evaluate(VIDEOS))
+
+
+def test_it_starts_by_itself_unless_less_motion_is_wanted(folder, open_page, until):
+    page = open_page(folder / "report/index.html", reduced_motion="no-preference")
+    until(page, "[...document.querySelectorAll('video.ready')].some((v) => !v.paused)")
+    assert page.told == []
+
+
+def test_scrubbing_moves_everything(page, wait_for_frame):
+    before = page.evaluate("getComputedStyle(document.querySelector('.flow')).backgroundPosition")
+    page.locator("#scrub").fill("5")
+    wait_for_frame(page, 6)
+    after = page.evaluate("getComputedStyle(document.querySelector('.flow')).backgroundPosition")
+    assert before != after, "the flow picture is that of the frame"
+    assert page.evaluate("parseFloat(document.querySelector('.hand').style.left)") == pytest.approx(
+        100 * 5.5 / 8
+    )
+
+
+def test_by_keyboard(page, until, wait_for_frame):
+    for key, number in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("End", 8), ("Home", 1)):
+        page.keyboard.press(key)
+        wait_for_frame(page, number)
+    page.keyboard.press("Space")
+    until(page, "document.querySelector('#play').getAttribute('aria-label').startsWith('Pause')")
+    page.keyboard.press("Space")
+    page.focus("#play")
+    page.keyboard.press("Space")
+    assert page.get_attribute("#play", "aria-label").startswith("Pause"), "once, not twice"
+    page.keyboard.press("Home")
+    page.focus("#filter")
+    page.keyboard.type("thing 0")
+    page.keyboard.press("Home")
+    assert page.input_value("#filter") == "thing 0", "keys in a field belong to the field"
+    page.focus(".skip")
+    seen = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert {"Clips", "Scores", "Recipes", "filter", "order", "Flow", "Motion", "size"} <= set(seen)
+
+
+def test_filter_order_and_layers(page, until):
+    page.fill("#filter", "0001")
+    assert page.locator("article:visible").count() == 1 and page.text_content("#count") == "1 of 4"
+    page.fill("#filter", "")
+    assert page.locator("article:visible").count() == 4
+    first = page.locator("article .id").first
+    assert first.text_content().startswith("0000")
+    page.select_option("#order", label="highest subject consistency")
+    assert not first.text_content().startswith("0000")
+    page.select_option("#order", "")
+    assert first.text_content().startswith("0000")
+    assert page.locator(".flow").first.is_visible() and not page.locator(".sheet").first.is_visible()
+    page.click("text=Contact sheet")
+    page.click("[data-layer=flow]")
+    assert page.locator(".sheet").first.is_visible() and not page.locator(".flow").first.is_visible()
+    until(page, "document.querySelector('.strip img').naturalWidth >= 32 * 8")
+
+
+def test_what_a_run_lacks_is_an_empty_cell(page):
+    last = page.locator("article").nth(3)
+    last.scroll_into_view_if_needed()
+    assert last.locator(".empty").text_content() == "no clip in this run"
+    assert last.locator("video").count() == 2
+
+
+# ---- scores and recipes ------------------------------------------------------------------------------------
+
+
+def test_the_table_sorts_by_any_column(page):
+    page.click("nav >> text=Scores")
+    assert page.locator("#table thead th").count() == 5
+    made = page.evaluate(ORDER)
+    slow, quick, bare = made
+    expected = {
+        "run": [bare, quick, slow],
+        "clips": [bare, slow, quick],
+        "motion degree": [quick, bare, slow],
+        "subject consistency": [slow, quick, bare],
+        "text alignment": [quick, slow, bare],
+    }
+    for title, order in expected.items():
+        button = page.locator(f"#table thead button:has-text('{title}')")
+        button.click()
+        assert page.evaluate(ORDER) == order, title
+        button.focus()
+        page.keyboard.press("Enter")
+        turned = page.evaluate(ORDER)
+        there = [run for run in order if run != bare or title in ("run", "clips", "motion degree")]
+        if title != "clips":
+            assert turned[: len(there)] == there[::-1], "turned round; what has no value stays last"
+        assert page.locator("th[aria-sort$=ending]").count() == 1
+    cell = page.locator("#table tbody tr:has-text('slow') td").nth(2)
+    assert "0.900" in cell.text_content() and "0.800 to 1.00" in cell.text_content()
+
+
+def test_the_trade_off_has_an_ellipse_for_each_scored_run(page):
+    page.click("nav >> text=Scores")
+    assert page.locator(".plot").count() == 2
+    for index in range(2):
+        plot = page.locator(".plot").nth(index)
+        assert plot.locator(".ellipse").count() == 2 and plot.locator("text.name").count() == 2
+    box = page.locator(".plot svg").first.bounding_box()
+    for ring in page.locator(".plot .ellipse").all()[:2]:
+        inner = ring.bounding_box()
+        assert inner["width"] > 1 and inner["height"] > 1
+        assert box["x"] <= inner["x"] and inner["x"] + inner["width"] <= box["x"] + box["width"]
+
+
+def test_recipes_tell_what_differs(page):
+    page.click("nav >> text=Recipes")
+    text = page.text_content(".settings")
+    assert "file 11111111" in text and "file 22222222" in text
+    page.locator("details summary").last.click()
+    assert "No records" in page.locator("details").last.text_content()
+
+
+def test_records_are_linked(page, folder):
+    link = page.locator("a.record").first.get_attribute("href")
+    record = json.loads((folder / "report" / link).read_text())
+    assert record["id"] == "0000-thing_sample0"
+
+
+# ---- everywhere --------------------------------------------------------------------------------------------
+
+
+def test_hostile_text_stays_text(page, make):
+    page.locator("article").nth(3).scroll_into_view_if_needed()
+    assert page.locator("article h2").nth(3).text_content() == make.hostile
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
+    assert page.evaluate("document.scripts.length") == 2
+
+
+def test_the_policy_stops_what_is_not_ours(folder, open_page):
+    page = open_page(folder / "report/index.html")
+    page.evaluate("""() => {
+        const script = document.createElement("script"), image = document.createElement("img");
+        script.textContent = "window.hacked = 1";
+        image.src = "https://example.org/x.png";
+        document.body.append(script, image);
+    }""")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.hacked") is None
+    assert any("Content Security Policy" in text for text in page.told)
+    assert any("img-src" in text for text in page.told), "nor is anything asked of the net"
+
+
+@pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
+def test_light_and_dark(folder, open_page, scheme, dark):
+    page = open_page(folder / "report/index.html", color_scheme=scheme)
+    body, ink = page.eval_on_selector("body", PIXEL), page.eval_on_selector("#play", PIXEL)
+    assert (body < 60) == dark and abs(body - ink) > 150
+
+
+@pytest.mark.parametrize("part", ["#clips", "#scores", "#recipes"])
+def test_a_phone_does_not_scroll_sideways(folder, open_page, part):
+    page = open_page(folder / "report/index.html", part, viewport={"width": 390, "height": 844})
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    if part == "#clips":
+        assert page.locator("article video").first.bounding_box()["width"] > 120
+        page.tap if page.locator("#play").bounding_box()["height"] >= 40 else pytest.fail(
+            "too small to touch"
+        )
+    assert page.told == []
+
+
+def test_an_embedded_page_stands_alone(make, tmp_path, open_page, until, wait_for_frame):
+    path = write_report([make.run(tmp_path / "a", clips=2)], tmp_path / "r", embed=True)
+    alone = shutil.move(path, tmp_path / "alone.html")
+    page = open_page(alone)
+    until(page, "document.querySelectorAll('video.ready').length === 2")
+    page.keyboard.press("End")
+    wait_for_frame(page, 8)
+    with page.expect_download() as download:
+        page.locator("a.record").first.click()
+    assert json.loads(download.value.path().read_text())["id"] == "0000-thing_sample0"
+    assert page.told == []
+
+
+def test_a_thousand_clips(make, tmp_path, open_page, until, wait_for_frame):
+    """First paint within two seconds (three here: a machine may be busy); few videos are held at a time."""
+    first = make.run(tmp_path / "a", clips=1)
+    second = make.run(tmp_path / "b", speed=2, clips=1)
+    for folder in (first, second):
+        record = json.loads((folder / "0000-thing_sample0.json").read_text())
+        for index in range(1, 500):
+            name = f"{index:04d}-thing_sample0"
+            os.link(folder / "0000-thing_sample0.mp4", folder / f"{name}.mp4")
+            settings = record["settings"] | {"id": name, "prompt": f"prompt {index}"}
+            (folder / f"{name}.json").write_text(json.dumps(record | {"id": name, "settings": settings}))
+    write_report([first, second], tmp_path / "r")
+    began = time.monotonic()
+    page = open_page(write_report([first, second], tmp_path / "r"))
+    assert time.monotonic() - began < 60, "pictures are found again"
+    until(page, "document.querySelectorAll('video.ready').length >= 2")
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < 3000, f"first paint after {paint:.0f} ms"
+    assert page.text_content("#count") == "500 prompts"
+    for share in (0.3, 0.6, 1.0):
+        page.evaluate("(share) => scrollTo(0, share * document.body.scrollHeight)", share)
+        page.wait_for_timeout(200)
+    page.locator("article").last.locator("video.ready").first.wait_for()
+    assert page.evaluate("document.querySelectorAll('video[src]').length") < 40
+    page.keyboard.press("End")
+    wait_for_frame(page, 8)
+    assert page.told == []

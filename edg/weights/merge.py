@@ -63,7 +63,7 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cores are for reading, computing and writing at once
     try:
-        ties = {output.name: _ties(plan, output) for output in plan.outputs}
+        ties = {output.name: ties_of(plan, output) for output in plan.outputs}
         return _write_all(plan, ties, progress, warn, strict)
     finally:
         torch.set_num_threads(threads)
@@ -73,7 +73,7 @@ def to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _ties(plan: Plan, output: Output) -> dict[Step, TiesStatistics]:
+def ties_of(plan: Plan, output: Output) -> dict[Step, TiesStatistics]:
     """What `ties` steps must know of the whole model before the pass."""
     found = {}
     for step in dict.fromkeys(s for s in output.steps if isinstance(s, Ties)):

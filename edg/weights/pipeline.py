@@ -29,10 +29,11 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all) of the base
 
 @dataclass
 class Target:
-    """An output while it is made: where it goes, and the tensor whose blocks are being stored."""
+    """An output while it is made: where it goes (None: nowhere), and the tensor whose blocks are being
+    stored."""
 
     output: Output
-    writer: TensorWriter
+    writer: TensorWriter | None
     ties: Mapping[Step, TiesStatistics]
     open_tensor: str = ""
 
@@ -76,6 +77,16 @@ class Pass:
         for work in self._works(chosen, [Slot()]):
             self._read(work)
             yield self._block(work, None)
+
+    def values(self, target: Target, index: int, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """(first element, values as they are stored) of the blocks of one output that meet start..stop, one
+        at a time in the same memory."""
+        info = target.output.infos[index]
+        for work in self._works([index], [Slot()]):
+            if work.start < stop and start < work.start + work.count:
+                self._read(work)
+                result = self._compute(target, work)
+                yield work.start, (_as_stored(work, info) if result is None else result).reshape(-1)
 
     def run(self, targets: Sequence[Target], hashes: HashFollower, progress: Progress | None) -> None:
         """Compute and store every block; the hashes follow the reader."""

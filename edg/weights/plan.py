@@ -52,9 +52,10 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, out: Path, full: bool, format: str, block: int, warn: Callable[[str], None]
+    recipe: Recipe, out: Path | None, full: bool, format: str, block: int, warn: Callable[[str], None]
 ) -> Plan:
-    """Open the inputs and decide everything; warn: where remarks go. Raises as `merge.run` does."""
+    """Open the inputs and decide everything; out: None where nothing is written; warn: where remarks go.
+    Raises as `merge.run` does."""
     if format not in FORMATS:
         raise UsageError(f"format {format!r}", expected="one of " + ", ".join(FORMATS))
     if block % BLOCK or block <= 0:
@@ -66,15 +67,20 @@ def make_plan(
     infos = [_stored(tensor, recipe) for tensor in aligned]
     outputs = [
         Output(
-            name, out / f"{name}.{format}", [recipe.step_for(name, tensor.name) for tensor in aligned], infos
+            name,
+            (out or Path()) / f"{name}.{format}",
+            [recipe.step_for(name, tensor.name) for tensor in aligned],
+            infos,
         )
         for name in recipe.outputs
     ]
     plan = Plan(recipe, inputs, aligned, absent, outputs, format, full, block)
-    _check_paths(plan)
+    if out is not None:
+        _check_paths(plan)
     for note in notes + _remarks(plan):
         warn(f"note: {note}")
-    _check_space(plan, out, warn)
+    if out is not None:
+        _check_space(plan, out, warn)
     return plan
 
 

@@ -18,7 +18,7 @@ from edg.core.dist import World, world, world_from_environment
 from edg.core.errors import UsageError
 from edg.core.records import cached_sha256, ensure_writable, hash_value
 from edg.data.prompts import read_folder
-from edg.runner import flags
+from edg.runner import flags, merging
 from edg.runner.plan import in_a_line, is_resident, plan_of
 from edg.runner.progress import say
 from edg.runner.sample import Run, run
@@ -27,8 +27,11 @@ from edg.systems.base import Request, Spec, System
 PATIENCE = 20  # seconds for a killed run to let go of the folder
 
 
-def sample(args: argparse.Namespace) -> int:
-    """Run `edg sample`; returns the exit code. Raises EdgError."""
+def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
+    """Run `edg sample`; returns the exit code. Raises EdgError.
+
+    keep: the network of the call before, used again where it is the same, and replaced where not.
+    """
     from edg import systems
     from edg.core.device import choose, dtype_name, fix_threads, keep_memory, need_memory, usable_cores
 
@@ -36,10 +39,13 @@ def sample(args: argparse.Namespace) -> int:
     sleep_when_idle(here)
     for line in flags.remarks(args) if here.is_first else ():
         say(line)
-    paths = flags.set_paths(args)
     system = systems.get(systems.DEFAULT)
+    inside = None
+    if merging.asked(args):
+        inside = merging.choose(args, lambda paths: find_spec(system, args.config, paths))
+    paths = inside.paths if inside else flags.set_paths(args)
     spec = find_spec(system, args.config, paths)
-    options = flags.sampling_options(args, system, spec, len(paths))
+    options = flags.sampling_options(args, system, spec, len(inside.recipe.outputs if inside else paths))
     flags.check_numbers(args, spec)
     height, width = flags.frame_size(args, spec)
     pairs = read_folder(args.prompt_dir or default_prompts(spec.name))
@@ -47,7 +53,7 @@ def sample(args: argparse.Namespace) -> int:
     fix_threads(args.threads or usable_cores())
     if device.type == "cpu":
         keep_memory()
-    sets = open_sets(paths, here)
+    sets = merging.open_sets(inside, args, spec, here.is_first) if inside else open_sets(paths, here)
     requests = [
         Request(
             f"{pair.name}_sample{i}", pair.prompt, pair.image, args.seed, spec.frames, height, width, options
@@ -58,22 +64,22 @@ def sample(args: argparse.Namespace) -> int:
     system.check(spec, sets, requests)
     args.bs = min(args.bs, args.chunk, len(requests))
     outdir = Path(args.savedir) / str(args.M)
+    how = {"resident": is_resident(args), "low_memory": args.low_memory, "compiled": args.compile}
 
     def load():
+        same = hash_value([identities, to_dict(spec), str(device), dtype_name(dtype), args.bs, how])
+        if keep is not None and same in keep:
+            return keep[same]
+        if keep is not None:
+            keep.clear()
         expected = plan_of(args, system, spec, sets, device.type, requests[0])
         need_memory(expected.peak, device, "parameters and activations")
         if here.is_first:
             say(in_a_line(expected, device))
-        return system.load(
-            spec,
-            sets,
-            device=device,
-            dtype=dtype,
-            resident=is_resident(args),
-            batch_size=args.bs,
-            low_memory=args.low_memory,
-            compiled=args.compile,
-        )
+        model = system.load(spec, sets, device=device, dtype=dtype, batch_size=args.bs, **how)
+        if keep is not None:
+            keep[same] = model
+        return model
 
     with world(device.type) as here:
         identities = here.first(lambda: identify_sets(sets, outdir))
@@ -89,7 +95,7 @@ def sample(args: argparse.Namespace) -> int:
                 "dtype": dtype_name(dtype),
                 "options": options_settings(options),
             },
-            notes=notes(args, paths, spec, str(device), here),
+            notes=notes(args, paths, spec, str(device), here) | dict(inside.note if inside else {}),
             fps=args.fps,
             chunk=args.chunk,
             overwrite=args.overwrite,

@@ -24,6 +24,7 @@ SEED_LIMIT = 2**63
 def add_sample_arguments(parser: Parser) -> None:
     _add_inputs(parser.add_argument_group("what to make"))
     _add_weights(parser.add_argument_group("model and parameter sets"))
+    _add_merging(parser.add_argument_group("or sets merged in memory, nothing written (docs/dials.md)"))
     _add_sampling(parser.add_argument_group("sampling"))
     _add_approximations(parser.add_argument_group("approximations: faster, not the same (docs/speed.md)"))
     _add_behaviour(parser.add_argument_group("defects of the release, as options"))
@@ -70,6 +71,22 @@ def _add_weights(group) -> None:
     group.add_argument(
         "--blend", choices=("hard", "soft"), default="hard", help="soft: both, weighted by t (hard)"
     )
+
+
+def _add_merging(group) -> None:
+    group.add_argument(
+        "--motion", type=float, metavar="0..1", help="from the least to the most motion that was measured"
+    )
+    group.add_argument(
+        "--hold", type=float, metavar="0..1", help="how much of the run is con's: what is kept of the picture"
+    )
+    group.add_argument("--base", metavar="FILE", help="(with --config sprites: the embedded one)")
+    group.add_argument("--tuned", metavar="FILE", help="the fine-tune of base (so is this)")
+    group.add_argument("--recipe", metavar="NAME|YAML", help="one of configs/merge (the dials', else edg)")
+    group.add_argument(
+        "--strength", nargs="+", metavar="OUTPUT.SETTING=X", help="other numbers in it: dyn.alpha=1.2"
+    )
+    group.add_argument("--dials", metavar="YAML", help="the measured curves (configs/dials/MODEL.yaml)")
 
 
 def _add_sampling(group) -> None:

@@ -148,6 +148,29 @@ def remarks(recipe: Recipe) -> list[str]:
     ]
 
 
+def adjusted(recipe: Recipe, place: str, value: float) -> Recipe:
+    """A recipe with one number changed: place is OUTPUT.SETTING, of the output's first step that has it.
+
+    Raises UsageError where there is none, naming what there is."""
+    output, _, setting = place.partition(".")
+    known = {
+        f"{name}.{key}": index
+        for name, steps in recipe.outputs.items()
+        for index, step in reversed(list(enumerate(steps)))
+        for key, old in vars(step).items()
+        if type(old) in (int, float)
+    }
+    if place not in known:
+        raise UsageError(
+            f"no {place} in the recipe", expected=", ".join(known) or "numbers", fix=nearest(place, known)
+        )
+    steps = list(recipe.outputs[output])
+    step = steps[known[place]]
+    whole = isinstance(getattr(step, setting), int) and value == int(value)
+    steps[known[place]] = dataclasses.replace(step, **{setting: int(value) if whole else float(value)})
+    return dataclasses.replace(recipe, outputs={**recipe.outputs, output: tuple(steps)})
+
+
 def to_dict(recipe: Recipe) -> dict:
     """Plain data, ready for YAML or JSON; `from_dict` reads it back equal."""
 

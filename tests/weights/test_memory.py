@@ -11,7 +11,8 @@ from edg.weights.store import open_weights
 
 OPS = {
     "edg": {"dyn": [{"op": "dynamic"}], "con": [{"op": "consistent"}]},
-    "conv": {"dyn": [{"op": "extrapolate", "alpha": 1.5, "where": "temporal_conv"}, {"op": "copy", "of": "tuned"}]},
+    "conv": {"dyn": [{"op": "extrapolate", "alpha": 1.5, "where": "temporal_conv"}, {"op": "copy"}]},
+    "tuned": {"con": [{"op": "copy", "of": "tuned"}]},
     "ties": {"m": [{"op": "ties"}]},
     "whole": {"m": [{"op": "svd", "rank": 1, "where": "*.weight"}, {"op": "magnitude", "density": 0.5}]},
     "half": {"m": [{"op": "linear", "weights": [0.5, 0.5]}]},

@@ -1,0 +1,160 @@
+"""Parameter sets merged in memory: `--base`, `--tuned`, `--recipe`, `--strength` and the dials."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edg.core.errors import UsageError
+from edg.core.records import cached_sha256
+from edg.runner import dials as measured
+from edg.runner.dials import WORDS, Dials
+from edg.runner.progress import say
+from edg.systems.base import Spec
+
+ASK = (*WORDS, "base", "tuned", "recipe", "strength", "dials")
+FILES = ("sets", "dynamic_path", "consistency_path")
+
+
+@dataclass(frozen=True)
+class Merging:
+    """recipe: a weights.recipe.Recipe with its files; paths: those files by input; note: for the records."""
+
+    recipe: Any
+    paths: Mapping[str, Path]
+    note: Mapping[str, Any]
+
+
+def asked(args: argparse.Namespace) -> bool:
+    """Whether a flag wants its sets merged here."""
+    return any(getattr(args, name) is not None for name in ASK)
+
+
+def choose(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spec]) -> Merging:
+    """What the flags stand for; sets args.T where a dial or its file tells it. Raises UsageError.
+
+    spec_of: the model of parameter sets by path.
+    """
+    from edg.weights import recipe as recipes
+
+    _check_together(args)
+    paths = _inputs(args, spec_of)
+    spec = spec_of(paths)
+    dials = _dials(args, spec.name, paths)
+    name = args.recipe or (dials.recipe if dials else "edg")
+    recipe = recipes.load_recipe(name)
+    strengths = dials.strengths(args.motion, args.hold) if dials else {}
+    given = _strengths(args.strength or ())
+    if twice := sorted(strengths.keys() & given.keys()):
+        raise UsageError(f"--strength {twice[0]} beside the dial that moves it", expected="one of them")
+    for place, value in {**strengths, **given}.items():
+        recipe = recipe if place == "T" else recipes.adjusted(recipe, place, value)
+    if dials and name == dials.recipe and args.T is None and args.switch_at is None and args.blend == "hard":
+        args.T = strengths.get("T", dials.T)
+    recipe = replace(recipe, inputs=_files_of(recipe, paths))
+    note = {"merged_in_memory": {"recipe": str(name), **{key: str(path) for key, path in paths.items()}}}
+    turned = {word: getattr(args, word) for word in WORDS if getattr(args, word) is not None}
+    if turned:
+        note["dials"] = {**turned, "stand_for": strengths, "recipe": str(name), "measured_by": dials.command}
+    return Merging(recipe, paths, note)
+
+
+def open_sets(merging: Merging, args: argparse.Namespace, spec: Spec, aloud: bool) -> dict[str, Any]:
+    """The recipe's outputs, not yet read, as parameter sets by name."""
+    from edg.weights.memory import merged
+
+    if aloud:
+        tell(merging, args, spec)
+    return dict(merged(merging.recipe, warn=say if aloud else lambda text: None))
+
+
+def tell(merging: Merging, args: argparse.Namespace, spec: Spec) -> None:
+    """A line about what is merged, one about what the dials stand for, and how far to trust them."""
+    parts = dict(merging.note["merged_in_memory"])
+    say(f"merges {parts.pop('recipe')} in memory, of {' and '.join(parts.values())}")
+    turned = merging.note.get("dials")
+    if not turned:
+        return
+    words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
+    say(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
+    sampling = measured.find_dials(args.dials, spec.name).sampling
+    other = [f"--{name} {value:g}" for name, value in sampling.items() if getattr(args, name) != value]
+    if other:
+        say(f"  the curve was measured with {' '.join(other)}")
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Raise UsageError for flags that say the same thing twice."""
+    asking = next(f"--{name}" for name in ASK if getattr(args, name) is not None)
+    turned = [f"--{word}" for word in WORDS if getattr(args, word) is not None]
+    for name in FILES:
+        if getattr(args, name):
+            raise UsageError(f"{asking} with --{name}", expected="sets merged in memory, or files of them")
+    if turned and args.recipe:
+        raise UsageError(
+            f"{turned[0]} with --recipe", expected="a dial turns the recipe it was measured with"
+        )
+    if args.hold is not None:
+        for name in ("T", "switch_at"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--hold with --{name}", expected="one of them: hold chooses the switch")
+        if args.blend == "soft":
+            raise UsageError("--hold with --blend soft, which has no switch", expected="one or the other")
+
+
+def _inputs(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spec]) -> dict[str, Path]:
+    """base and tuned as given, else the embedded ones where the model is theirs."""
+    from edg.sprites import WEIGHTS
+
+    if args.base and args.tuned:
+        return {"base": Path(args.base), "tuned": Path(args.tuned)}
+    embedded = {name: WEIGHTS / f"{name}.safetensors" for name in ("base", "tuned")}
+    alone = next((name for name in ("base", "tuned") if getattr(args, name)), None)
+    if alone or spec_of(embedded).name != "sprites":
+        raise UsageError(
+            f"--{alone} alone" if alone else f"no files to merge for {spec_of(embedded).name}",
+            expected="--base FILE --tuned FILE",
+        )
+    return embedded
+
+
+def _dials(args: argparse.Namespace, model: str, paths: Mapping[str, Path]) -> Dials | None:
+    """The model's dials; None where nobody measured any and none is turned. Raises UsageError for a dial
+    without a curve, or with one of other files."""
+    dials = measured.find_dials(args.dials, model)
+    for word in WORDS:
+        if getattr(args, word) is None:
+            continue
+        if dials is None:
+            raise measured.unmeasured(word, model, f"no curve was measured for {model}", **paths)
+        for name, path in paths.items():
+            if not path.is_file() or cached_sha256(path) != dials.inputs.get(name):
+                why = f"the curve was measured with another {name} than {path}"
+                raise measured.unmeasured(word, model, why, **paths)
+    return dials
+
+
+def _strengths(texts: list[str]) -> dict[str, float]:
+    """OUTPUT.SETTING=NUMBER as a table."""
+    found: dict[str, float] = {}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+        if not equals or number is None or place in found:
+            raise UsageError(f"--strength {text}", expected="OUTPUT.SETTING=NUMBER, every place once")
+        found[place] = number
+    return found
+
+
+def _files_of(recipe: Any, paths: Mapping[str, Path]) -> dict[str, str]:
+    """The recipe's inputs with base and tuned filled in. Raises UsageError where another has no file."""
+    inputs = {name: str(paths.get(name, path)) for name, path in recipe.inputs.items()}
+    if empty := [name for name, path in inputs.items() if not path]:
+        raise UsageError(f"the recipe wants {empty[0]}", expected="a recipe of base and tuned")
+    return inputs

@@ -39,6 +39,11 @@ COMMANDS = {
         "edg.runner.flags:add_sample_arguments",
         "edg.runner.command:sample",
     ),
+    "sweep": Command(
+        "a grid over any options of sample -> a folder for each point, scores, a report",
+        "edg.runner.sweep_flags:add_sweep_arguments",
+        "edg.runner.sweep:sweep",
+    ),
     "train": Command(
         "a configuration -> trained parameter sets",
         "edg.runner.train:add_arguments",

@@ -2,9 +2,9 @@
 """What `--motion` and `--hold` do to the embedded model, measured on held-out images of the sprites world.
 
     python scripts/measure_dials.py            # over strength and T -> configs/dials/sprites.yaml
-    python scripts/measure_dials.py --check    # over the dials, on other images -> docs/img/dials.png and a table
+    python scripts/measure_dials.py --check    # over the dials, on other images -> docs/img/dials.png
 
-32 images, three seeds of the noise, 16 DDIM steps, no guidance. To resume, run it again: what is in OUT by
+32 images, two seeds of the noise, 16 DDIM steps, no guidance. To resume, run it again: what is in OUT by
 the same settings is not made again. With --base, --tuned and --dials FILE: the dials of another fine-tune.
 """
 
@@ -49,7 +49,7 @@ STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)  # -1 is the fine-tune, 0 the base,
 SWITCHES = (0, 100, 300, 500, 700, 1000)  # dyn alone ... con alone
 TURNED = (0.0, 0.25, 0.5, 0.75, 1.0)
 HELD = (("intact", "more"), ("first_frame", "less"))  # what hold may be of: the first that T moves
-COUNT, SEEDS, STEPS, GUIDANCE = 32, 3, 16, 1.0
+COUNT, SEEDS, STEPS, GUIDANCE = 32, 2, 16, 1.0
 IMAGES, OTHER_IMAGES = 5000, 6000  # training has 20, the experiment 3000 and 4000, prompts 2031
 
 Table = list[list[Judgement]]  # by seed, then image
@@ -172,8 +172,8 @@ def as_yaml(dials: Dials, bench: Bench) -> str:
     """The file, points in a line each."""
     head = (
         f"# Written by `{dials.command}`: {bench.count} held-out images (seed {bench.images}),\n"
-        f"# {bench.seeds} seeds of the noise, {bench.steps} DDIM steps, no guidance. change: the 95 % interval\n"
-        "# of what the same clips changed since the point before. See edg/runner/dials.py and docs/dials.md.\n"
+        f"# {bench.seeds} seeds of the noise, {bench.steps} DDIM steps, no guidance. change: the 95 %\n"
+        "# interval of what the same clips changed since the point before: docs/dials.md.\n"
     )
     values = config.to_dict(dials)
     words = {word: values.pop(word) for word in WORDS}
@@ -250,7 +250,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("output/dials"))
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/img/dials.png", help="of --check")
     parser.add_argument("--count", type=int, default=COUNT, help="held-out images (32)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="clips of every image (3)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="clips of every image (2)")
     parser.add_argument("--steps", type=int, default=STEPS, help="DDIM steps (16)")
     return parser.parse_args(argv)
 

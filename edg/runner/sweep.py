@@ -1,0 +1,191 @@
+"""`edg sweep`: a grid over options of `edg sample`, a folder for each point, scores and a report at the end.
+
+    out: output/sweeps/strength
+    options: {config: sprites, recipe: edg_temporal_conv, T: 300}
+    grid: {dyn: {alpha: [0, 0.5, 1]}, seed: [1, 2]}
+
+A name with a dot, or nested as above, is a number of the recipe (`--strength`). To resume, run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edg.core import config
+from edg.core.arguments import Parser
+from edg.core.dist import world_from_environment
+from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
+from edg.core.records import write_json
+from edg.runner.flags import add_sample_arguments
+from edg.runner.progress import say
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "sweeps"
+OWN = ("savedir", "overwrite", "strength")  # of the sweep's own making, or told another way
+TROUBLE = (EdgError, OSError, MemoryError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """out: the folder of all points. options: those that all points share; grid: name -> values, the last
+    name varies fastest. Names are flags of `edg sample`, or OUTPUT.SETTING of its recipe."""
+
+    out: str
+    grid: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point: its folder, all its options, and the parsed flags of `edg sample`."""
+
+    folder: Path
+    options: Mapping[str, Any]
+    args: argparse.Namespace
+
+    def __str__(self) -> str:
+        return self.folder.name
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Run `edg sweep`; returns the exit code. Raises UsageError before anything is made for a flag that is
+    wrong anywhere in the grid, SomeFailedError at the end when points failed."""
+    if world_from_environment().size > 1:
+        raise UsageError("edg sweep in several processes", expected="one", fix="torchrun is for edg sample")
+    plan = read(args.sweep, args.settings)
+    found = points(plan)
+    if args.dry_run:
+        for point in found:
+            print(f"{point}: edg sample {shlex.join(flags_of(point.options))} --savedir {point.folder}")
+        return 0
+    failed = run_all(found)
+    end(plan, [point for point in found if str(point) not in failed])
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise SomeFailedError(
+            f"{len(failed)} of {len(found)} points failed, first {name}: {reason}",
+            fix="run the same command again when the cause is gone: finished clips stay",
+        )
+    return 0
+
+
+# ---- what is to be made ------------------------------------------------------------------------------------
+
+
+def read(name: str, settings: Sequence[str] = ()) -> Sweep:
+    """A sweep from YAML: a path, or the name of one in configs/sweeps. Raises UsageError, BadFileError."""
+    shipped = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        listed = ", ".join(shipped)
+        raise UsageError(
+            f"no sweep {name}", expected=f"a YAML file or one of {listed}", fix=nearest(name, shipped)
+        )
+    plan = config.build(Sweep, config.read_yaml(path, settings), str(path))
+    grid, options = (
+        _flat(table, f"{path}: {what}") for what, table in (("grid", plan.grid), ("options", plan.options))
+    )
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{path}: grid.{key} is {values!r}", expected="a list of values")
+        if key in options:
+            raise UsageError(f"{path}: {key} both in grid and in options", expected="one of them")
+    if not grid:
+        raise UsageError(f"{path} has an empty grid", expected="grid: {NAME: [values]}")
+    for key in (*grid, *options):
+        if key.replace("-", "_") in OWN:
+            raise UsageError(f"{path}: {key}", expected="out: for the folder, OUTPUT.SETTING for a strength")
+    return Sweep(plan.out, grid, options)
+
+
+def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Nested names joined by dots. Raises UsageError for one that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = _flat(value, where) if isinstance(value, Mapping) else {"": value}
+        for rest, item in inner.items():
+            name = f"{key}.{rest}".rstrip(".")
+            if name in found:
+                raise UsageError(f"{where}: {name} twice", expected="every name once")
+            found[name] = item
+    return found
+
+
+def points(plan: Sweep) -> list[Point]:
+    """The grid's points, their flags checked. Raises UsageError naming the point."""
+    parser = Parser(prog="edg sample")
+    add_sample_arguments(parser)
+    found: dict[str, Point] = {}
+    for values in itertools.product(*plan.grid.values()):
+        chosen = dict(zip(plan.grid, values, strict=True))
+        name = "_".join(_safe(f"{key}={_text(value)}") for key, value in chosen.items())
+        options = {**plan.options, **chosen}
+        if name in found:
+            raise UsageError(f"two points are called {name}", expected="values that differ in their names")
+        folder = Path(plan.out) / name
+        try:
+            args = parser.parse_args([*flags_of(options), "--savedir", str(folder)])
+        except UsageError as error:
+            raise UsageError(f"{name}: {error.given}", expected=error.expected, fix=error.fix) from None
+        found[name] = Point(folder, options, args)
+    return list(found.values())
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", text)[:80]
+
+
+def _text(value: Any) -> str:
+    return "-".join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+def flags_of(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line: none is left out, a truth is a switch, a list is several arguments."""
+    given = {key: value for key, value in options.items() if value is not None}
+    flags = []
+    for key, value in given.items():
+        if "." in key:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{key}={int(value)}")
+        elif isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={value}")
+    strengths = [f"{key}={value}" for key, value in given.items() if "." in key]
+    return flags + (["--strength", *strengths] if strengths else [])
+
+
+# ---- making ------------------------------------------------------------------------------------------------
+
+
+def run_all(found: Sequence[Point]) -> dict[str, str]:
+    """Sample every point; what failed, with its reason. Points that follow each other with the same sets
+    share one network."""
+    from edg.runner.command import sample
+
+    failed: dict[str, str] = {}
+    keep: dict[str, Any] = {}
+    for number, point in enumerate(found, 1):
+        say(f"[{number}/{len(found)}] {point}")
+        try:
+            write_json(point.folder / "point.json", {"name": str(point), "options": dict(point.options)})
+            sample(point.args, keep)
+        except TROUBLE as error:
+            failed[str(point)] = str(error) or type(error).__name__
+            say(f"  {point} failed: {failed[str(point)]}")
+    return failed
+
+
+def end(plan: Sweep, made: Sequence[Point]) -> None:
+    """Scores of every point, and the report over all of them."""
+    runs = [point.folder / str(point.args.M) for point in made]
+    if not runs:
+        return
+    say(f"{len(runs)} points are in {plan.out}")

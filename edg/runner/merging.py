@@ -113,11 +113,12 @@ def _inputs(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Sp
         return {"base": Path(args.base), "tuned": Path(args.tuned)}
     embedded = {name: WEIGHTS / f"{name}.safetensors" for name in ("base", "tuned")}
     alone = next((name for name in ("base", "tuned") if getattr(args, name)), None)
-    if alone or spec_of(embedded).name != "sprites":
-        raise UsageError(
-            f"--{alone} alone" if alone else f"no files to merge for {spec_of(embedded).name}",
-            expected="--base FILE --tuned FILE",
-        )
+    if alone:
+        raise UsageError(f"--{alone} alone", expected="--base FILE --tuned FILE")
+    model = spec_of(embedded).name
+    if model != "sprites":
+        _dials(args, model, {})  # a dial without a curve is told first
+        raise UsageError(f"no files to merge for {model}", expected="--base FILE --tuned FILE")
     return embedded
 
 

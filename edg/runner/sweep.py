@@ -13,8 +13,10 @@ import argparse
 import itertools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,12 @@ def sweep(args: argparse.Namespace) -> int:
             print(f"{point}: edg sample {shlex.join(flags_of(point.options))} --savedir {point.folder}")
         return 0
     failed = run_all(found)
-    end(plan, [point for point in found if str(point) not in failed])
-    if failed:
-        name, reason = next(iter(failed.items()))
+    what = f"{len(failed)} of {len(found)} points failed"
+    late = end(plan, [point for point in found if str(point) not in failed])
+    if failed or late:
+        name, reason = next(iter({**failed, **late}.items()))
         raise SomeFailedError(
-            f"{len(failed)} of {len(found)} points failed, first {name}: {reason}",
+            f"{what if failed else 'all points are made'}, first failure {name}: {reason}",
             fix="run the same command again when the cause is gone: finished clips stay",
         )
     return 0
@@ -174,18 +177,39 @@ def run_all(found: Sequence[Point]) -> dict[str, str]:
     keep: dict[str, Any] = {}
     for number, point in enumerate(found, 1):
         say(f"[{number}/{len(found)}] {point}")
-        try:
+        with _named(str(point), failed):
             write_json(point.folder / "point.json", {"name": str(point), "options": dict(point.options)})
             sample(point.args, keep)
-        except TROUBLE as error:
-            failed[str(point)] = str(error) or type(error).__name__
-            say(f"  {point} failed: {failed[str(point)]}")
     return failed
 
 
-def end(plan: Sweep, made: Sequence[Point]) -> None:
-    """Scores of every point, and the report over all of them."""
-    runs = [point.folder / str(point.args.M) for point in made]
-    if not runs:
-        return
-    say(f"{len(runs)} points are in {plan.out}")
+@contextmanager
+def _named(what: str, failed: dict[str, str]) -> Iterator[None]:
+    """Trouble inside is told and noted as that of `what`, and the rest goes on."""
+    try:
+        yield
+    except TROUBLE as error:
+        failed[what] = str(error) or type(error).__name__
+        say(f"  {what} failed: {failed[what]}")
+
+
+def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
+    """Scores of every point, and the report over all of them in OUT/report; what failed, with its reason."""
+    runs = {str(point): point.folder / str(point.args.M) for point in made}
+    failed: dict[str, str] = {}
+    missing = [name for name in ("edg.runner.score", "edg.report.page") if find_spec(name) is None]
+    if missing:
+        say(f"{len(runs)} points are in {plan.out}; this version has no {' and no '.join(missing)}")
+    if not runs or missing:
+        return failed
+    from edg.report.page import write_report
+    from edg.runner import score
+
+    parser = Parser(prog="edg score")
+    score.add_arguments(parser)
+    for name, run in runs.items():
+        with _named(f"scores of {name}", failed):
+            score.score(parser.parse_args([str(run)]))
+    with _named("report", failed):
+        say(f"report: {write_report(list(runs.values()), Path(plan.out) / 'report')}")
+    return failed

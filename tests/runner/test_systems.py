@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNNER = ("command", "doctor", "fetch", "flags", "plan", "progress", "sample", "train")
+RUNNER = (
+    "command", "dials", "doctor", "fetch", "flags", "merging", "plan", "progress", "sample", "sweep", "train",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RUNNER)

@@ -1,0 +1,144 @@
+"""A grid of points: their names and flags, what fails, and going on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edg.cli import main
+from edg.core.errors import UsageError
+from edg.runner.sweep import FOLDER, flags_of, points, read
+
+ROOT = Path(__file__).parents[2]
+SHARED = """
+options: {config: sprites, prompt_dir: %s, recipe: edg_temporal_conv, ddim_steps: 2, T: 300,
+          unconditional_guidance_scale: 1.0, device: cpu}
+"""
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for index, image in enumerate(sorted((ROOT / "prompts/sprites").glob("*.png"))[:2]):
+        (folder / f"{index}.png").write_bytes(image.read_bytes())
+    (folder / "prompts.txt").write_text("a blue pillar moves left\na green circle moves up\n")
+    return folder
+
+
+@pytest.fixture
+def sweep_file(tmp_path, prompts):
+    def write(grid, name="s.yaml"):
+        (tmp_path / name).write_text(f"out: {tmp_path}/out\n{SHARED % prompts}\ngrid: {grid}\n")
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_point_for_every_combination_the_last_name_fastest(sweep_file):
+    found = points(read(sweep_file("{dyn: {alpha: [0, 1.5]}, seed: [1, 2]}")))
+    assert [str(point) for point in found] == [
+        "dyn.alpha=0_seed=1", "dyn.alpha=0_seed=2", "dyn.alpha=1.5_seed=1", "dyn.alpha=1.5_seed=2",
+    ]  # fmt: skip
+    assert found[2].args.strength == ["dyn.alpha=1.5"] and found[2].args.seed == 1 and found[2].args.T == 300
+    assert found[2].args.savedir == str(found[2].folder) and found[2].options["config"] == "sprites"
+
+
+def test_settings_of_the_command_line_go_over_the_files(sweep_file):
+    path = sweep_file("{seed: [1, 2]}")
+    plan = read(path, ["grid.seed=[7]", "grid.dyn.alpha=[0.5]", "out=elsewhere", "options.T=100"])
+    assert (
+        plan.out == "elsewhere"
+        and plan.grid == {"seed": [7], "dyn.alpha": [0.5]}
+        and plan.options["T"] == 100
+    )
+
+
+def test_options_as_flags():
+    flags = flags_of(
+        {"T": 300, "preview": True, "loop": False, "fps": None, "switch_at": [800, 300], "dyn.alpha": -1}
+    )
+    assert flags == [
+        "--T=300",
+        "--preview=1",
+        "--loop=0",
+        "--switch_at",
+        "800",
+        "300",
+        "--strength",
+        "dyn.alpha=-1",
+    ]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.yaml"))])
+def test_the_shipped_sweeps_are_right(name):
+    assert len(points(read(name))) > 4
+
+
+WRONG = {
+    "{}": "empty grid",
+    "{seed: 3}": "grid.seed is 3",
+    "{seed: []}": "grid.seed is",
+    "{sede: [1]}": "unknown flag --sede; did you mean '--seed'",
+    "{seed: [1, x]}": "seed=x: edg sample: argument --seed",
+    "{T: [1]}": "T both in grid and in options",
+    "{savedir: [a]}": "savedir",
+    "{seed: [1, 1]}": "two points are called seed=1",
+    "{dyn: {alpha: [1]}, dyn.alpha: [2]}": "dyn.alpha twice",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", WRONG)
+def test_a_wrong_grid_is_told_before_anything_is_made(sweep_file, tmp_path, grid):
+    with pytest.raises(UsageError, match=WRONG[grid].replace("(", r"\(")):
+        points(read(sweep_file(grid)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_key_and_an_unknown_sweep_name_the_nearest(sweep_file):
+    with pytest.raises(UsageError, match="did you mean 'grid'"):
+        read(sweep_file("{seed: [1]}"), ["gird.T=[1]"])
+    with pytest.raises(UsageError, match="did you mean 'sprites_motion'"):
+        read("sprites_motoin")
+
+
+def test_a_point_that_fails_is_named_and_the_rest_goes_on(capsys, sweep_file, tmp_path):
+    path = sweep_file("{dyn: {alpha: [0.5]}, height: [33, 32]}")
+    assert main(["sweep", path]) == 5
+    err = capsys.readouterr().err
+    assert "1 of 2 points failed, first failure dyn.alpha=0.5_height=33" in err and "--height 33" in err
+    good = tmp_path / "out/dyn.alpha=0.5_height=32"
+    assert len(list(good.glob("1000/*.mp4"))) == 2
+    told = json.loads((good / "point.json").read_text())
+    assert (
+        told["name"] == good.name and told["options"]["dyn.alpha"] == 0.5 and told["options"]["height"] == 32
+    )
+
+
+def test_killed_it_goes_on_and_makes_nothing_twice(sweep_file, tmp_path):
+    path = sweep_file("{dyn: {alpha: [0, 1]}, seed: [1, 2]}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edg", "sweep", path], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+
+    def clips():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/1000/*.json")}
+
+    end = time.monotonic() + 200
+    while len(clips()) < 3 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = clips()
+    assert 3 <= len(first) < 8, "killed too late or it did not begin"
+    again = subprocess.run(
+        [sys.executable, "-m", "edg", "sweep", path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "2 of 2 clips are finished already" in again.stderr
+    last = clips()
+    assert len(last) == 8 and first.items() <= last.items()

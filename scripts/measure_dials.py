@@ -35,7 +35,7 @@ from edg.core.records import sha256_file, write_json, write_text
 from edg.report.dials import FIGURES, Panel, draw, table
 from edg.runner.dials import WORDS, Dial, Dials, Point, find_dials
 from edg.sprites import WEIGHTS
-from edg.sprites.scoring import Judgement, estimate, estimates, judge
+from edg.sprites.scoring import Estimate, Judgement, estimate, estimates, judge
 from edg.sprites.world import caption, held_out, render, words_of
 from edg.systems.base import Request
 from edg.systems.edg import EdgSystem
@@ -186,6 +186,13 @@ def as_yaml(dials: Dials, bench: Bench) -> str:
     return text
 
 
+def figures(rows: Mapping[float, Table]) -> dict[float, dict[str, Estimate]]:
+    """The figures of every place, and `gain`: what the same clips are faster than at the first."""
+    speeds = {at: np.array([[j.speed for j in one] for one in judgements]) for at, judgements in rows.items()}
+    first = next(iter(speeds.values()))
+    return {at: {**estimates(rows[at]), "gain": estimate(speed - first)} for at, speed in speeds.items()}
+
+
 # ---- check -------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +209,7 @@ def check(bench: Bench, dials: Dials) -> list[Panel]:
                 turned: dials.strengths(**{"motion": None, "hold": None, word: turned}) for turned in TURNED
             }
             axis, promise = f"--{word}", dial
-        rows = {at: estimates(bench.at(strengths)) for at, strengths in places.items()}
+        rows = figures({at: bench.at(strengths) for at, strengths in places.items()})
         found.append(Panel(axis, rows, places, promise))
     return found
 
@@ -215,10 +222,7 @@ def main(argv: list[str] | None = None) -> int:
         bench = Bench(args.base, args.tuned, IMAGES, args.out, **sizes)
         dials, rows = measure(bench)
         write_text(args.dials, as_yaml(dials, bench))
-        panels = [
-            Panel(getattr(dials, word).moves, {at: estimates(t) for at, t in rows[word].items()}, {}, None)
-            for word in WORDS
-        ]
+        panels = [Panel(getattr(dials, word).moves, figures(rows[word]), {}, None) for word in WORDS]
         write_text(args.out / "curves.md", table(panels))
         draw(args.out / "curves.png", panels)
         for word in WORDS:

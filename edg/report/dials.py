@@ -12,16 +12,16 @@ from edg.sprites.scoring import SHARES, Estimate
 
 FIGURES = {
     "speed": "speed, px/frame",
+    "gain": "speed gained by the same clips, px/frame",
     "intact": "colour and shape kept",
     "direction": "direction as told",
-    "told": "motion as told, px/frame",
     "first_frame": "first-frame error, levels of 255",
 }
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One row of the picture. rows: place on the axis -> figures; strengths: what a place stood for; promise:
+    """One row of the picture. rows: place on the axis -> FIGURES (gain: since the first place); strengths: what a place stood for; promise:
     the dial that was turned."""
 
     axis: str
@@ -81,7 +81,9 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
             ax.grid(alpha=0.25)
             ax.set_xticks(list(panel.rows))
             ax.tick_params(labelsize=8)
-            ax.set_ylim(bottom=0, top=1.05 if name in SHARES else None)
+    for ax, name in zip(grid[0], FIGURES, strict=True):  # once, for the whole column
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, 0) if name == "gain" else 0, 1.05 if name in SHARES else high)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

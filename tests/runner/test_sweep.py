@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from edg.cli import main
-from edg.core.errors import UsageError
-from edg.runner.sweep import FOLDER, flags_of, points, read
+from edg.core.errors import EdgError, UsageError
+from edg.runner.sweep import FOLDER, end, flags_of, points, read
 
 ROOT = Path(__file__).parents[2]
 SHARED = """
@@ -142,3 +144,40 @@ def test_killed_it_goes_on_and_makes_nothing_twice(sweep_file, tmp_path):
     assert "2 of 2 clips are finished already" in again.stderr
     last = clips()
     assert len(last) == 8 and first.items() <= last.items()
+
+
+def test_it_ends_in_scores_and_a_report_of_the_points_that_were_made(
+    monkeypatch, sweep_file, tmp_path, capsys
+):
+    """Both by stand-ins: a point whose scores fail is named, and still in the report."""
+    import edg.report
+    import edg.runner
+
+    told = []
+
+    def score(args):
+        told.append(Path(args.folder))
+        if "seed=1" in args.folder:
+            raise EdgError("no clip could be scored")
+
+    def write_report(runs, out):
+        told.append((runs, out))
+        return out / "index.html"
+
+    for package, name, parts in (
+        (edg.runner, "score", {"add_arguments": lambda p: p.add_argument("folder"), "score": score}),
+        (edg.report, "page", {"write_report": write_report}),
+    ):
+        module = ModuleType(f"{package.__name__}.{name}")
+        module.__spec__ = ModuleSpec(module.__name__, None)
+        vars(module).update(parts)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(package, name, module, raising=False)
+    plan = read(sweep_file("{seed: [1, 2]}"))
+    failed = end(plan, points(plan))
+    out = tmp_path / "out"
+    runs = [out / "seed=1/1000", out / "seed=2/1000"]
+    assert told == [*runs, (runs, out / "report")]
+    assert failed == {"scores of seed=1": "no clip could be scored"}
+    assert f"report: {out}/report/index.html" in capsys.readouterr().err
+    assert end(plan, []) == {} and len(told) == 3  # nothing to show

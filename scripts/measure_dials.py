@@ -217,26 +217,32 @@ def check(bench: Bench, dials: Dials) -> list[Panel]:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     torch.set_num_threads(1)
-    sizes = {name: getattr(args, name) for name in ("count", "seeds", "steps")}
-    if not args.check:
-        bench = Bench(args.base, args.tuned, IMAGES, args.out, **sizes)
-        dials, rows = measure(bench)
-        write_text(args.dials, as_yaml(dials, bench))
-        panels = [Panel(getattr(dials, word).moves, figures(rows[word]), {}, None) for word in WORDS]
-        write_text(args.out / "curves.md", table(panels))
-        draw(args.out / "curves.png", panels)
-        for word in WORDS:
-            ends = getattr(dials, word).range()
-            told = f"{ends[0].at:g} to {ends[-1].at:g}" if ends else "no measured effect"
-            print(f"{word}: {getattr(dials, word).figure} over {getattr(dials, word).moves}: {told}")
-        print(f"{args.dials}, {args.out}/curves.md, curves.png")
-        return 0
+    sizes = {name: getattr(args, name) for name in ("base", "tuned", "out", "count", "seeds", "steps")}
+    if args.check:
+        return turn(Bench(images=OTHER_IMAGES, **sizes), args)
+    bench = Bench(images=IMAGES, **sizes)
+    dials, rows = measure(bench)
+    write_text(args.dials, as_yaml(dials, bench))
+    panels = [Panel(getattr(dials, word).moves, figures(rows[word]), {}, None) for word in WORDS]
+    write_text(args.out / "curves.md", table(panels))
+    draw(args.out / "curves.png", panels)
+    for word in WORDS:
+        dial = getattr(dials, word)
+        ends = dial.range()
+        told = f"{ends[0].at:g} to {ends[-1].at:g}" if ends else "nothing certain"
+        print(f"{word}: {dial.figure}, over {dial.moves}: {told}")
+    print(f"{args.dials}, {args.out}/curves.md, curves.png")
+    return 0
+
+
+def turn(bench: Bench, args: argparse.Namespace) -> int:
+    """The dials of a file, turned: a table and a figure."""
     dials = find_dials(str(args.dials), "sprites")
-    if dials.inputs != {name: sha256_file(getattr(args, name)) for name in ("base", "tuned")}:
+    if dials.inputs != {name: sha256_file(getattr(bench, name)) for name in ("base", "tuned")}:
         raise UsageError(
-            f"{args.dials} is of other files", expected="the --base and --tuned it was measured with"
+            f"{args.dials} is of other files", expected="the --base and --tuned of its measuring"
         )
-    panels = check(Bench(args.base, args.tuned, OTHER_IMAGES, args.out, **sizes), dials)
+    panels = check(bench, dials)
     write_text(args.out / "check.md", table(panels))
     draw(args.figure, panels)
     print(table(panels) + f"{args.figure}, {args.out}/check.md")

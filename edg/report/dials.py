@@ -21,8 +21,8 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One row of the picture. rows: place on the axis -> FIGURES (gain: since the first place); strengths: what a place stood for; promise:
-    the dial that was turned."""
+    """One row of the picture. rows: place on the axis -> FIGURES (gain: since the first place); strengths:
+    what a place stood for; promise: the dial that was turned."""
 
     axis: str
     rows: Mapping[float, Mapping[str, Estimate]]

@@ -1,8 +1,6 @@
 """A grid of points: their names and flags, what fails, and going on after a kill."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -123,27 +121,21 @@ def test_a_point_that_fails_is_named_and_the_rest_goes_on(capsys, sweep_file, tm
 
 
 def test_killed_it_goes_on_and_makes_nothing_twice(sweep_file, tmp_path):
-    path = sweep_file("{dyn: {alpha: [0, 1]}, seed: [1, 2]}")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edg", "sweep", path], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "edg", "sweep", sweep_file("{dyn: {alpha: [0, 1]}}")]
 
     def clips():
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/1000/[0-9]*.json")}
 
-    end = time.monotonic() + 200
-    while len(clips()) < 3 and process.poll() is None and time.monotonic() < end:
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not clips() and process.poll() is None:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     first = clips()
-    assert 3 <= len(first) < 8, "killed too late or it did not begin"
-    again = subprocess.run(
-        [sys.executable, "-m", "edg", "sweep", path], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "2 of 2 clips are finished already" in again.stderr
+    assert 1 <= len(first) < 4, "killed too late, or it did not begin"
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     last = clips()
-    assert len(last) == 8 and first.items() <= last.items()
+    assert len(last) == 4 and first.items() <= last.items()
 
 
 def test_it_ends_in_scores_and_a_report_of_the_points_that_were_made(

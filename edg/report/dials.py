@@ -48,8 +48,8 @@ def table(panels: Sequence[Panel]) -> str:
 
 def _cell(name: str, e: Estimate) -> str:
     if name in SHARES:
-        return f"{e.mean:.0%} ({100 * e.low:.0f}-{100 * e.high:.0f})"
-    return f"{e.mean:.2f} ({e.low:.2f}-{e.high:.2f})"
+        return f"{e.mean:.0%} ({100 * e.low:.0f} to {100 * e.high:.0f})"
+    return f"{e.mean:.2f} ({e.low:.2f} to {e.high:.2f})"
 
 
 def draw(path: Path, panels: Sequence[Panel]) -> None:

@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""The pictures of docs/concepts.md, by the embedded model: `python scripts/draw_concepts.py`.
+
+    denoising.png   one clip at five timesteps: what the latent holds, and what the network takes it for
+    switch.png      base, con, dyn, and dyn above T with con below
+    line.png        one clip along base + s (tuned - base)
+
+Frames run from left to right, the cross is where the shape was on the image; the figure at a row's end
+is its measured speed (edg/sprites/tracker.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from edg.cli import guard
+from edg.core.arguments import Parser
+from edg.diffusion.ddim import ddim
+from edg.sprites.experiment import point
+from edg.sprites.tracker import track
+from edg.sprites.world import Clip, caption, held_out, render, words_of
+from edg.systems.base import Request
+from edg.systems.edg import EdgSystem
+from edg.systems.edg.generate import condition_sets, decode, denoiser, plan_of_sets, start, to_frames
+from edg.systems.edg.presets import SPRITES
+from edg.weights import merge
+from edg.weights.recipe import Recipe
+from edg.weights.store import open_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = {name: ROOT / f"edg/sprites/weights/{name}.safetensors" for name in ("base", "tuned")}
+LINE = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+ZOOM, GAP, LABEL = 3, 3, 190  # pixels of a pixel; between frames; width of a row's name
+GREY = (128, 128, 128, 255)  # readable on a light page and on a dark one
+
+
+def merged(folder: Path) -> dict[str, Path]:
+    """The parameter sets: points of the line, and dyn of configs/merge/edg_temporal_conv.yaml."""
+    sets = [point("slow", s) for s in LINE] + [point("slow", -1.5, "conv")]
+    recipe = Recipe(
+        inputs={name: str(path) for name, path in SHIPPED.items()}, outputs={m.name: m.steps for m in sets}
+    )
+    made = merge.run(recipe, folder, full=True, warn=lambda _: None)
+    return {item.output: item.path for item in made} | SHIPPED
+
+
+class Studio:
+    """Clips of held-out images, by the project's own sampler, without guidance."""
+
+    def __init__(self, folder: Path, steps: int, seed: int):
+        self.folder, self.steps, self.seed, self.files = folder, steps, seed, merged(folder)
+
+    def prepare(self, clip: Clip, sets: Sequence[str], T: Sequence[int] = (), told: str = "tuned"):
+        system = EdgSystem()
+        settings = {"switch_at": tuple(T), "steps": self.steps, "guidance_scale": 1.0}
+        first = Image.fromarray(to_levels(render(dataclasses.replace(clip, frames=1))[0])[0])
+        first.save(self.folder / "image.png")
+        options = system.options(SPRITES, settings)
+        request = Request(
+            "0",
+            caption(words_of(clip, told)),
+            self.folder / "image.png",
+            self.seed,
+            clip.frames,
+            32,
+            32,
+            options,
+        )
+        weights = {f"{k}_{name}": open_weights(self.files[name]) for k, name in enumerate(sets)}
+        return system, system.load(SPRITES, weights), request
+
+    def film(self, clip: Clip, sets: Sequence[str], T: Sequence[int] = ()) -> np.ndarray:
+        """uint8 (T, H, W, 3)"""
+        system, model, request = self.prepare(clip, sets, T)
+        return next(iter(system.generate(model, [request]))).frames
+
+    @torch.no_grad()
+    def stages(self, clip: Clip, count: int = 5) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """`count` times (timestep, the latent, the clean clip that the base takes it for), decoded."""
+        _, model, request = self.prepare(clip, ["base"], told="base")
+        state, options, found = start(model, request), request.options, []
+        [(use, steps)] = plan_of_sets(model, options)
+        told = condition_sets(model, use, [state], options)
+        denoise = denoiser(model, use, told, steps, options)
+        chosen = {round(k) for k in np.linspace(0, len(steps) - 1, count)}
+
+        def noise(step, shape):
+            return state.noise("step", step.index, shape=(1, *shape[1:]))
+
+        def decoded(x):
+            shown = dataclasses.replace(state, x_1CTHW=x)
+            return to_frames(decode(model.use(0), shown, options), options)
+
+        before = state.x_1CTHW
+        for now in ddim(denoise, before, steps, noise):
+            if now.step.index in chosen:
+                found.append((now.step.t, decoded(before), decoded(now.x0)))
+            before = now.x
+        return found
+
+
+# ---- drawing -----------------------------------------------------------------------------------------------
+
+
+def to_levels(frames: np.ndarray) -> np.ndarray:
+    return np.round(frames * 255).astype(np.uint8)
+
+
+def draw(path: Path, rows: Mapping[str, np.ndarray], clip: Clip, told_speed: bool = True) -> None:
+    """Rows of frames, uint8 (T, H, W, 3), their names in front, the shape's speed behind, on nothing."""
+    count, height, width = next(iter(rows.values())).shape[:3]
+    font = ImageFont.load_default(20)
+    size = (width * ZOOM + GAP, height * ZOOM + GAP)
+    canvas = Image.new("RGBA", (LABEL + count * size[0] + LABEL * told_speed, len(rows) * size[1]))
+    pen = ImageDraw.Draw(canvas)
+    for row, (name, frames) in enumerate(rows.items()):
+        middle = row * size[1] + size[1] // 2
+        pen.multiline_text((0, middle), name, GREY, font, anchor="lm")
+        if told_speed:
+            figure = f"{track(frames, clip.sprite).speed:.2f} px/frame"
+            pen.text((LABEL + count * size[0] + 8, middle), figure, GREY, font, anchor="lm")
+        for t, frame in enumerate(frames):
+            canvas.paste(enlarged(frame, clip), (LABEL + t * size[0], row * size[1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+    print(path, flush=True)
+
+
+def enlarged(frame: np.ndarray, clip: Clip) -> Image.Image:
+    """A frame ZOOM times as large, with a cross where the shape begins."""
+    large = Image.fromarray(frame)
+    large = large.resize((large.width * ZOOM, large.height * ZOOM), Image.Resampling.NEAREST)
+    pen, x, y = ImageDraw.Draw(large), round(clip.sprite.x * ZOOM), round(clip.sprite.y * ZOOM)
+    pen.line([(x - 6, y), (x + 6, y)], "white")
+    pen.line([(x, y - 6), (x, y + 6)], "white")
+    return large
+
+
+def denoising(studio: Studio, clip: Clip, out: Path) -> None:
+    """Frames 0, 2, 5, 7 of the latent, then the same of what it is taken for."""
+    some = [0, 2, 5, 7]
+    rows = {f"t = {t}": np.concatenate([a[some], b[some]]) for t, a, b in studio.stages(clip)}
+    draw(out / "denoising.png", rows, clip, told_speed=False)
+
+
+def switched(studio: Studio, clip: Clip, out: Path) -> None:
+    dyn = point("slow", -1.5, "conv").name
+    rows = {
+        "base": studio.film(clip, ["base"]),
+        "con (tuned)": studio.film(clip, ["tuned"]),
+        "dyn": studio.film(clip, [dyn]),
+        "dyn while t > 300,\nthen con": studio.film(clip, [dyn, "tuned"], [300]),
+    }
+    draw(out / "switch.png", rows, clip)
+
+
+def line(studio: Studio, clip: Clip, out: Path) -> None:
+    names = {s: f"s = {s:g}" + {0: ", base", 1: ", tuned"}.get(s, "") for s in LINE}
+    draw(out / "line.png", {names[s]: studio.film(clip, [point("slow", s).name]) for s in LINE}, clip)
+
+
+PICTURES = {"denoising": denoising, "switch": switched, "line": line}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/img/concepts", help="(docs/img/concepts)")
+    parser.add_argument("--only", nargs="+", choices=list(PICTURES), default=list(PICTURES))
+    parser.add_argument("--image", type=int, default=5, help="which held-out image (5)")
+    parser.add_argument("--steps", type=int, default=16, help="DDIM steps (16)")
+    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    args = parser.parse_args(argv)
+    clip = held_out(4000, args.image + 1)[args.image]
+    print(caption(words_of(clip)))
+    with tempfile.TemporaryDirectory() as folder:
+        studio = Studio(Path(folder), args.steps, args.seed)
+        for name in args.only:
+            PICTURES[name](studio, clip, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main, "draw_concepts"))

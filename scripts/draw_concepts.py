@@ -115,23 +115,26 @@ def to_levels(frames: np.ndarray) -> np.ndarray:
     return np.round(frames * 255).astype(np.uint8)
 
 
-def draw(path: Path, rows: Mapping[str, np.ndarray], clip: Clip, told_speed: bool = True) -> None:
-    """Rows of frames, uint8 (T, H, W, 3), their names in front, the shape's speed behind, on nothing."""
+def draw(path: Path, rows: Mapping[str, np.ndarray], clip: Clip, halves: bool = False) -> None:
+    """Rows of frames, uint8 (T, H, W, 3), their names in front, the shape's speed behind, on nothing.
+    halves: what is left and what is right are two clips, without a speed."""
     count, height, width = next(iter(rows.values())).shape[:3]
     font = ImageFont.load_default(20)
     size = (width * ZOOM + GAP, height * ZOOM + GAP)
-    canvas = Image.new("RGBA", (LABEL + count * size[0] + LABEL * told_speed, len(rows) * size[1]))
+    end = LABEL + count * size[0] + 8
+    canvas = Image.new("RGBA", (end + (0 if halves else LABEL), len(rows) * size[1]))
     pen = ImageDraw.Draw(canvas)
     for row, (name, frames) in enumerate(rows.items()):
         middle = row * size[1] + size[1] // 2
         pen.multiline_text((0, middle), name, GREY, font, anchor="lm")
-        if told_speed:
+        if not halves:
             figure = f"{track(frames, clip.sprite).speed:.2f} px/frame"
-            pen.text((LABEL + count * size[0] + 8, middle), figure, GREY, font, anchor="lm")
+            pen.text((end, middle), figure, GREY, font, anchor="lm")
         for t, frame in enumerate(frames):
-            canvas.paste(enlarged(frame, clip), (LABEL + t * size[0], row * size[1]))
+            apart = 8 * (halves and t >= count // 2)
+            canvas.paste(enlarged(frame, clip), (LABEL + t * size[0] + apart, row * size[1]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+    canvas.save(path, optimize=True)
     print(path, flush=True)
 
 
@@ -149,7 +152,7 @@ def denoising(studio: Studio, clip: Clip, out: Path) -> None:
     """Frames 0, 2, 5, 7 of the latent, then the same of what it is taken for."""
     some = [0, 2, 5, 7]
     rows = {f"t = {t}": np.concatenate([a[some], b[some]]) for t, a, b in studio.stages(clip)}
-    draw(out / "denoising.png", rows, clip, told_speed=False)
+    draw(out / "denoising.png", rows, clip, halves=True)
 
 
 def switched(studio: Studio, clip: Clip, out: Path) -> None:

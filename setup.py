@@ -32,7 +32,17 @@ setup(
     extras_require={
         "lora": ["peft"],
         "plots": ["matplotlib"],
-        "tests": ["pytest>=8", "pytest-timeout", "ruff>=0.6", "hypothesis>=6", "peft", "matplotlib"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+        "tests": [
+            "pytest>=8",
+            "pytest-timeout",
+            "ruff>=0.6",
+            "hypothesis>=6",
+            "peft",
+            "matplotlib",
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",
+        ],
     },
     entry_points={"console_scripts": ["edg=edg.cli:entry"]},
 )

@@ -90,6 +90,11 @@ COMMANDS = {
         "edg.runner.fetch:add_arguments",
         "edg.runner.fetch:fetch",
     ),
+    "completion": Command(
+        "a script with which bash, zsh or fish completes commands, flags and values",
+        "edg.completion:add_arguments",
+        "edg.completion:completion",
+    ),
 }
 
 
@@ -163,12 +168,19 @@ def _run(argv: list[str], program: str) -> int:
     if name not in COMMANDS:
         fix = nearest(name, COMMANDS) or "see edg --help"
         raise UsageError(f"edg has no command {name!r}", expected=", ".join(COMMANDS), fix=fix)
+    args = parser_of(name, program).parse_args(
+        rest
+    )  # before what runs is imported: mistakes are told at once
+    return _load(COMMANDS[name].run)(args) or 0
+
+
+def parser_of(name: str, program: str = "edg") -> Parser:
+    """A command's parser."""
     command = COMMANDS[name]
     parser = Parser(prog=program if program != "edg" else f"edg {name}", description=command.help)
     _load(command.add)(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(rest)  # before what runs is imported: --help and mistakes are told at once
-    return _load(command.run)(args) or 0
+    return parser
 
 
 def _overview() -> str:

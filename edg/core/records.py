@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -48,8 +49,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises MachineError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    name = f"{TEMPORARY}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
-    temporary = path.with_name(name)
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -61,6 +61,41 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success its files are flushed and it takes the place of
+    `path`, whose former content goes. On any exception `path` stays as it was. Raises MachineError."""
+    path = Path(path)
+    temporary, former = _temporary(path), _temporary(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in (*temporary.iterdir(), temporary):
+            _sync(file)
+        with suppress(FileNotFoundError):
+            os.replace(path, former)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise machine_error(error, path) or error from error
+    finally:
+        for left in (temporary, former):
+            remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there and can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -78,8 +113,7 @@ def remove_leftovers(folder: Path) -> int:
     """Remove temporary files of processes that no longer run (or older than a day); returns how many."""
     stale = [path for path in folder.glob(f"{TEMPORARY}-*") if _is_stale(path)]
     for path in stale:
-        with suppress(OSError):
-            path.unlink()
+        remove(path)
     return len(stale)
 
 

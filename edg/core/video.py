@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,17 +98,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_image(image: np.ndarray, height: int, width: int, crop: bool = False) -> torch.Tensor:
+def fit_image(
+    image: np.ndarray, height: int, width: int, crop: bool = False, pad: bool = False
+) -> torch.Tensor:
     """uint8 (H, W, 3) to float32 (3, height, width) in [-1, 1].
 
-    crop False: resized to exactly this size, the aspect ratio is not kept (released; antialiased bilinear).
-    crop True: resized to cover the size, then cut in the centre.
+    Neither: resized to exactly this size, the aspect ratio is not kept (released; antialiased bilinear).
+    crop: resized to cover the size, then cut in the centre. pad: resized to lie within it, on black.
     """
     import torch
     from PIL import Image
 
+    assert not (crop and pad)
     picture = Image.fromarray(image)
     box = (0, 0, *picture.size)
+    if pad:
+        covered = max(picture.width / width, picture.height / height)
+        inner = max(1, round(picture.width / covered)), max(1, round(picture.height / covered))
+        laid = Image.new("RGB", (width, height))
+        laid.paste(_resize(picture, inner, box), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        picture, box = laid, (0, 0, width, height)
     if crop:
         covered = min(picture.width / width, picture.height / height)
         left = max(0.0, (picture.width - covered * width) / 2)
@@ -151,10 +160,20 @@ def to_uint8(video: torch.Tensor, loop: bool = False) -> np.ndarray:
     return frames[:-1] if loop else frames
 
 
+# Container, encoder, pixels. ProRes: 422 HQ, 10 bits; it knows no crf.
+MOVIES = {".mp4": ("mp4", "libx264", "yuv420p"), ".mov": ("mov", "prores_ks", "yuv422p10le")}
+
+
 def write_video(
-    path: str | Path, frames: np.ndarray, fps: float = 8, crf: int = 10, comment: str = ""
+    path: str | Path,
+    frames: np.ndarray,
+    fps: float = 8,
+    crf: int = 10,
+    comment: str = "",
+    tags: Mapping[str, str] | None = None,
 ) -> None:
-    """uint8 (T, H, W, 3) to an H.264 mp4 (yuv420p), atomically; `comment` becomes the file's comment tag.
+    """uint8 (T, H, W, 3) to an H.264 mp4 (yuv420p), or to ProRes 422 HQ where the name ends in .mov,
+    atomically. `comment` becomes the file's comment tag, `tags` further ones.
 
     The same frames give the same file, whatever the number of cores.
     Raises UsageError for an odd height or width, MachineError when it cannot be written.
@@ -166,11 +185,16 @@ def write_video(
     assert frames.dtype == np.uint8 and channels == 3
     if height % 2 or width % 2:
         raise UsageError(f"cannot write a video of {width}x{height}", expected="an even width and height")
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        container.metadata["comment"] = comment
+    kind, codec, pixels = MOVIES.get(Path(path).suffix, MOVIES[".mp4"])
+    quality = {"crf": str(crf), **REPEATABLE} if kind == "mp4" else {"profile": "3", "threads": "1"}
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary), "w", format=kind, options={"movflags": "use_metadata_tags"}) as container,
+    ):
+        container.metadata.update({"comment": comment} if comment else {}, **(tags or {}))
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), **REPEATABLE})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream = container.add_stream(codec, rate=rate, options=quality)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = index, 1 / rate
@@ -215,15 +239,20 @@ def read_rate(path: str | Path) -> float:
     return rate
 
 
-def read_comment(path: str | Path) -> str:
-    """The comment tag of a video file ("" when there is none)."""
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The tags of a video file. Raises BadFileError."""
     import av
 
     try:
         with av.open(str(path)) as container:
-            return container.metadata.get("comment", "")
+            return dict(container.metadata)
     except (av.FFmpegError, OSError) as error:
         raise BadFileError(f"cannot read the video {path}: {error}") from error
+
+
+def read_comment(path: str | Path) -> str:
+    """The comment tag of a video file ("" when there is none)."""
+    return read_metadata(path).get("comment", "")
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:

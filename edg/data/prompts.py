@@ -5,6 +5,10 @@ Two layouts:
   (`3.png`, `03-boat.jpg` belong to line 3; counted from 0 when an image 0 exists, else from 1), otherwise in
   natural order (2 before 10), and only when there are as many images as prompts;
 - one `.txt` per image, of the same name (`boat.jpg`, `boat.txt`).
+
+With two images to a prompt (first and last frame) the two have one name and two endings (`boat_frame1.png`
+and `boat_frame3.png`, `boat_01` and `boat_02`, `boat_first` and `boat_last`); the layouts are the same, by
+the names without their endings.
 """
 
 from __future__ import annotations
@@ -21,16 +25,18 @@ from edg.core.errors import BadFileError, UsageError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 STEM_BYTES = 160
 _NUMBER = re.compile(r"(\d+)(?![\d])")
+_ENDING = re.compile(r"(?:[ _-]*(?:frame|image|img)?[ _-]*\d+|[ _-]+(?:first|last|a|b))$", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and its image, the index-th of its folder."""
+    """A prompt and its image, the index-th of its folder. last: the image of the last frame."""
 
     index: int
     prompt: str
     image: Path
+    last: Path | None = None
 
     @property
     def name(self) -> str:
@@ -38,14 +44,19 @@ class Pair:
         return f"{self.index:04d}-{safe_stem(self.image.stem)}"
 
 
-def read_folder(folder: str | Path) -> list[Pair]:
-    """The pairs of a prompt folder, in order. Raises UsageError where they do not pair, BadFileError."""
+def read_folder(folder: str | Path, ends: bool = False) -> list[Pair]:
+    """The pairs of a prompt folder, in order. ends: two images to a prompt, of the first and last frame (or
+    one for both). Raises UsageError where they do not pair, BadFileError."""
     folder = Path(folder)
     images, texts = _list(folder)
     if not images:
         raise UsageError(f"no image in {folder}", expected=f"files ending in {', '.join(SUFFIXES)}")
-    if _is_text_per_image(images, texts):
-        return [Pair(i, _read_single(image.with_suffix(".txt")), image) for i, image in enumerate(images)]
+    lasts = _lasts(images, folder) if ends else {}
+    firsts = [image for image in images if image not in lasts.values()]
+    stems = [_without_ending(image) if lasts else image.stem for image in firsts]
+    if _is_text_per_image(stems, texts):
+        alone = [_read_single(folder / f"{stem}.txt") for stem in stems]
+        return [Pair(i, alone[i], image, lasts.get(image)) for i, image in enumerate(firsts)]
     if len(texts) != 1:
         names = ", ".join(path.name for path in texts[:10]) or "none"
         raise UsageError(
@@ -53,7 +64,40 @@ def read_folder(folder: str | Path) -> list[Pair]:
             expected="exactly one .txt with a prompt per line, or one .txt per image",
         )
     prompts = read_prompts(texts[0])
-    return [Pair(i, prompt, image) for i, (prompt, image) in enumerate(_pair(prompts, images, folder))]
+    try:
+        pairs = _pair(prompts, firsts, folder)
+    except UsageError as error:
+        if not lasts:
+            raise
+        raise UsageError(
+            error.given.replace(" images in ", " pairs of images in "),
+            expected="a first and a last image for each prompt",
+            fix="name them by line (01_frame1.png, 01_frame2.png, 02_frame1.png, ...)",
+        ) from error
+    return [Pair(i, prompt, image, lasts.get(image)) for i, (prompt, image) in enumerate(pairs)]
+
+
+def _lasts(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """First image -> last image: by their names without endings where these are two each, none where all
+    names differ, else (as published) two by two in natural order. Raises UsageError."""
+    groups: dict[str, list[Path]] = {}
+    for image in images:
+        groups.setdefault(_without_ending(image), []).append(image)
+    sizes = {len(group) for group in groups.values()}
+    if sizes == {1}:
+        return {}
+    if sizes != {2} and len(images) % 2:
+        raise UsageError(
+            f"{len(images)} images in {folder}",
+            expected="a first and a last image for each prompt",
+            fix="name them boat_frame1.png, boat_frame2.png",
+        )
+    pairs = groups.values() if sizes == {2} else zip(images[::2], images[1::2], strict=True)
+    return dict(map(tuple, pairs))
+
+
+def _without_ending(image: Path) -> str:
+    return _ENDING.sub("", image.stem)
 
 
 def _list(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -72,8 +116,7 @@ def natural_key(path: Path) -> tuple:
     return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), path.name
 
 
-def _is_text_per_image(images: Sequence[Path], texts: Sequence[Path]) -> bool:
-    stems = [image.stem for image in images]
+def _is_text_per_image(stems: Sequence[str], texts: Sequence[Path]) -> bool:
     return len(set(stems)) == len(stems) and sorted(stems) == sorted(text.stem for text in texts)
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 from edg.core.config import to_dict
 from edg.core.dist import World, world, world_from_environment
-from edg.core.errors import UsageError
+from edg.core.errors import BadFileError, UsageError
+from edg.core.formats import parse_formats
 from edg.core.records import cached_sha256, ensure_writable, hash_value
-from edg.data.prompts import read_folder
+from edg.core.video import read_image
+from edg.data.prompts import Pair, read_folder
 from edg.runner import flags, merging
 from edg.runner.plan import in_a_line, is_resident, plan_of
 from edg.runner.progress import say
@@ -47,17 +49,14 @@ def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
     spec = find_spec(system, args.config, paths)
     options = flags.sampling_options(args, system, spec, len(inside.recipe.outputs if inside else paths))
     flags.check_numbers(args, spec)
-    height, width = flags.frame_size(args, spec)
-    pairs = read_folder(args.prompt_dir or default_prompts(spec.name))
+    pairs = read_folder(args.prompt_dir or default_prompts(spec.name), ends=args.interp)
     device, dtype = choose(args.device, args.dtype, here.local_rank)
     fix_threads(args.threads or usable_cores())
     if device.type == "cpu":
         keep_memory()
     sets = merging.open_sets(inside, args, spec, here.is_first) if inside else open_sets(paths, here)
     requests = [
-        Request(
-            f"{pair.name}_sample{i}", pair.prompt, pair.image, args.seed, spec.frames, height, width, options
-        )
+        request_for(args, spec, options, pair, f"{pair.name}_sample{i}")
         for pair in pairs
         for i in range(args.n_samples)
     ]
@@ -97,6 +96,8 @@ def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
             },
             notes=notes(args, paths, spec, str(device), here) | dict(inside.note if inside else {}),
             fps=args.fps,
+            crf=args.crf,
+            formats=parse_formats(args.format),
             chunk=args.chunk,
             overwrite=args.overwrite,
             patience=PATIENCE,
@@ -104,6 +105,20 @@ def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
         )
         run(job, system, load, here)
     return 0
+
+
+def request_for(args: argparse.Namespace, spec: Spec, options: Any, pair: Pair, name: str) -> Request:
+    """The request of a clip as the flags say. Raises UsageError."""
+
+    def image_size() -> tuple[int, int]:
+        try:
+            return read_image(pair.image).shape[:2]
+        except BadFileError:  # the clip will fail with this reason, the others will not
+            return spec.height, spec.width
+
+    height, width = flags.frame_size(args, spec, image_size)
+    frames = flags.frame_count(args, spec)
+    return Request(name, pair.prompt, pair.image, args.seed, frames, height, width, options, pair.last)
 
 
 def sleep_when_idle(here: World) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 IGNORED = ("ckpt_path", "module", "local_rank")
 SEED_LIMIT = 2**63
+MIN_FRAMES, MAX_FRAMES = 8, 64
 
 
 def add_sample_arguments(parser: Parser) -> None:
@@ -28,7 +31,8 @@ def add_sample_arguments(parser: Parser) -> None:
     _add_sampling(parser.add_argument_group("sampling"))
     _add_approximations(parser.add_argument_group("approximations: faster, not the same (docs/speed.md)"))
     _add_behaviour(parser.add_argument_group("defects of the release, as options"))
-    _add_machine(parser.add_argument_group("machine and files"))
+    _add_files(parser.add_argument_group("files"))
+    _add_machine(parser.add_argument_group("machine"))
     for name in IGNORED:
         parser.add_argument(f"--{name}", default=None, help=argparse.SUPPRESS)
 
@@ -37,19 +41,38 @@ def _add_inputs(group) -> None:
     group.add_argument(
         "--prompt_dir", metavar="DIR", help="images and their prompts (default: prompts/scenes)"
     )
-    group.add_argument("--savedir", default="output", metavar="DIR", help="results go to DIR/<M> (output)")
     group.add_argument("--n_samples", type=int, default=1, help="clips per prompt (1)")
     group.add_argument(
         "--seed", type=int, default=123, help="a clip's randomness is drawn from (seed, clip) (123)"
     )
     group.add_argument("--height", type=int, help="pixels (default: the model's)")
     group.add_argument("--width", type=int, help="pixels (default: the model's)")
-    group.add_argument("--video_length", type=int, help="frames; only the model's own number for now")
-    group.add_argument("--fps", type=float, default=8, help="of the written file (8)")
+    group.add_argument(
+        "--size", metavar="auto|HxW", help="auto: the model's size, upright or lying as each image is"
+    )
+    group.add_argument(
+        "--fit",
+        choices=("stretch", "crop", "pad"),
+        help="images of another shape: stretched as released, cut, on black (stretch; --size auto: crop)",
+    )
+    add_switch(group, "--img_crop", help="the released name of --fit crop")
+    group.add_argument(
+        "--video_length", "--frames", type=int, metavar="N", help="8 to 64 frames (the model's own number)"
+    )
     add_switch(
         group, "--text_input", default=True, help="use the prompts (on; --no-text_input: images alone)"
     )
-    add_switch(group, "--img_crop", help="cut the image to the aspect ratio instead of stretching it")
+
+
+def _add_files(group) -> None:
+    group.add_argument("--savedir", default="output", metavar="DIR", help="results go to DIR/<M> (output)")
+    group.add_argument(
+        "--format", default="mp4", metavar="NAMES", help="of mp4, gif, webp, png, mov; several: mp4,gif (mp4)"
+    )
+    group.add_argument("--fps", type=float, default=8, help="of the written files (8)")
+    group.add_argument("--crf", type=int, default=10, help="of the mp4: 0 best, 51 worst (10)")
+    add_switch(group, "--preview", help="ID.preview.png: the clip as predicted so far, while it is made")
+    add_switch(group, "--overwrite", help="make clips again that were made with other settings")
 
 
 def _add_weights(group) -> None:
@@ -110,7 +133,7 @@ def _add_sampling(group) -> None:
     add_switch(group, "--whether_analytic_init", help="start from --analytic_init_path (0)")
     group.add_argument("--analytic_init_path", metavar="FILE", help="published initial noise")
     add_switch(group, "--loop", help="the last frame is the first")
-    add_switch(group, "--interp", help="first and last frame are given")
+    add_switch(group, "--interp", help="first and last frame are given: two images for each prompt")
     add_switch(group, "--perframe_ae", default=None, help="decode frame by frame (default: the model's)")
 
 
@@ -154,8 +177,6 @@ def _add_machine(group) -> None:
     )
     add_switch(group, "--compile", help="torch.compile: a minute or more to begin with, then faster steps")
     group.add_argument("--chunk", type=int, default=8, help="clips that share one swap of parameters (8)")
-    add_switch(group, "--preview", help="ID.preview.png: the clip as predicted so far, while it is made")
-    add_switch(group, "--overwrite", help="make clips again that were made with other settings")
 
 
 # ---- what they mean ----------------------------------------------------------------------------------------
@@ -191,7 +212,8 @@ def sampling_options(args: argparse.Namespace, system: System, spec: Spec, sets:
         text_input=args.text_input,
         loop=args.loop,
         interp=args.interp,
-        crop=args.img_crop,
+        crop=fit_of(args) == "crop",
+        pad=fit_of(args) == "pad",
         perframe_ae=args.perframe_ae,
         analytic_init=_analytic_init(args),
         con_prompt=args.con_prompt,
@@ -248,12 +270,32 @@ def _analytic_init(args: argparse.Namespace) -> str | None:
     return str(path)
 
 
-def frame_size(args: argparse.Namespace, spec: Spec) -> tuple[int, int]:
-    """Height and width in pixels. Raises UsageError, with the nearest sizes, for others."""
-    sizes = (
-        args.height or spec.height if args.height != 0 else 0,
-        args.width or spec.width if args.width != 0 else 0,
-    )
+def fit_of(args: argparse.Namespace) -> str:
+    """stretch, crop or pad. Raises UsageError."""
+    if args.img_crop and args.fit not in (None, "crop"):
+        raise UsageError(f"--img_crop with --fit {args.fit}", expected="one of them")
+    return args.fit or ("crop" if args.img_crop or args.size == "auto" else "stretch")
+
+
+def frame_size(
+    args: argparse.Namespace, spec: Spec, image: Callable[[], tuple[int, int]] | None = None
+) -> tuple[int, int]:
+    """Height and width in pixels. image: gives (height, width) of a picture, read for --size auto alone.
+    Raises UsageError, with the nearest sizes, for others."""
+    if args.size is None:
+        sizes = (
+            args.height or spec.height if args.height != 0 else 0,
+            args.width or spec.width if args.width != 0 else 0,
+        )
+    elif args.height is not None or args.width is not None:
+        raise UsageError("--size with --height or --width", expected="one way")
+    elif args.size == "auto":
+        return bucket(spec, *image()) if image else (spec.height, spec.width)
+    else:
+        found = re.fullmatch(r"(\d+)x(\d+)", args.size)
+        if not found:
+            raise UsageError(f"--size {args.size}", expected="auto or HEIGHTxWIDTH, such as 320x512")
+        sizes = int(found[1]), int(found[2])
     for name, size in zip(("height", "width"), sizes, strict=True):
         step = spec.size_multiple
         if size < step or size % step:
@@ -265,18 +307,37 @@ def frame_size(args: argparse.Namespace, spec: Spec) -> tuple[int, int]:
     return sizes
 
 
+def bucket(spec: Spec, height: int, width: int) -> tuple[int, int]:
+    """Of the size that the model was made for and the same turned, the one nearer in shape to an image."""
+    sizes = ((spec.height, spec.width), (spec.width, spec.height))
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1]) - math.log(height / width)))
+
+
+def frame_count(args: argparse.Namespace, spec: Spec) -> int:
+    """Frames of a clip. Raises UsageError."""
+    frames = spec.frames if args.video_length is None else args.video_length
+    if frames != spec.frames and not MIN_FRAMES <= frames <= MAX_FRAMES:
+        raise UsageError(
+            f"--video_length {frames}",
+            expected=f"{MIN_FRAMES} to {MAX_FRAMES}; {spec.name} was made for {spec.frames}",
+        )
+    return frames
+
+
 def check_numbers(args: argparse.Namespace, spec: Spec) -> None:
     """Raise UsageError for the first number out of its range that is not one of the sampling options, and for
     flags that exclude each other."""
-    if args.video_length not in (None, spec.frames):
-        raise UsageError(
-            f"--video_length {args.video_length}",
-            expected=f"{spec.frames}, the length {spec.name} was made for",
-        )
+    from edg.core.formats import GIF_FPS, parse_formats
+
+    frame_count(args, spec)
     if not 0 <= args.seed < SEED_LIMIT:
         raise UsageError(f"--seed {args.seed}", expected="0 <= seed < 2^63")
     if not (math.isfinite(args.fps) and 0.1 <= args.fps <= 240):
         raise UsageError(f"--fps {args.fps}", expected="0.1 <= fps <= 240")
+    if "gif" in parse_formats(args.format) and args.fps > GIF_FPS:
+        raise UsageError(f"--fps {args.fps:g} with gif", expected=f"at most {GIF_FPS}, or another format")
+    if not 0 <= args.crf <= 51:
+        raise UsageError(f"--crf {args.crf}", expected="0 <= crf <= 51")
     for name in ("n_samples", "bs", "chunk", "frame_stride", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -29,7 +29,8 @@ def plan_of(
     if request is None:
         options = flags.sampling_options(args, system, spec, len(sets))
         height, width = flags.frame_size(args, spec)
-        request = Request("plan", "", Path(), args.seed, spec.frames, height, width, options)
+        frames = flags.frame_count(args, spec)
+        request = Request("plan", "", Path(), args.seed, frames, height, width, options)
     return system.plan(
         spec,
         sets,
@@ -61,7 +62,7 @@ def tell(args: argparse.Namespace, system: System, spec: Spec) -> Iterator[str]:
     sets = dict.fromkeys(args.sets or ("dyn", "con"), {})
     plan = plan_of(args, system, spec, sets, kind)
     ways = [
-        f"{spec.name} at {height}x{width}, {spec.frames} frames",
+        f"{spec.name} at {height}x{width}, {flags.frame_count(args, spec)} frames",
         f"{args.bs} clip{'s' if args.bs > 1 else ''} at a time",
         f"{dtype_name(dtype_for(args.dtype, kind))} on {kind}",
         f"{len(sets)} parameter sets {'resident' if is_resident(args) else 'swapped'}",

@@ -1,12 +1,12 @@
 """Requests x ranks -> clips in a folder. To resume, run the same command again.
 
-A clip is finished when its record says so, with the same settings, and its video is the file that the record
-describes. Files appear complete or not at all, the video before its record: nothing half-written counts.
+A clip is finished when its record says so, with the same settings, and its files, one for each format asked
+for, are those that the record describes. Files appear complete or not at all, the record last: nothing
+half-written counts.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -17,15 +17,16 @@ from typing import Any
 
 from edg.core.dist import World
 from edg.core.errors import BadFileError, EdgError, SomeFailedError, UsageError
+from edg.core.formats import place
 from edg.core.records import (
     ensure_writable,
     hash_value,
     lock_folder,
-    read_json,
     remove_leftovers,
     sha256_file,
     write_json,
 )
+from edg.runner import files
 from edg.runner.progress import Meter, say
 from edg.systems.base import Request, Result, Watch
 
@@ -39,6 +40,8 @@ class Run:
 
     shared: settings that all clips have in common and that decide the pixels (system, spec, parameter sets,
     dtype, options); compared when a run is resumed. notes: recorded, not compared (paths, versions, device).
+    formats: see core/formats.py; the first stands for the clip. They are no setting: further ones may be
+    asked for later.
     """
 
     requests: Sequence[Request]
@@ -51,19 +54,22 @@ class Run:
     overwrite: bool = False
     patience: float = 0  # seconds to wait for another run that holds the folder
     preview: bool = False  # ID.preview.png, while a clip is made
+    formats: tuple[str, ...] = ("mp4",)
 
     def video(self, request: Request) -> Path:
-        return self.outdir / f"{request.id}.mp4"
+        return place(self.outdir, request.id, self.formats[0])
 
     def record(self, request: Request) -> Path:
         return self.outdir / f"{request.id}.json"
 
     def settings(self, request: Request) -> dict[str, Any]:
-        """Everything that decides the clip's file. Raises BadFileError when the image cannot be read."""
+        """Everything that decides the clip's files. Raises BadFileError when an image cannot be read."""
+        last = {} if request.last is None else {"last_image_sha256": sha256_file(request.last)}
         return {
             "id": request.id,
             "prompt": request.prompt,
             "image_sha256": sha256_file(request.image),
+            **last,
             "seed": request.seed,
             "frames": request.frames,
             "height": request.height,
@@ -94,7 +100,8 @@ def run(job: Run, system: Any, load: Callable[[], Any], world: World | None = No
     with ExitStack() as stack:
         pending = world.first(lambda: _prepare(job, stack))
         mine = world.shard(pending)
-        failed = _make(job, system, load, [job.requests[index] for index in mine], Meter(not world.is_first))
+        meter = Meter(not world.is_first, len(mine), world.rank, world.size)
+        failed = _make(job, system, load, [job.requests[index] for index in mine], meter)
         everyone = world.gather((len(mine), failed))
         failures = {key: reason for _, part in everyone for key, reason in part.items()}
         summary = Summary(len(pending) - len(failures), len(job.requests) - len(pending), failures)
@@ -131,40 +138,43 @@ def _say_waiting(job: Run, holder: str) -> None:
 
 
 def is_finished(job: Run, request: Request) -> bool:
-    """Whether the clip is there, complete, and made with these settings.
+    """Whether the clip is there in every format, complete, and made with these settings.
 
-    Raises UsageError when it is there with other settings, unless the job overwrites.
+    What only lacks formats is completed here where its frames lie there as png. Raises UsageError when it is
+    there with other settings, unless the job overwrites.
     """
-    record = _read_record(job.record(request))
-    if not _is_whole(job, request, record):
+    record = files.read_record(job.record(request))
+    there = files.intact(job.outdir, request.id, record)
+    if not there:
         return False
     with suppress(BadFileError):  # an image that is gone now makes the clip fail later, with its reason
         settings = job.settings(request)
         if record.get("settings_hash") == hash_value(settings):
-            return True
+            return set(job.formats) <= there.keys() or _completed(job, request, record, there)
         if not job.overwrite:
             difference = first_difference(record.get("settings", {}), settings)
             raise UsageError(
-                f"{job.video(request)} was made with other settings ({difference})",
+                f"{place(job.outdir, request.id, next(iter(there)))} was made with other settings "
+                f"({difference})",
                 fix="use --overwrite to make it again, or another --savedir",
             )
     return False
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    with suppress(BadFileError):
-        record = read_json(path)
-        return record if isinstance(record, dict) else {}
-    return {}
-
-
-def _is_whole(job: Run, request: Request, record: Mapping[str, Any]) -> bool:
-    """Whether a record says "done" and the video is the file it describes, whatever the settings were."""
-    with suppress(BadFileError):
-        return record.get("status") == "done" and sha256_file(job.video(request)) == record.get(
-            "video_sha256"
-        )
-    return False
+def _completed(job: Run, request: Request, record: dict[str, Any], there: dict[str, str]) -> bool:
+    """Whether the missing formats could be made of the frames that lie there, exact, as png."""
+    if "png" not in there:
+        return False
+    frames = files.frames_of(job.outdir, request.id, ["png"])
+    missing = [format for format in job.formats if format not in there]
+    try:
+        there = there | files.write(job.outdir, request.id, missing, frames, job.settings(request))
+        parts = files.described(job.outdir, request.id, job.formats[0], there, len(frames))
+        write_json(job.record(request), record | parts)
+    except UsageError:  # a size that this format cannot have: made again, it fails with its reason
+        return False
+    say(f"made {', '.join(missing)} of the frames in {place(job.outdir, request.id, 'png')}")
+    return True
 
 
 def first_difference(then: Any, now: Any, where: str = "") -> str:
@@ -206,7 +216,9 @@ def _make(
             else:
                 ready.append(request)
         if ready and model is None:
+            meter.loading()
             model = load()
+        meter.begin(start, [request.id for request in chunk])
         watch = _previews(job) if job.preview else None
         for result in system.generate(model, ready, meter, watch) if ready else ():
             reason = _save(job, result, time.monotonic() - began, len(ready))
@@ -234,7 +246,9 @@ def _unreadable(request: Request) -> str:
     from edg.core.video import read_image
 
     try:
-        read_image(request.image)
+        for image in (request.image, request.last):
+            if image is not None:
+                read_image(image)
     except BadFileError as error:
         return str(error)
     return ""
@@ -242,21 +256,21 @@ def _unreadable(request: Request) -> str:
 
 def _save(job: Run, result: Result, seconds: float, together: int) -> str:
     """Write a result's video, then its record; returns the reason when that failed."""
-    from edg.core.video import write_video
-
     request = result.request
     if result.frames is None:
         return result.error or "the system gave no frames and no reason"
     warnings = _warnings(result)
+    former = files.read_record(job.record(request))
+    others = files.intact(job.outdir, request.id, former)
     try:
         settings = job.settings(request)
-        write_video(
-            job.video(request), result.frames, job.fps, job.crf, json.dumps(settings, ensure_ascii=False)
-        )
-        record = _record(job, request, "done", settings) | {
-            "video": job.video(request).name,
-            "video_sha256": sha256_file(job.video(request)),
-            "video_frames": len(result.frames),
+        made = files.write(job.outdir, request.id, job.formats, result.frames, settings)
+        record = _record(job, request, "done", settings)
+        if former.get("settings_hash") == record["settings_hash"]:
+            made = others | made
+        else:
+            files.drop(job.outdir, request.id, [format for format in others if format not in made])
+        record |= files.described(job.outdir, request.id, job.formats[0], made, len(result.frames)) | {
             "warnings": warnings,
             "info": dict(result.info),
             "seconds_since_chunk_start": round(seconds, 2),
@@ -274,14 +288,14 @@ def _save(job: Run, result: Result, seconds: float, together: int) -> str:
 def _fail(job: Run, request: Request, reason: str) -> str:
     """Record that a clip failed and hand the reason back. No half of it is left; a finished clip stays."""
     say(f"failed {request.id}: {reason}")
-    if _is_whole(job, request, _read_record(job.record(request))):
+    if files.intact(job.outdir, request.id, files.read_record(job.record(request))):
         return reason
     try:
         settings = job.settings(request)
     except BadFileError:
         settings = None
     with suppress(OSError, EdgError):  # on a full disk the failure is only told
-        job.video(request).unlink(missing_ok=True)
+        files.drop(job.outdir, request.id, job.formats)
         write_json(job.record(request), _record(job, request, "failed", settings) | {"error": reason})
     return reason
 
@@ -319,9 +333,8 @@ def _finish(job: Run, summary: Summary) -> None:
 
 
 def _finished_clips(job: Run) -> Iterator[tuple[str, Any]]:
-    from edg.core.video import read_frames
-
     for request in job.requests:
-        if _is_whole(job, request, _read_record(job.record(request))):
+        there = files.intact(job.outdir, request.id, files.read_record(job.record(request)))
+        if there:
             with suppress(BadFileError):
-                yield f"{request.id}: {request.prompt}", read_frames(job.video(request))
+                yield f"{request.id}: {request.prompt}", files.frames_of(job.outdir, request.id, list(there))

@@ -17,6 +17,7 @@ class Request:
     id: unique in a run, also the stem of the output file (`0000-cat_sample0`).
     seed: the run's seed; the clip's own randomness is drawn from (seed, id).
     height, width: pixels. frames: number of frames. options: the system's own frozen dataclass.
+    last: the picture of the last frame, None for one image alone.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Request:
     height: int
     width: int
     options: Any
+    last: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,17 @@ class Plan:
         return self.peak + self.beside
 
 
-Progress = Callable[[str, int, int], None]  # (phase, done, total)
+class Progress(Protocol):
+    """Told of every step."""
+
+    def __call__(
+        self, phase: str, done: int, total: int, *, request: Request | None = None, share: float = 0
+    ) -> None:
+        """done of the phase's total steps. request: the clip, or the first of those that share the step.
+        share: how much of the whole call is done, 0..1."""
+        ...
+
+
 #: (request, moment in words, frames uint8 (T, h, w, 3)): a clip as it is predicted so far, small.
 Watch = Callable[[Request, str, np.ndarray], None]
 

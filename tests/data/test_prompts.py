@@ -132,3 +132,51 @@ def test_ten_thousand_prompts_are_read_quickly(tmp_path):
     found = read_folder(tmp_path)
     assert time.perf_counter() - start < 2
     assert found[2345].prompt == "prompt 2345" and found[2345].image.name == "2345.png"
+
+
+# ---- two images to a prompt --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names, firsts, lasts",
+    [
+        (["a_frame1", "a_frame3", "b_img1", "b_img3"], ["a_frame1", "b_img1"], ["a_frame3", "b_img3"]),
+        (["02_last", "02_first", "01_first", "01_last"], ["01_first", "02_first"], ["01_last", "02_last"]),
+        (["x_01", "x_02", "y-a", "y-b"], ["x_01", "y-a"], ["x_02", "y-b"]),
+        (["01", "02", "03", "04"], ["01", "03"], ["02", "04"]),
+        (["01_f2", "01_f10", "02_f1", "02_f2"], ["01_f2", "02_f1"], ["01_f10", "02_f2"]),
+        (["panda", "toga"], ["panda", "toga"], [None, None]),
+    ],
+)  # fmt: skip
+def test_first_and_last_images(tmp_path, names, firsts, lasts):
+    for name in names:
+        (tmp_path / f"{name}.png").touch()
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    pairs = read_folder(tmp_path, ends=True)
+    assert [pair.prompt for pair in pairs] == ["one", "two"]
+    assert [pair.image.stem for pair in pairs] == firsts
+    assert [pair.last and pair.last.stem for pair in pairs] == lasts
+
+
+def test_a_text_for_each_pair(tmp_path):
+    for name in ("boat_first.png", "boat_last.png", "cat_1.png", "cat_2.png"):
+        (tmp_path / name).touch()
+    for name in ("boat", "cat"):
+        (tmp_path / f"{name}.txt").write_text(f"the {name}")
+    pairs = read_folder(tmp_path, ends=True)
+    assert [(pair.prompt, pair.last.name) for pair in pairs] == [
+        ("the boat", "boat_last.png"),
+        ("the cat", "cat_2.png"),
+    ]
+
+
+def test_pairs_that_do_not_pair(tmp_path):
+    for name in ("a_1.png", "a_2.png", "b_1.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    with pytest.raises(UsageError, match="3 images .*a first and a last image for each prompt"):
+        read_folder(tmp_path, ends=True)
+    (tmp_path / "b_2.png").touch()
+    (tmp_path / "p.txt").write_text("one\ntwo\nthree\n")
+    with pytest.raises(UsageError, match="prompt 3 .* has no image: 3 prompts and 2 pairs of images"):
+        read_folder(tmp_path, ends=True)

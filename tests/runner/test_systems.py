@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNNER = (
-    "command", "dials", "doctor", "fetch", "flags", "merging", "plan", "progress", "sample", "sweep", "train",
+    "command", "dials", "doctor", "fetch", "files", "flags", "merging", "plan", "progress", "sample", "sweep",
+    "train",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from edg.diffusion.prediction import Denoiser
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.reuse import DeepFeature
+from edg.systems.edg.vae import Posterior
 
 # One clip's randomness by name: noise("x_T", shape=...), noise("step", 3, shape=...) -> N(0, 1) draws.
 Noise = Callable[..., Tensor]
@@ -73,25 +74,29 @@ def image_latent(
     options: SamplingOptions,
     noises: Sequence[Noise],
     draw: str,
+    last_B3HW: Float[Tensor, "b 3 h w"] | None = None,
 ) -> Float[Tensor, "b c t h_latent w_latent"]:
     """The image's latent on every frame (B, C, T, H/f, W/f), scaled; loop or interp: on first and last only.
 
     noises: one source for each clip; `draw` names the posterior draw (the same name gives the same latent).
+    last_B3HW: the image of the last frame, None for the same.
     """
-    posterior = network.encode_frames(image_B3HW)
-    C, h, w = posterior.mean.shape[1:]
 
-    def latent(frame: int) -> Float[Tensor, "b c h_latent w_latent"]:
+    def latent(frame: int, posterior: Posterior) -> Float[Tensor, "b c h_latent w_latent"]:
+        C, h, w = posterior.mean.shape[1:]
         if options.image_latent == "mode":
             return posterior.mode()
         noise = torch.cat([noise("posterior", draw, frame, shape=(1, C, h, w)) for noise in noises])
         return posterior.sample(noise.to(posterior.mean))
 
-    first = latent(0)
+    posterior = network.encode_frames(image_B3HW)
+    first = latent(0, posterior)
     if not (options.loop or options.interp):
         return network.spec.scale_factor * first.unsqueeze(2).repeat(1, 1, frames, 1, 1)
-    out = first.new_zeros(len(first), C, frames, h, w)
-    out[:, :, 0], out[:, :, -1] = first, latent(frames - 1)
+    end = posterior if last_B3HW is None else network.encode_frames(last_B3HW)
+    last = latent(frames - 1, end)
+    between = torch.zeros_like(first).unsqueeze(2).repeat(1, 1, frames - 2, 1, 1)
+    out = torch.cat([first.unsqueeze(2), between, last.unsqueeze(2)], dim=2)
     return network.spec.scale_factor * out
 
 
@@ -115,12 +120,13 @@ def conditions(
     def condition(texts: Sequence[str], image_tokens: Float[Tensor, "b l d"]) -> Condition:
         text_BLD = network.encode_text(list(texts))
         context = torch.cat([text_BLD, image_tokens], dim=1)
-        return Condition(context, network.temporal_context(text_BLD), concat_BCTHW, fs_B)
+        return Condition(context, network.temporal_context(text_BLD, frames), concat_BCTHW, fs_B)
 
-    tokens, without = network.encode_image(image_B3HW), [options.negative_prompt] * B
+    frames, without = concat_BCTHW.shape[2], [options.negative_prompt] * B
+    tokens = network.encode_image(image_B3HW, frames)
     branches = {
         "full": lambda: condition(prompts, tokens),
         "image": lambda: condition(without, tokens),
-        "null": lambda: condition(without, network.encode_image(torch.zeros_like(image_B3HW))),
+        "null": lambda: condition(without, network.encode_image(torch.zeros_like(image_B3HW), frames)),
     }
     return {name: branches[name]() for name in options.guidance_weights}

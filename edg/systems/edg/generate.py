@@ -5,7 +5,7 @@ requests -> condition -> latents -> frames. Read `generate` first; it is the who
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -49,6 +49,7 @@ class Clip:
     noise: Noise
     x_1CTHW: Float[Tensor, "1 c t h_latent w_latent"]
     concat_1CTHW: Float[Tensor, "1 c t h_latent w_latent"] | None = None
+    last_13HW: Float[Tensor, "1 3 h w"] | None = None  # of the last frame, None: the image again
     error: str = ""
 
 
@@ -64,13 +65,33 @@ def generate(
     Results come in the order of the requests; one that failed carries its reason instead of frames. Requests
     with other options, size or length than their neighbours form a call of their own.
     """
-    report = progress or (lambda phase, done, total: None)
-    for _, alike in groupby(requests, key=lambda r: (r.options, r.frames, r.height, r.width)):
-        yield from _generate_alike(sets, list(alike), report, watch)
+    groups = groupby(requests, key=lambda r: (r.options, r.frames, r.height, r.width))
+    alike = [list(group) for _, group in groups]
+    report = Counted(progress, sum(count_steps(sets, group) for group in alike))
+    for group in alike:
+        yield from _generate_alike(sets, group, report, watch)
+
+
+class Counted:
+    """Tells `progress` of every step, and which share of `total` that makes."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self.progress, self.total, self.count = progress, total, 0
+
+    def __call__(self, phase: str, done: int, total: int, request: Request) -> None:
+        self.count += 1
+        if self.progress is not None:
+            self.progress(phase, done, total, request=request, share=self.count / self.total)
+
+
+def count_steps(sets: ParameterSets, requests: Sequence[Request]) -> int:
+    """How often `report` is called for requests that are alike: each step of a batch, each clip decoded."""
+    steps = sum(len(steps) for _, steps in plan_of_sets(sets, requests[0].options))
+    return steps * -(-len(requests) // sets.batch_size) + len(requests)
 
 
 def _generate_alike(
-    sets: ParameterSets, requests: list[Request], report: Progress, watch: Watch | None
+    sets: ParameterSets, requests: list[Request], report: Counted, watch: Watch | None
 ) -> Iterator[Result]:
     options: SamplingOptions = requests[0].options
     clips = [start(sets, request) for request in requests]
@@ -79,7 +100,7 @@ def _generate_alike(
     with sets.only("decode", [last]):
         for done, clip in enumerate(clips):
             frames = None if clip.error else to_frames(decode(sets.use(last), clip, options), options)
-            report("decode", done + 1, len(clips))
+            report("decode", done + 1, len(clips), clip.request)
             yield Result(clip.request, frames, clip.error)
 
 
@@ -87,7 +108,7 @@ def denoise_all(
     sets: ParameterSets,
     clips: Sequence[Clip],
     options: SamplingOptions,
-    report: Progress = lambda *_: None,
+    report: Callable[[str, int, int, Request], None] = lambda *_: None,
     watch: Watch | None = None,
 ) -> None:
     """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them.
@@ -142,9 +163,19 @@ def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request])
     schedule = make_schedule(spec.schedule, spec.parameterization)
     for options, shape in {(r.options, latent_shape(spec, r)): None for r in requests}:
         options.check()
+        check_length(spec, shape[2])
         make_plan(schedule, len(sets), options)
         if options.analytic_init is not None:
             read_initial_noise(Path(options.analytic_init), shape)
+
+
+def check_length(spec: ModelSpec, frames: int) -> None:
+    """Raise UsageError where the network has no place for so many frames."""
+    unet = spec.unet
+    if (unet.use_causal_attention or unet.use_relative_position) and frames > unet.temporal_length:
+        raise UsageError(
+            f"{frames} frames", expected=f"at most {unet.temporal_length}, the reach of {spec.name}"
+        )
 
 
 def clip_noise(request: Request) -> Noise:
@@ -170,11 +201,19 @@ def start(sets: ParameterSets, request: Request) -> Clip:
         expectation, spread = read_initial_noise(Path(options.analytic_init), x.shape)
         x = analytic_init(expectation, spread, sets.schedule, options.start, x)
     try:
-        pixels = fit_image(read_image(request.image), request.height, request.width, crop=options.crop)
+        pixels = read_pixels(request.image, request)
+        last = read_pixels(request.last, request) if options.interp and request.last else None
     except EdgError as error:
         no_image = torch.zeros(1, 3, request.height, request.width)
         return Clip(request, no_image, noise, x, error=str(error))
-    return Clip(request, pixels[None].to(sets.device), noise, x.to(sets.device))
+    last = None if last is None else last.to(sets.device)
+    return Clip(request, pixels.to(sets.device), noise, x.to(sets.device), last_13HW=last)
+
+
+def read_pixels(path: Path, request: Request) -> Float[Tensor, "1 3 h w"]:
+    """A picture file in [-1, 1] at the request's size. Raises BadFileError."""
+    crop, pad = request.options.crop, request.options.pad
+    return fit_image(read_image(path), request.height, request.width, crop=crop, pad=pad)[None]
 
 
 def read_initial_noise(
@@ -246,9 +285,10 @@ def condition_batch(
     per_set = options.image_latent == "sample_per_set"
     if per_set or any(clip.concat_1CTHW is None for clip in batch):
         draw = f"set{index}" if per_set else "shared"
-        latents = image_latent(
-            network, images, batch[0].request.frames, options, [clip.noise for clip in batch], draw
-        )
+        noises, frames = [clip.noise for clip in batch], batch[0].request.frames
+        ends = [clip.image_13HW if clip.last_13HW is None else clip.last_13HW for clip in batch]
+        ends = None if all(clip.last_13HW is None for clip in batch) else torch.cat(ends)
+        latents = image_latent(network, images, frames, options, noises, draw, ends)
         for clip, latent in zip(batch, latents, strict=True):
             clip.concat_1CTHW = latent[None]
     concat = torch.cat([clip.concat_1CTHW for clip in batch])
@@ -264,7 +304,7 @@ def advance(
     denoise: Denoiser,
     steps: Sequence[Step],
     name: str,
-    report: Progress,
+    report: Callable[[str, int, int, Request], None],
     watch: Watch | None = None,
 ) -> None:
     """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
@@ -277,7 +317,7 @@ def advance(
 
     walk = ddim(denoise, x, steps, noise) if options.solver == "ddim" else dpmpp(denoise, x, steps)
     for done, state in enumerate(walk):
-        report(name, done + 1, len(steps))
+        report(name, done + 1, len(steps), batch[0].request)
         if watch and (state.step.index + 1) * SHOWN % options.steps < SHOWN:
             show(batch, state, watch)
         for clip, latent in zip(batch, state.x, strict=True):

@@ -64,9 +64,16 @@ class LatentVideoModel(nn.Module):
         """(B, text_tokens, D)."""
         return self.cond_stage_model.encode(prompts)
 
-    def encode_image(self, image_B3HW: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l d"]:
-        """Image in [-1, 1] -> context tokens (B, image_tokens * frames, D)."""
-        return self.image_proj_model(self.embedder(image_B3HW))
+    def encode_image(
+        self, image_B3HW: Float[Tensor, "b 3 h w"], frames: int | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """Image in [-1, 1] -> context tokens (B, image_tokens * frames, D). frames: None is the spec's; for
+        another number each frame's tokens lie linearly between those of the frames that the model has."""
+        tokens, known = self.image_proj_model(self.embedder(image_B3HW)), self.spec.resampler.video_length
+        if known is None or frames in (None, known):
+            return tokens
+        by_frame = rearrange(tokens, "b (t l) d -> b t (l d)", t=known)
+        return rearrange(over_frames(by_frame, frames), "b t (l d) -> b (t l) d", d=tokens.shape[2])
 
     def encode_frames(self, x_N3HW: Float[Tensor, "n 3 h w"]) -> Posterior:
         """Frames in [-1, 1] -> the posterior of their unscaled latents, float32."""

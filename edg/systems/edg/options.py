@@ -17,6 +17,8 @@ class SamplingOptions:
     """Everything of a run that is neither a request's own (prompt, image, seed, size) nor in the weights.
 
     switch_at: timesteps at which the next set takes over, falling: set k acts while t > switch_at[k].
+    crop, pad: what becomes of an image of another shape (see `fit_image`); interp: a request's last image is
+    that of the last frame (its first one where it has none); loop: the first image is.
     blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.
     start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None: default.
     Approximations, off by default (docs/speed.md): solver "dpmpp" is deterministic, eta does not count;
@@ -47,6 +49,7 @@ class SamplingOptions:
     solver: Literal["ddim", "dpmpp"] = field(default="ddim", metadata=LATER)
     guidance_interval: tuple[int, int] | None = field(default=None, metadata=LATER)
     reuse: int = field(default=1, metadata=LATER)
+    pad: bool = field(default=False, metadata=LATER)
 
     @property
     def guidance_weights(self) -> dict[str, float]:
@@ -79,6 +82,8 @@ class SamplingOptions:
         need(math.isfinite(self.eta) and self.eta >= 0, f"eta is {self.eta}", "eta >= 0")
         low, high = self.guidance_interval or (0, 1000)
         need(0 <= low <= high <= 1000, f"guidance interval {low} {high}", "0 <= LO <= HI <= 1000")
+        need(not (self.crop and self.pad), "crop and pad", "one of them")
+        need(not (self.loop and self.interp), "loop and interp", "one of them")
         need(self.reuse >= 1, f"reuse is {self.reuse}", "at least 1 (1: nothing is reused)")
         need(
             math.isfinite(self.guidance_scale), f"guidance scale is {self.guidance_scale}", "a finite number"

@@ -1,0 +1,167 @@
+"""A clip as files: mp4 (H.264), mov (ProRes), gif, webp, or png, a folder of frames; each with tags inside.
+
+Tags are texts by name (prompt, seed, ...): container metadata in mp4 and mov, a text chunk each in png, and
+one JSON text in gif (its comment) and webp (EXIF ImageDescription).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edg.core.errors import BadFileError, UsageError, nearest
+from edg.core.records import atomic_folder, atomic_path, sha256_file
+from edg.core.video import read_frames, read_metadata, write_video
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("mp4", "gif", "webp", "png", "mov")
+DESCRIPTION = 0x010E  # EXIF ImageDescription
+GIF_FPS = 50  # viewers slow down what asks for more
+PALETTE_FRAMES = 8
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """`mp4,gif` -> ("mp4", "gif"). Raises UsageError for a name that is no format."""
+    names = [name.strip().lower().lstrip(".") for name in text.split(",")]
+    for name in names:
+        if name not in FORMATS:
+            raise UsageError(
+                f"format {name!r}", expected=", ".join(FORMATS) + ", or several with commas",
+                fix=nearest(name, FORMATS),
+            )  # fmt: skip
+    return tuple(dict.fromkeys(names))
+
+
+def place(folder: Path, stem: str, format: str) -> Path:
+    """Where a clip of that format lies: STEM.mp4, ...; png is the folder STEM."""
+    return folder / stem if format == "png" else folder / f"{stem}.{format}"
+
+
+def write_clip(
+    path: str | Path, frames: np.ndarray, format: str, *, fps: float, crf: int, tags: Mapping[str, str]
+) -> None:
+    """uint8 (T, H, W, 3) to `path`, atomically. crf counts for mp4 alone. Raises UsageError, MachineError."""
+    if format in ("mp4", "mov"):
+        return write_video(path, frames, fps, crf, tags=tags)
+    pictures = _pictures(frames)
+    if format == "png":
+        return _write_folder(Path(path), pictures, tags)
+    text = json.dumps(dict(tags))  # ASCII, which is all that EXIF takes
+    with atomic_path(path) as temporary:
+        if format == "gif":
+            pictures, times = _with_one_palette(pictures), durations(len(frames), fps, 10)
+            more = {"comment": text.encode(), "disposal": 1, "optimize": False}
+        else:
+            times = durations(len(frames), fps, 1)
+            more = {"exif": _exif(text), "lossless": True}  # lossy, libwebp leaves out frames that are alike
+        first, *rest = pictures
+        first.save(
+            temporary, format=format, save_all=True, append_images=rest, duration=times, loop=0, **more
+        )
+
+
+def durations(count: int, fps: float, unit: int) -> list[int]:
+    """Milliseconds that each frame is shown, whole multiples of `unit`, without drifting from fps."""
+    ends = [round(1000 * i / fps / unit) * unit for i in range(count + 1)]
+    return [max(unit, end - begin) for begin, end in zip(ends, ends[1:], strict=False)]
+
+
+def _pictures(frames: np.ndarray) -> list[Image.Image]:
+    from PIL import Image
+
+    return [Image.fromarray(frame) for frame in np.ascontiguousarray(frames)]
+
+
+def _write_folder(path: Path, pictures: Sequence[Image.Image], tags: Mapping[str, str]) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for name, text in tags.items():
+        chunks.add_itxt(name, text)
+    with atomic_folder(path) as temporary:
+        for index, picture in enumerate(pictures):
+            picture.save(temporary / f"{index:05d}.png", pnginfo=chunks)
+
+
+def _with_one_palette(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """The frames in 256 colours, the same for all: colours chosen for each frame alone would flicker."""
+    from PIL import Image
+
+    chosen = pictures[:: max(1, len(pictures) // PALETTE_FRAMES)]
+    width, height = chosen[0].size
+    sheet = Image.new("RGB", (width, height * len(chosen)))
+    for row, picture in enumerate(chosen):
+        sheet.paste(picture, (0, row * height))
+    palette = sheet.quantize(256)
+    return [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+
+
+def _exif(text: str) -> Image.Exif:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[DESCRIPTION] = text
+    return exif
+
+
+# ---- back --------------------------------------------------------------------------------------------------
+
+
+def read_clip(path: str | Path) -> np.ndarray:
+    """All frames of a clip of any format as uint8 (T, H, W, 3). Viewers' formats (gif, webp) join frames that
+    are equal. Raises BadFileError."""
+    path = Path(path)
+    if path.is_dir() or path.suffix in (".gif", ".webp"):
+        return np.stack([np.asarray(picture.convert("RGB")) for picture in _open_all(path)])
+    return read_frames(path)
+
+
+def read_tags(path: str | Path) -> dict[str, str]:
+    """The tags in a clip of any format ({} when there are none). Raises BadFileError."""
+    path = Path(path)
+    if not (path.is_dir() or path.suffix in (".gif", ".webp")):
+        return read_metadata(path)
+    first = _open_all(path)[0]
+    if path.is_dir():
+        return dict(first.text)
+    text = first.info.get("comment", b"") if path.suffix == ".gif" else first.getexif().get(DESCRIPTION, "")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _open_all(path: Path) -> list[Image.Image]:
+    from PIL import Image, ImageSequence
+
+    try:
+        if path.is_dir():
+            pictures = [Image.open(file) for file in sorted(path.glob("*.png"))]
+        else:
+            with Image.open(path) as film:
+                pictures = [frame.copy() for frame in ImageSequence.Iterator(film)]
+        for picture in pictures:
+            picture.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadFileError(f"cannot read the clip {path}: {error}") from error
+    if not pictures:
+        raise BadFileError(f"the clip {path} holds no frame")
+    return pictures
+
+
+def digest(path: str | Path) -> str:
+    """sha256 of a clip's file; of a folder, over the names and digests of what is in it. Raises
+    BadFileError."""
+    path = Path(path)
+    if not path.is_dir():
+        return sha256_file(path)
+    lines = [f"{file.name} {sha256_file(file)}\n" for file in sorted(path.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -13,6 +13,9 @@ VERSION = next(
     for line in (HERE / "edg/__init__.py").read_text().splitlines()
     if "__version__ =" in line
 )
+DEMO = ["gradio>=5"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
+TESTS = ["pytest>=8", "pytest-timeout", "ruff>=0.6", "hypothesis>=6", "playwright", "nbclient", "ipykernel"]
 
 setup(
     name="edg",
@@ -32,17 +35,9 @@ setup(
     extras_require={
         "lora": ["peft"],
         "plots": ["matplotlib"],
-        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
-        "tests": [
-            "pytest>=8",
-            "pytest-timeout",
-            "ruff>=0.6",
-            "hypothesis>=6",
-            "peft",
-            "matplotlib",
-            "mkdocs-material>=9.5",
-            "mkdocstrings[python]>=0.26",
-        ],
+        "demo": DEMO,
+        "docs": DOCS,
+        "tests": [*TESTS, *DEMO, *DOCS, "peft", "matplotlib"],
     },
     entry_points={"console_scripts": ["edg=edg.cli:entry"]},
 )

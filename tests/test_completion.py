@@ -120,13 +120,14 @@ def test_zsh(tmp_path):
         os.chdir(tmp_path)
         os.execve(path, [path, "-f", "-i"], env)
 
-    def read(until, seconds=20):
+    def read(until, seconds=60):
         text, end = b"", time.monotonic() + seconds
         while until not in text and time.monotonic() < end:
             if select.select([terminal], [], [], 0.2)[0]:
                 text += os.read(terminal, 65536)
         assert until in text, text.decode(errors="replace")
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|.\x08", "", text.decode(errors="replace"))
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x08", "", text.decode(errors="replace"))
+        return " ".join(plain.split())
 
     try:
         os.write(terminal, b"autoload -U compinit; compinit -u -D; source ./edg.zsh; echo re''ady\n")

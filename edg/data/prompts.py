@@ -52,7 +52,8 @@ def read_folder(folder: str | Path, ends: bool = False) -> list[Pair]:
     if not images:
         raise UsageError(f"no image in {folder}", expected=f"files ending in {', '.join(SUFFIXES)}")
     lasts = _lasts(images, folder) if ends else {}
-    firsts = [image for image in images if image not in lasts.values()]
+    seconds = set(lasts.values())
+    firsts = [image for image in images if image not in seconds]
     stems = [_without_ending(image) if lasts else image.stem for image in firsts]
     if _is_text_per_image(stems, texts):
         alone = [_read_single(folder / f"{stem}.txt") for stem in stems]

@@ -7,8 +7,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,67 +34,78 @@ def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
 
     keep: the network of the call before, used again where it is the same, and replaced where not.
     """
-    from edg import systems
-    from edg.core.device import choose, dtype_name, fix_threads, keep_memory, need_memory, usable_cores
-
     here = world_from_environment()
     sleep_when_idle(here)
     for line in flags.remarks(args) if here.is_first else ():
         say(line)
-    system = systems.get(systems.DEFAULT)
-    inside = None
-    if merging.asked(args):
-        inside = merging.choose(args, lambda paths: find_spec(system, args.config, paths))
-    paths = inside.paths if inside else flags.set_paths(args)
-    spec = find_spec(system, args.config, paths)
-    options = flags.sampling_options(args, system, spec, len(inside.recipe.outputs if inside else paths))
-    flags.check_numbers(args, spec)
-    pairs = read_folder(args.prompt_dir or default_prompts(spec.name), ends=args.interp)
-    device, dtype = choose(args.device, args.dtype, here.local_rank)
-    fix_threads(args.threads or usable_cores())
-    if device.type == "cpu":
-        keep_memory()
-    sets = merging.open_sets(inside, args, spec, here.is_first) if inside else open_sets(paths, here)
-    requests = [
-        request_for(args, spec, options, pair, f"{pair.name}_sample{i}")
-        for pair in pairs
-        for i in range(args.n_samples)
-    ]
-    system.check(spec, sets, requests)
-    args.bs = min(args.bs, args.chunk, len(requests))
-    outdir = Path(args.savedir) / str(args.M)
-    how = {"resident": is_resident(args), "low_memory": args.low_memory, "compiled": args.compile}
+    ready = prepare(args, here)
+    with world(ready.device.type) as here:
+        identities = here.first(lambda: identify_sets(ready.sets, ready.outdir))
+        if not here.is_first:
+            check_bases(ready.sets)
+        job = ready.run(identities, here)
+        run(job, ready.system, lambda: ready.load(identities, keep, here.is_first), here)
+    return 0
 
-    def load():
-        same = hash_value([identities, to_dict(spec), str(device), dtype_name(dtype), args.bs, how])
+
+@dataclass(frozen=True)
+class Prepared:
+    """What flags stand for, checked, before anything large is read. note: for the records."""
+
+    args: argparse.Namespace
+    system: System
+    spec: Spec
+    sets: dict[str, Any]
+    paths: Mapping[str, Path]
+    requests: list[Request]
+    device: Any
+    dtype: Any
+    note: Mapping[str, Any]
+
+    @property
+    def outdir(self) -> Path:
+        return Path(self.args.savedir) / str(self.args.M)
+
+    def load(self, identities: Any, keep: dict[str, Any] | None = None, aloud: bool = True) -> Any:
+        """The network; the one in `keep` where it is the same, which it replaces where not."""
+        from edg.core.device import dtype_name, need_memory
+
+        args, spec = self.args, self.spec
+        how = {"resident": is_resident(args), "low_memory": args.low_memory, "compiled": args.compile}
+        device, dtype = str(self.device), dtype_name(self.dtype)
+        same = hash_value([identities, to_dict(spec), device, dtype, args.bs, how])
         if keep is not None and same in keep:
             return keep[same]
         if keep is not None:
             keep.clear()
-        expected = plan_of(args, system, spec, sets, device.type, requests[0])
-        need_memory(expected.peak, device, "parameters and activations")
-        if here.is_first:
-            say(in_a_line(expected, device))
-        model = system.load(spec, sets, device=device, dtype=dtype, batch_size=args.bs, **how)
+        expected = plan_of(args, self.system, spec, self.sets, self.device.type, self.requests[0])
+        need_memory(expected.peak, self.device, "parameters and activations")
+        if aloud:
+            say(in_a_line(expected, self.device))
+        model = self.system.load(
+            spec, self.sets, device=self.device, dtype=self.dtype, batch_size=args.bs, **how
+        )
         if keep is not None:
             keep[same] = model
         return model
 
-    with world(device.type) as here:
-        identities = here.first(lambda: identify_sets(sets, outdir))
-        if not here.is_first:
-            check_bases(sets)
-        job = Run(
-            requests=requests,
-            outdir=outdir,
+    def run(self, identities: Any, here: World) -> Run:
+        """What the runner is to make."""
+        from edg import systems
+        from edg.core.device import dtype_name
+
+        args, spec = self.args, self.spec
+        return Run(
+            requests=self.requests,
+            outdir=self.outdir,
             shared={
                 "system": systems.DEFAULT,
                 "model": {"name": spec.name, "spec_sha256": hash_value(to_dict(spec))},
                 "sets": identities,
-                "dtype": dtype_name(dtype),
-                "options": options_settings(options),
+                "dtype": dtype_name(self.dtype),
+                "options": options_settings(self.requests[0].options),
             },
-            notes=notes(args, paths, spec, str(device), here) | dict(inside.note if inside else {}),
+            notes=notes(args, self.paths, spec, str(self.device), here) | dict(self.note),
             fps=args.fps,
             crf=args.crf,
             formats=parse_formats(args.format),
@@ -103,8 +114,41 @@ def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
             patience=PATIENCE,
             preview=args.preview,
         )
-        run(job, system, load, here)
-    return 0
+
+
+def prepare(
+    args: argparse.Namespace, here: World, pairs: Sequence[Pair] | None = None, aloud: bool | None = None
+) -> Prepared:
+    """Flags -> what is to be made and with what. pairs: None for those of the prompt folder. aloud: whether
+    notes are told (by rank 0 where None). Raises EdgError."""
+    from edg import systems
+    from edg.core.device import choose, fix_threads, keep_memory, usable_cores
+
+    aloud = here.is_first if aloud is None else aloud
+    system = systems.get(systems.DEFAULT)
+    inside = None
+    if merging.asked(args):
+        inside = merging.choose(args, lambda paths: find_spec(system, args.config, paths))
+    paths = inside.paths if inside else flags.set_paths(args)
+    spec = find_spec(system, args.config, paths)
+    options = flags.sampling_options(args, system, spec, len(inside.recipe.outputs if inside else paths))
+    flags.check_numbers(args, spec)
+    if pairs is None:
+        pairs = read_folder(args.prompt_dir or default_prompts(spec.name), ends=args.interp)
+    device, dtype = choose(args.device, args.dtype, here.local_rank)
+    fix_threads(args.threads or usable_cores())
+    if device.type == "cpu":
+        keep_memory()
+    sets = merging.open_sets(inside, args, spec, aloud) if inside else open_sets(paths, aloud)
+    requests = [
+        request_for(args, spec, options, pair, f"{pair.name}_sample{i}")
+        for pair in pairs
+        for i in range(args.n_samples)
+    ]
+    system.check(spec, sets, requests)
+    args.bs = min(args.bs, args.chunk, len(requests))
+    note = inside.note if inside else {}
+    return Prepared(args, system, spec, sets, paths, requests, device, dtype, note)
 
 
 def request_for(args: argparse.Namespace, spec: Spec, options: Any, pair: Pair, name: str) -> Request:
@@ -151,13 +195,13 @@ def _published_name(name: str) -> str:
     return f"dynamicrafter-{match[1]}" if match and not Path(name).exists() else name
 
 
-def open_sets(paths: Mapping[str, Path], here: World) -> dict[str, Any]:
-    """The parameter sets, opened (not read, not checked), with what is worth saying about them said once."""
+def open_sets(paths: Mapping[str, Path], aloud: bool) -> dict[str, Any]:
+    """The parameter sets, opened (not read, not checked); aloud: with what is worth saying about them."""
     from edg.weights.store import open_weights
 
     sets = {name: open_weights(path, check_base=False) for name, path in paths.items()}
     for name, weights in sets.items():
-        for note in weights.notes if here.is_first else ():
+        for note in weights.notes if aloud else ():
             say(f"{name}: {note}")
     return sets
 

@@ -34,6 +34,7 @@ SOURCES = {
     "dynamicrafter-512": Source("Doubiiu/DynamiCrafter_512", "model.ckpt", "dynamicrafter_512_v1"),
     "dynamicrafter-1024": Source("Doubiiu/DynamiCrafter_1024", "model.ckpt", "dynamicrafter_1024_v1"),
     "dynamicrafter-256": Source("Doubiiu/DynamiCrafter", "model.ckpt", "dynamicrafter_256_v1"),
+    "interp-512": Source("Doubiiu/DynamiCrafter_512_Interp", "model.ckpt", "dynamicrafter_512_interp_v1"),
     "cil-512": Source("GraceZhao/DynamiCrafter-CIL-512", "timenoise.ckpt", "dynamicrafter_cil_512_v1"),
     "analytic-init": Source(
         "GraceZhao/DynamiCrafter-Analytic-Init", "initial_noise_512.pt", "dynamicrafter_analytic_init"

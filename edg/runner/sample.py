@@ -265,7 +265,7 @@ def _save(job: Run, result: Result, seconds: float, together: int) -> str:
     try:
         settings = job.settings(request)
         made = files.write(job.outdir, request.id, job.formats, result.frames, settings)
-        record = _record(job, request, "done", settings)
+        record = record_of(job, request, "done", settings)
         if former.get("settings_hash") == record["settings_hash"]:
             made = others | made
         else:
@@ -296,11 +296,12 @@ def _fail(job: Run, request: Request, reason: str) -> str:
         settings = None
     with suppress(OSError, EdgError):  # on a full disk the failure is only told
         files.drop(job.outdir, request.id, job.formats)
-        write_json(job.record(request), _record(job, request, "failed", settings) | {"error": reason})
+        write_json(job.record(request), record_of(job, request, "failed", settings) | {"error": reason})
     return reason
 
 
-def _record(job: Run, request: Request, status: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+def record_of(job: Run, request: Request, status: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is written about a clip, but for its files."""
     return {
         "id": request.id,
         "status": status,

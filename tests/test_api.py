@@ -1,0 +1,156 @@
+"""The Python API: the same pixels as `edg sample`, images of every kind, files that say what they are."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edg import load
+from edg.cli import main
+from edg.core.errors import BadFileError, UsageError
+from edg.core.formats import read_clip, read_tags
+from edg.core.video import read_image
+
+ROOT = Path(__file__).parents[1]
+IMAGE = ROOT / "prompts/sprites/01-green-circle.png"
+PROMPT = "a green circle moves right slowly"
+QUICK = {"steps": 3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("sprites", **QUICK)
+
+
+@pytest.fixture(scope="module")
+def video(model):
+    return model.animate(IMAGE, PROMPT)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """A prompt folder with the image alone."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / IMAGE.name).write_bytes(IMAGE.read_bytes())
+    (folder / "prompts.txt").write_text(PROMPT + "\n")
+    return folder
+
+
+def sample(prompts, out, *more):
+    flags = [
+        "--prompt_dir",
+        prompts,
+        "--savedir",
+        out,
+        "--ddim_steps",
+        3,
+        "--device",
+        "cpu",
+        "--format",
+        "png",
+    ]
+    assert main([str(arg) for arg in ("sample", *flags, *more)]) == 0
+    name = f"0000-{IMAGE.stem}_sample0"
+    return read_clip(out / "1000" / name), json.loads((out / "1000" / f"{name}.json").read_text())
+
+
+SHIPPED = ("--config", "sprites", "--recipe", "edg_temporal_conv", "--unconditional_guidance_scale", 1)
+
+
+def test_the_same_pixels_and_record_as_edg_sample(video, prompts, tmp_path):
+    frames, record = sample(prompts, tmp_path / "out", *SHIPPED, "--T", 300)
+    assert np.array_equal(video.frames, frames)
+    assert video.record["settings"] == record["settings"]
+    assert video.record["settings_hash"] == record["settings_hash"]
+
+
+def test_from_files_as_run_sh_does_it(video, prompts, tmp_path):
+    out = tmp_path / "merged"
+    weights = [f"--{name}={ROOT / f'edg/sprites/weights/{name}.safetensors'}" for name in ("base", "tuned")]
+    assert main(["merge", "edg_temporal_conv", *weights, "--full", "--quiet", f"--out={out}"]) == 0
+    dyn, con = (out / f"{name}.safetensors" for name in ("dyn", "con"))
+    made = load("sprites", dyn=dyn, con=con, T=300, guidance=1.0, **QUICK).animate(IMAGE, PROMPT)
+    assert np.array_equal(made.frames, video.frames)
+    files = ("--dynamic_path", dyn, "--consistency_path", con, "--T", 300)
+    frames, record = sample(prompts, tmp_path / "out", *files, "--unconditional_guidance_scale", 1)
+    assert np.array_equal(made.frames, frames) and made.record["settings"] == record["settings"]
+
+
+def test_dials(model, video, prompts, tmp_path):
+    turned = model.animate(IMAGE, PROMPT, motion=0.3)
+    frames, record = sample(prompts, tmp_path / "out", *SHIPPED[:2], *SHIPPED[4:], "--motion", 0.3)
+    assert np.array_equal(turned.frames, frames) and turned.record["dials"] == record["dials"]
+    assert not np.array_equal(turned.frames, video.frames)
+    with pytest.raises(UsageError, match="--motion 2; expected a number from 0 to 1"):
+        model.animate(IMAGE, PROMPT, motion=2)
+
+
+def test_images_of_every_kind(model, video):
+    name = f"0000-{IMAGE.stem}_sample0"
+    for image in (str(IMAGE), Image.open(IMAGE), read_image(IMAGE)):  # the same picture
+        again = model.animate(image, PROMPT, id=name)
+        assert np.array_equal(again.frames, video.frames)
+        assert again.record["settings"]["id"] == name
+    other = model.animate(read_image(IMAGE), PROMPT)  # another name, other noise
+    assert not np.array_equal(other.frames, video.frames)
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), 7):
+        with pytest.raises(UsageError, match="expected (uint8|a path)"):
+            model.animate(wrong, PROMPT)
+    with pytest.raises(BadFileError, match="nowhere.png"):
+        model.animate("nowhere.png", PROMPT)
+
+
+def test_flags_of_a_clip(model, video):
+    assert not np.array_equal(model.animate(IMAGE, PROMPT, seed=7).frames, video.frames)
+    assert model.animate(IMAGE, PROMPT, frames=10).frames.shape == (10, 32, 32, 3)
+    assert model.animate(IMAGE, PROMPT, loop=True).frames.shape == (7, 32, 32, 3)
+    assert model.animate(IMAGE, PROMPT, size="32x48", fit="pad").frames.shape == (8, 32, 48, 3)
+    with pytest.raises(UsageError, match="did you mean 'steps'"):
+        model.animate(IMAGE, PROMPT, step=3)
+    with pytest.raises(UsageError, match="savedir is no flag of a clip"):
+        model.animate(IMAGE, PROMPT, savedir="x")
+    with pytest.raises(UsageError, match="seed"):
+        model.animate(IMAGE, PROMPT, seed="x")
+    with pytest.raises(UsageError, match="did you mean 'recipe'"):
+        load("sprites", recipes="edg")
+
+
+def test_two_images(model):
+    other = ROOT / "prompts/sprites/05-red-circle.png"
+    one, two = (model.animate(IMAGE, PROMPT, last=last) for last in (IMAGE, other))
+    assert not np.array_equal(one.frames, two.frames) and two.record["settings"]["last_image_sha256"]
+
+
+@pytest.mark.parametrize("name, error", [("x.mp4", 3), ("x.mov", 3), ("x.gif", 12), ("x.webp", 0), ("x", 0)])
+def test_save(video, tmp_path, name, error):
+    path = video.save(tmp_path / name, fps=4)
+    assert np.abs(read_clip(path).astype(int) - video.frames).mean() <= error
+    tags = read_tags(path)
+    assert tags["prompt"] == PROMPT and json.loads(tags["comment"])["fps"] == 4
+    with pytest.raises(UsageError, match="format 'avi'"):
+        video.save(tmp_path / "x.avi")
+
+
+def test_a_notebook_shows_it(video):
+    import base64
+    import io
+
+    html = video._repr_html_()
+    data = base64.b64decode(html.split("base64,")[1].split('"')[0])
+    with Image.open(io.BytesIO(data)) as film:
+        assert film.n_frames == 8 and film.size == (32, 32)
+    assert 'width="192"' in html and "pixelated" in html
+    assert repr(video) == f"Video({PROMPT!r}, 8 frames of 32x32, seed 123)"
+
+
+def test_importing_it_is_instant_and_loading_says_nothing():
+    code = (
+        "import sys; from edg import load; load; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")

@@ -13,7 +13,7 @@ VERSION = next(
     for line in (HERE / "edg/__init__.py").read_text().splitlines()
     if "__version__ =" in line
 )
-DEMO = ["gradio>=5"]
+DEMO = ["gradio>=6"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TESTS = ["pytest>=8", "pytest-timeout", "ruff>=0.6", "hypothesis>=6", "playwright", "nbclient", "ipykernel"]
 

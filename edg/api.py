@@ -25,6 +25,7 @@ from edg.runner.command import check_bases, identity, prepare
 from edg.runner.files import tags
 from edg.runner.progress import Meter
 from edg.runner.sample import record_of
+from edg.systems.base import Progress, Watch
 
 FLAGS = {
     "steps": "ddim_steps", "guidance": "unconditional_guidance_scale", "frames": "video_length",
@@ -56,9 +57,11 @@ def _files(how: Mapping[str, Any]) -> bool:
 class Model:
     """What `load` gives. One network is in memory, kept from clip to clip while the parameter sets stay."""
 
-    def __init__(self, name: str, flags: Mapping[str, Any]):
+    def __init__(self, name: str | None, flags: Mapping[str, Any], kept: dict[str, Any] | None = None):
+        """name: None where the weights tell it. kept: of another model, whose network makes room for this
+        one's and the other way round."""
         self.name, self.flags = name, dict(flags)
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {} if kept is None else kept
         self._images = tempfile.TemporaryDirectory(prefix="edg-")
         _arguments({"spec": name, **self.flags})  # a misspelt flag is told now
 
@@ -66,13 +69,22 @@ class Model:
         return f"Model({self.name!r}, {', '.join(f'{k}={v!r}' for k, v in self.flags.items())})"
 
     def animate(
-        self, image: Any, prompt: str = "", *, last: Any = None, id: str | None = None, **flags: Any
+        self,
+        image: Any,
+        prompt: str = "",
+        *,
+        last: Any = None,
+        id: str | None = None,
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+        **flags: Any,
     ) -> Video:
         """A clip of an image: a path, a PIL image or uint8 (H, W, 3). last: that of the last frame.
 
         flags: motion and hold (0..1), T, seed, steps, guidance, frames, size, fit, loop, and the others of
         `edg sample`. id: the clip's name there, of which its noise is drawn (`0000-NAME_sample0` for an image
-        of that name). Raises EdgError.
+        of that name). progress: told of every step instead of a line on stderr; what it raises ends the clip
+        there. watch: told a few times what the clip will look like. Raises EdgError.
         """
         if any(flags.get(word) is not None for word in DIALS):
             own = {name: value for name, value in self.flags.items() if name not in RECIPES}
@@ -87,12 +99,12 @@ class Model:
         request = ready.requests[0] if id is None else _renamed(ready.requests, id)
         check_bases(ready.sets)
         identities = {name: identity(weights) for name, weights in ready.sets.items()}
-        meter = Meter()
+        meter = Meter(quiet=progress is not None)
         meter.loading()
         try:
             network = ready.load(identities, self._kept, aloud=False)
             meter.begin(0, [request.id])
-            result = next(iter(ready.system.generate(network, [request], meter)))
+            result = next(iter(ready.system.generate(network, [request], progress or meter, watch)))
         finally:
             meter.close()
         if result.frames is None:

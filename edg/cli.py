@@ -44,6 +44,9 @@ COMMANDS = {
         "edg.runner.sweep_flags:add_sweep_arguments",
         "edg.runner.sweep:sweep",
     ),
+    "demo": Command(
+        "a page on this machine where images are made to move", "edg.demo:add_arguments", "edg.demo:demo"
+    ),
     "train": Command(
         "a configuration -> trained parameter sets",
         "edg.runner.train:add_arguments",

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "edg"
 ROOMS = {
     "core": 0, "diffusion": 0, "weights": 1, "data": 1, "metrics": 1, "sprites": 2, "systems": 3,
-    "runner": 4, "report": 4, "verify": 4, "cli": 5, "completion": 5, "api": 5, "__main__": 5, "__init__": 0,
+    "runner": 4, "report": 4, "verify": 4, "cli": 5, "completion": 5, "api": 5, "demo": 5,
+    "__main__": 5, "__init__": 0,
 }  # fmt: skip
 # Rooms of a lower or equal floor that a room may import from, beside its own.
 ALLOWED = {

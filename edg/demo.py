@@ -1,0 +1,148 @@
+"""`edg demo`: a page on this machine where images are made to move.
+
+It shows the published model where its weights lie under CKPT_PATH as run.sh looks for them, else the embedded
+one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edg.core.arguments import Parser
+from edg.core.errors import MachineError
+
+EXAMPLES = 8
+LOOPBACK = "127.0.0.1"
+PUBLISHED = {
+    "base": "dynamicrafter_512_v1/model.ckpt",
+    "tuned": "dynamicrafter_cil_512_v1/timenoise.ckpt",
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--host", default=LOOPBACK, help=f"the address that it listens on ({LOOPBACK})")
+    parser.add_argument("--port", type=int, default=7860, help="0: any that is free (7860)")
+    parser.add_argument(
+        "--model", choices=("auto", "sprites", "dynamicrafter-512"), default="auto",
+        help="auto: the published one where it lies under $CKPT_PATH, else sprites (auto)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
+    parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
+    parser.add_argument("--low-memory", action="store_true", help="for small GPUs, see edg sample")
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Serve the page until a signal. Raises MachineError."""
+    if find_spec("gradio") is None:
+        raise MachineError("edg demo needs the package gradio", fix="pip install 'edg[demo]'")
+    listener = listen(args.host, args.port)
+    with listener, studio_of(args) as studio:
+        os.environ |= environment(studio.folder)
+        from edg.report.demo import serve
+
+        host, port = listener.getsockname()[:2]
+        print(f"edg demo: {studio.name} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+        if not host.startswith("127."):
+            print(
+                f"warning: whoever reaches {host}:{port} can use this machine; there is no password",
+                flush=True,
+            )
+        serve(studio, listener, examples(studio.name))
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises MachineError."""
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise MachineError(
+            f"cannot listen on {host}:{port}: {error}", fix="another --port, 0 for any"
+        ) from error
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What Gradio reads while it is imported: it tells nobody anything, and keeps its files in `folder`."""
+    return {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
+    }
+
+
+def studio_of(args: argparse.Namespace) -> Any:
+    """The model and the base beside it. Of published weights one network at a time is in memory."""
+    from edg.api import SPRITES, Model
+    from edg.report.studio import Studio
+    from edg.runner.dials import find_dials
+
+    machine = {name: getattr(args, name) for name in ("device", "dtype", "threads", "low_memory")}
+    paths = published() if args.model != "sprites" else {}
+    if args.model != "auto" and args.model != "sprites" and not paths:
+        raise MachineError(
+            f"no weights of {args.model} under $CKPT_PATH", fix="edg fetch dynamicrafter-512 cil-512"
+        )
+    if not paths:
+        from edg.sprites import WEIGHTS
+
+        name, flags, base = "sprites", SPRITES, {"guidance": SPRITES["guidance"]}
+        base_file, kept = WEIGHTS / "base.safetensors", None
+    else:
+        name, base, kept = "dynamicrafter-512", {"frame_stride": 24, "perframe_ae": True}, {}
+        flags = {**base, **sets_of(paths)}
+        base_file = paths["base"]
+    model = Model(name, {**flags, **machine}, kept)
+    beside = Model(None, {**base, **machine, "sets": [f"base={base_file}"]}, kept)
+    dials = find_dials(None, name) if "recipe" in flags else None
+    steps = dials.sampling.get("ddim_steps", 50) if dials else 50
+    return Studio(name, {"edg": model.animate, "base": beside.animate}, steps, turnable(dials), not paths)
+
+
+def published() -> dict[str, Path]:
+    """The published weights, {} where they are not there."""
+    from edg.runner.flags import checkpoints
+
+    paths = {name: checkpoints() / path for name, path in PUBLISHED.items()}
+    return paths if all(path.is_file() for path in paths.values()) else {}
+
+
+def sets_of(paths: dict[str, Path]) -> dict[str, Any]:
+    """What run.sh has merged where it is there, else merged in memory by its recipe."""
+    from edg.runner.flags import checkpoints
+
+    merged = {name: checkpoints() / "merge" / f"{name}.pt" for name in ("dyn", "con")}
+    if all(path.is_file() for path in merged.values()):
+        return merged
+    return {**paths, "recipe": "edg"}
+
+
+def turnable(dials: Any) -> dict[str, str]:
+    """The dials that have a measured curve, with what they turn in words."""
+    found = {}
+    for word in ("motion", "hold") if dials else ():
+        dial = getattr(dials, word)
+        if stretch := dial.range():
+            ends = sorted((stretch[0].mean, stretch[-1].mean), reverse=dial.wants == "less")
+            found[word] = f"{dial.figure}: {ends[0]:.2f} at 0, {ends[1]:.2f} at 1 (measured)"
+    return found
+
+
+def examples(name: str) -> list[tuple[str, str]]:
+    """(image, prompt) of the prompts that come with the model."""
+    from edg.core.errors import EdgError
+    from edg.data.prompts import read_folder
+    from edg.runner.command import default_prompts
+
+    try:
+        return [(str(pair.image.resolve()), pair.prompt) for pair in read_folder(default_prompts(name))][
+            :EXAMPLES
+        ]
+    except EdgError:  # an installation without them
+        return []

@@ -1,0 +1,306 @@
+"""`edg demo` as a visitor finds it: in headless Chromium, clicked through, with the embedded model."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from edg.cli import main, parser_of
+from edg.core.records import sha256_file
+from edg.core.video import read_frames, read_metadata
+from edg.demo import PUBLISHED, published, sets_of, studio_of
+from edg.report.studio import Studio, Wish
+
+ROOT = Path(__file__).parents[2]
+IMAGE = ROOT / "prompts/sprites/05-red-circle.png"
+HOSTILE = "<img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script>"
+SLOW = 90_000  # ms, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """(process, address, its folder) of a demo on a free port, with the embedded model."""
+    home = tmp_path_factory.mktemp("demo")
+    environment = os.environ | {"TMPDIR": str(home), "CKPT_PATH": str(home / "none"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "edg", "demo", "--port", "0", "--threads", "1"]
+    with open(home / "stderr", "w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+    yield process, address, home
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert "Traceback" not in (home / "stderr").read_text()
+    assert not list(home.glob("edg-demo-*")), "the demo's folder went with it"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.fail("this test needs Chromium: apt-get install -y chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page in a tab of its own; at the end: it has asked nobody but the demo, and raised nothing."""
+    asked, raised = [], []
+    tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: raised.append(str(error)))
+    tab.set_default_timeout(SLOW)
+    tab.goto(server[1])
+    tab.wait_for_selector("#go")
+    yield tab
+    tab.close()
+    assert asked and not [url for url in asked if not url.startswith((server[1], "data:", "blob:"))]
+    assert not raised
+
+
+def put(page, **values):
+    for name, value in values.items():
+        page.locator(f"#{name} :is(textarea, input[type=number])").fill(str(value))
+        page.keyboard.press("Tab")
+
+
+def upload(page, path):
+    with page.expect_response(lambda response: "/upload" in response.url):
+        page.locator("#image input[type=file]").set_input_files(path)
+    page.wait_for_timeout(500)
+
+
+def words(page, pattern):
+    """The words under the clip, as soon as they are like that."""
+    page.wait_for_function("([p]) => new RegExp(p).test(words.innerText)", arg=[pattern], timeout=SLOW)
+    return page.inner_text("#words")
+
+
+def clip(page):
+    page.wait_for_selector("#stage video", timeout=SLOW)
+    page.wait_for_selector("#go:enabled", timeout=SLOW)
+
+
+def downloaded(page, index):
+    with page.expect_download() as download:
+        page.locator("#files a[download]").nth(index).click()
+    return Path(download.value.path()), download.value.suggested_filename
+
+
+def test_a_clip_with_its_record(page):
+    upload(page, IMAGE)
+    put(page, prompt="a red circle moves left", steps=3, seed=7, motion=0.4)
+    page.click("#go")
+    page.wait_for_selector("#stage img", timeout=SLOW)  # a preview
+    assert re.search(r"(dyn|con) \d/\d", page.inner_text("#words")) and page.is_enabled("#halt")
+    clip(page)
+    page.wait_for_function("document.querySelector('#stage video').currentTime > 0.1")
+    assert page.evaluate("document.querySelector('#stage video').videoWidth") == 32
+    (video, name), (record, _) = downloaded(page, 0), downloaded(page, 1)
+    said = json.loads(record.read_text())
+    assert name == said["video"] == "0000-05-red-circle_sample0.mp4"
+    assert read_frames(video).shape == (8, 32, 32, 3)
+    assert read_metadata(video)["prompt"] == said["settings"]["prompt"] == "a red circle moves left"
+    assert said["settings"]["seed"] == 7 and said["settings"]["options"]["steps"] == 3
+    assert said["dials"]["motion"] == 0.4 and sha256_file(video) == said["video_sha256"]
+    assert said["settings"]["image_sha256"] == sha256_file(IMAGE), "the file that was uploaded, not a copy"
+
+
+def test_beside_the_base_model_and_history(page):
+    page.locator("#examples button").nth(1).click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value.includes('green circle')")
+    put(page, steps=2, seed=5)
+    page.check("#compare input")
+    page.click("#go")
+    clip(page)
+    captions = page.locator("#stage figcaption")
+    assert captions.all_inner_texts() == ["edg", "base"] and page.locator("#files a[download]").count() == 4
+    base = json.loads(downloaded(page, 3)[0].read_text())
+    assert list(base["set_paths"]) == ["base"] and base["settings"]["seed"] == 5
+    page.uncheck("#compare input")
+    put(page, prompt="another", steps=3, seed=6)
+    page.click("#go")
+    words(page, "^another .*seed 6, steps 3")
+    page.wait_for_selector("#history button >> nth=1", timeout=SLOW)
+    page.locator("#history button.thumbnail-item").nth(1).click()  # the newest comes first
+    words(page, "green circle.*seed 5, steps 2")
+    page.wait_for_function("document.querySelector('#seed input').value == '5'")
+    assert page.input_value("#prompt textarea") == "a green circle moves right slowly"
+    assert page.is_checked("#compare input") and captions.count() == 2
+    assert "base" in downloaded(page, 3)[1]
+
+
+def test_stop_ends_the_denoising(page):
+    put(page, steps=100)
+    page.click("#go")
+    words(page, r"dyn \d+/")
+    page.click("#halt")
+    step, of = re.search(r"stopped: edg after dyn (\d+)/(\d+)", words(page, "stopped")).groups()
+    assert 1 <= int(step) < int(of) <= 100
+    page.wait_for_selector("#go:enabled")
+    assert page.locator("#stage video").count() == 0 and not page.is_visible("#history")
+    put(page, steps=1)  # nobody is in the way of the next one
+    page.click("#go")
+    clip(page)
+
+
+def test_what_is_typed_is_shown_and_not_run(page):
+    put(page, prompt=HOSTILE, steps=1)
+    page.click("#go")
+    clip(page)
+    assert "<img src=x" in page.inner_text("#words")
+    page.locator("#history button.thumbnail-item").hover()
+    page.locator("#history button.thumbnail-item").click()
+    page.wait_for_timeout(500)
+    assert page.title() != "caught" and page.locator("[onerror], img[src='x']").count() == 0
+    assert "<img src=x" in json.loads(downloaded(page, 1)[0].read_text())["settings"]["prompt"]
+
+
+@pytest.mark.parametrize("name", ["notes.png", "<b>x.png", "page.svg"])
+def test_what_is_no_image(page, tmp_path, name):
+    path = tmp_path / name
+    path.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>document.title='caught'</script></svg>")
+    upload(page, path)
+    assert "cannot read the image" in words(page, "image") and page.title() != "caught"
+    assert page.locator("#words b").count() == 0 and "/" not in page.inner_text("#words")
+    page.click("#go")
+    words(page, "put in an image first")
+    page.wait_for_selector("#go:enabled")
+
+
+def test_closing_the_tab_stops_the_denoising(browser, server, page):
+    other = browser.new_page()
+    other.goto(server[1])
+    put(other, steps=100, prompt="of one who went")
+    other.check("#compare input")
+    other.click("#go")
+    minutes, seconds = re.search(r"(\d+):(\d+) left", words(other, r"\d left")).groups()
+    other.close()
+    began = time.monotonic()
+    put(page, steps=1)
+    page.click("#go")
+    words(page, r"dyn \d|seed 123")
+    assert time.monotonic() - began < (60 * int(minutes) + int(seconds)) / 2
+    clip(page)
+
+
+def test_it_listens_on_loopback_only(server):
+    port = int(server[1].rpartition(":")[2])
+    listening = {
+        line.split()[1]
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{server[0].pid}/net/{table}").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(f":{port:04X}")
+    }
+    assert listening == {f"0100007F:{port:04X}"}
+
+
+@pytest.mark.parametrize(
+    "path, headers, code",
+    [
+        ("/", {"Host": "elsewhere.example"}, 400),  # a site that calls this machine its own
+        ("/gradio_api/file=http://elsewhere.example/x", {}, 404),
+        ("/gradio_api/file=/etc/hostname", {}, 403),
+        ("/docs", {}, 404),
+    ],
+)
+def test_what_is_refused(server, path, headers, code):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(server[1] + path, headers=headers))
+    assert error.value.code == code
+
+
+@pytest.fixture
+def studio():
+    """A studio whose model takes a hundred steps of nothing; `steps` holds those that it took."""
+
+    def animate(image, prompt, *, progress, watch, **flags):
+        for step in range(100):
+            studio.steps.append(step)
+            progress("dyn", step + 1, 100, share=(step + 1) / 100)
+            time.sleep(0.01)
+
+    with Studio("fake", {"edg": animate}) as studio:
+        studio.steps = []
+        shutil.copy(IMAGE, studio.folder / "x.png")
+        yield studio
+
+
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_the_model_takes_no_further_step(studio, how):
+    stop = threading.Event()
+    moments = studio.make(Wish(studio.folder / "x.png", "", 1, 100), stop)
+    next(moment for moment in moments if "dyn" in moment.words)
+    stop.set() if how == "stop" else moments.close()
+    last = [moment.words for moment in moments][-1:]
+    time.sleep(0.1)
+    taken = len(studio.steps)
+    time.sleep(0.2)
+    assert len(studio.steps) == taken < 50
+    assert last == ([] if how == "close" else [f"stopped: edg after dyn {taken}/100"])
+
+
+def test_the_end_waits_for_the_step_that_is_being_made(studio):
+    moments = studio.make(Wish(studio.folder / "x.png", "", 1, 100), threading.Event())
+    next(moment for moment in moments if "dyn" in moment.words)
+    studio.__exit__()
+    taken = len(studio.steps)
+    time.sleep(0.2)
+    assert len(studio.steps) == taken < 50 and not studio.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"image": IMAGE}, "not one that was uploaded here"),
+        ({"prompt": "x" * 301}, "a prompt of 301 characters"),
+        ({"steps": 101}, "101 steps"),
+        ({"seed": -1}, "seed -1"),
+    ],
+)
+def test_what_is_out_of_bounds(studio, change, error):
+    wish = {"image": studio.folder / "x.png", "prompt": "", "seed": 1, "steps": 2} | change
+    assert error in list(studio.make(Wish(**wish), threading.Event()))[-1].error and not studio.steps
+
+
+def test_weights_that_are_there(tmp_path, monkeypatch):
+    """As run.sh looks for them: base and tuned, and what it has merged."""
+    monkeypatch.setenv("CKPT_PATH", str(tmp_path))
+    assert published() == {}
+    for path in (*PUBLISHED.values(), "merge/dyn.pt", "merge/con.pt"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+    for path in PUBLISHED.values():
+        (tmp_path / path).touch()
+    assert sets_of(published()) == {**published(), "recipe": "edg"}
+    for name in ("dyn", "con"):
+        (tmp_path / f"merge/{name}.pt").touch()
+    assert sets_of(published()) == {name: tmp_path / f"merge/{name}.pt" for name in ("dyn", "con")}
+    args = parser_of("demo").parse_args([])
+    with studio_of(args) as studio:
+        assert (studio.name, list(studio.makers), studio.dials) == ("dynamicrafter-512", ["edg", "base"], {})
+
+
+def test_a_port_that_is_taken(server, capsys):
+    port = server[1].rpartition(":")[2]
+    assert main(["demo", "--port", port]) == 4
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_without_gradio(monkeypatch, capsys):
+    monkeypatch.setattr("edg.demo.find_spec", lambda name: None)
+    assert main(["demo"]) == 4
+    assert "pip install 'edg[demo]'" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickletools
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from edg.weights.tensors import ITEMSIZE
 
@@ -81,8 +82,12 @@ def load(data: bytes) -> tuple[object, dict[str, int]]:
 
 
 class PickleMachine:
-    def __init__(self, data: bytes):
+    """data: the pickle, or a stream that begins with one and is left behind its end. After `run`: foreign,
+    the names that were ignored; storages: what the tensors lie in, by key."""
+
+    def __init__(self, data: bytes | BinaryIO):
         self.data, self.stack, self.memo, self.foreign = data, [], {}, {}
+        self.storages: dict[str, StorageRef] = {}
         self.left = MAX_OPCODES
 
     def run(self) -> tuple[object, dict[str, int]]:
@@ -238,15 +243,22 @@ class PickleMachine:
     def op_binpersid(self, _):
         pid = self.stack.pop()
         if not (
-            isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], Global)
+            isinstance(pid, tuple)
+            and len(pid) in (5, 6)
+            and pid[0] == "storage"
+            and isinstance(pid[1], Global)
         ):
             raise PickleError("a persistent id that is no torch storage")
+        if len(pid) == 6 and pid[5] is not None:  # the legacy format of torch before 0.4
+            raise PickleError("a storage that is a view of another")
         kind = pid[1].name.rsplit(".", 1)[-1]
         key, numel = pid[2], pid[4]
         if not isinstance(key, str) or not isinstance(numel, int) or isinstance(numel, bool) or numel < 0:
             raise PickleError("a storage with a bad key or size")
         dtype = "" if kind == "UntypedStorage" else STORAGES.get(kind, kind)
-        self.stack.append(StorageRef(key, dtype, numel))
+        storage = StorageRef(key, dtype, numel)
+        self.storages.setdefault(key, storage)
+        self.stack.append(storage)
 
     def call(self, function, args):
         while isinstance(function, Global) and isinstance(args, tuple):

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError, EdgError
 from edg.weights import keys, reference
+from edg.weights.legacy_reader import open_legacy
 from edg.weights.pickle_machine import TensorRef
 from edg.weights.safetensors_reader import open_safetensors
 from edg.weights.sniff import sniff
-from edg.weights.tensors import ITEMSIZE, InputFile, MemoryTensor, StoredTensor, TensorInfo
+from edg.weights.tensors import InputFile, MemoryTensor, StoredTensor, TensorInfo
 from edg.weights.writers import write_pt, write_safetensors
 from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
 
@@ -174,16 +175,15 @@ def _open(path: Path) -> Weights:
     if kind == "safetensors":
         tensors, metadata = open_safetensors(file)
         return Weights(path, kind, tensors, metadata=metadata, notes=_name_note(path, kind), files=[file])
-    if kind == "legacy":
-        return _open_legacy(path, file)
-    top, records, notes = open_zip(file)
+    top, records, notes = open_zip(file) if kind == "zip" else open_legacy(file)
     table, metadata, more = _find_table(path, top)
     refs = {name: value for name, value in table.items() if isinstance(value, TensorRef)}
     tensors = {name: file_tensor(file, records, name, ref) for name, ref in refs.items()}
     notes += _name_note(path, kind) + more
     weights = Weights(path, kind, tensors, metadata=metadata, notes=notes, files=[file])
     used = dict.fromkeys(f"data/{ref.storage.key}" for ref in refs.values())
-    weights.records = [(file, records[key]) for key in used]
+    if kind == "zip":  # the others have no checksums
+        weights.records = [(file, records[key]) for key in used]
     return weights
 
 
@@ -196,10 +196,8 @@ def _name_note(path: Path, kind: str) -> list[str]:
     )
 
 
-def _find_table(
-    path: Path, top: object, leaf: type | tuple = TensorRef
-) -> tuple[dict, dict[str, str], list[str]]:
-    """(name -> leaf or other, metadata, notes): the table of tensors inside a checkpoint's top object."""
+def _find_table(path: Path, top: object) -> tuple[dict, dict[str, str], list[str]]:
+    """(name -> TensorRef or other, metadata, notes): the table of tensors in a checkpoint's top object."""
     if not isinstance(top, dict):
         raise BadFileError(
             f"{path} holds no table of tensors", expected="a state dict", fix="save model.state_dict()"
@@ -217,7 +215,7 @@ def _find_table(
     def count(value: object) -> int:
         if id(value) not in counted:
             values = value.values() if isinstance(value, dict) else ()
-            counted[id(value)] = sum(isinstance(v, leaf) for v in values)
+            counted[id(value)] = sum(isinstance(v, TensorRef) for v in values)
         return counted[id(value)]
 
     table, notes = top, []
@@ -243,30 +241,6 @@ def _find_table(
     if isinstance(top.get("edg"), str):
         metadata["edg"] = top["edg"]
     return table, metadata, notes
-
-
-def _open_legacy(path: Path, file: InputFile) -> Weights:
-    """A pickle from before the zip format: torch's own restricted loader, the whole file in memory."""
-    import torch
-
-    try:
-        top = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes torch raise anything, assertions included
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "blocked" in line), "")
-        raise BadFileError(
-            f"{path} is a pickle that is damaged or holds more than tensors {reason.strip()}"[:300].strip(),
-            expected="a checkpoint made by torch.save",
-            fix="we never run code from a file; save it again as a plain state dict",
-        ) from error
-    table, metadata, notes = _find_table(path, top, torch.Tensor)
-    tensors = {
-        k: MemoryTensor(v) for k, v in table.items() if isinstance(v, torch.Tensor) and not v.is_sparse
-    }
-    strange = next((t.info.dtype for t in tensors.values() if t.info.dtype not in ITEMSIZE), "")
-    if strange:
-        raise BadFileError(f"{path} holds {strange} tensors", expected="one of " + ", ".join(ITEMSIZE))
-    notes.insert(0, "an old pickle: read whole into memory")
-    return Weights(path, "legacy", tensors, metadata=metadata, notes=notes, files=[file])
 
 
 def _open_sharded(path: Path) -> Weights:

@@ -81,6 +81,9 @@ class InputFile:
         self.stat = os.fstat(self.fd)
         self.size = self.stat.st_size
 
+    def __reduce_ex__(self, protocol):
+        raise TypeError("an open file cannot be copied: the first copy to go would close it for all")
+
     def __del__(self):
         if getattr(self, "fd", -1) >= 0:
             os.close(self.fd)
@@ -157,7 +160,7 @@ class StoredTensor:
 
 
 class MemoryTensor(StoredTensor):
-    """A tensor that is already in memory (legacy pickles, tests)."""
+    """A tensor that is already in memory."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor

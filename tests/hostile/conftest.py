@@ -1,5 +1,6 @@
 """What every hostile case needs: two small checkpoints of one model, and the command line in this process."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 
 from edg.cli import main
 
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside the tests
 UNET = "model.diffusion_model."
 SHAPES = {
     f"{UNET}time_embed.0.weight": (8, 4),

@@ -12,7 +12,9 @@ import struct
 from edg.core.errors import BadFileError
 from edg.weights.tensors import ITEMSIZE, MAX_NUMEL, FileTensor, InputFile, TensorInfo
 
-MAX_HEADER = 100_000_000
+MAX_HEADER = 25_000_000  # bytes; the format allows four times that, which as Python objects are gigabytes
+# In a header: twice what 100,000 tensors need.
+MAX_MARKS = {b"{": 200_000, b"[": 400_000, b",": 1_500_000, b'"': 2_000_000}
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
@@ -67,6 +69,9 @@ def _parse(file: InputFile, text: bytes) -> dict:
         return table
 
     try:
+        for mark, most in MAX_MARKS.items():
+            if text.count(mark) > most:
+                raise ValueError(f"more than {most} of {mark.decode()}")
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise BadFileError(f"{file.path}: its safetensors header cannot be read ({error})"[:300]) from error

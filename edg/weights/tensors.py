@@ -28,6 +28,7 @@ ITEMSIZE = {
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 CHUNK = 1 << 20  # elements converted at a time when the stored dtype is not the wanted one
 MAX_NUMEL = 1 << 40
+MAX_BROADCAST = 1 << 24  # elements of a view that repeats its storage more than 64 times
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class FileTensor(StoredTensor):
                 f"of {available} elements",
                 fix="the file is damaged",
             )
-        if self.strides and info.numel > max(1 << 31, 64 * available):
+        if self.strides and info.numel > max(MAX_BROADCAST, 64 * available):
             raise BadFileError(
                 f"{file.path}: a broadcast tensor of shape {info.shape} over {available} elements"
             )

@@ -15,8 +15,9 @@ from edg.weights import pickle_machine
 from edg.weights.pickle_machine import TensorRef
 from edg.weights.tensors import ITEMSIZE, FileTensor, InputFile, TensorInfo
 
-MAX_PICKLE = 64 << 20
-MAX_DIRECTORY = 64 << 20
+MAX_PICKLE = 32 << 20
+MAX_DIRECTORY = 32 << 20
+MAX_ENTRIES = 200_000
 END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 
@@ -37,6 +38,10 @@ def read_directory(file: InputFile) -> dict[str, ZipEntry]:
     count, size, offset = _end_record(file)
     if size > MAX_DIRECTORY or offset + size > file.size:
         raise BadFileError(f"{file.path}: the zip directory is damaged or too large ({size} bytes)")
+    if count > MAX_ENTRIES:
+        raise BadFileError(
+            f"{file.path}: a zip archive of {count} entries", expected=f"at most {MAX_ENTRIES}"
+        )
     data = file.read(offset, size)
     entries, at = {}, 0
     for _ in range(count):

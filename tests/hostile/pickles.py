@@ -139,7 +139,13 @@ def extension(code, opcode):
     return name("copyreg._inverted_registry") + entry + b"s0" + opcode
 
 
-REFUSED = ("computed name", "PERSID", "payload as persistent id", "payload as storage class")
+REFUSED = (
+    "torch.Size of a map",
+    "computed name",
+    "PERSID",
+    "payload as persistent id",
+    "payload as storage class",
+)
 
 
 def refused(shell, system, attribute):

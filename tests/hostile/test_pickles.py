@@ -119,7 +119,7 @@ def test_c23_build_changes_nothing_of_ours(evil, target, slots, form):
     state = table(__call__=name("posix.system"), __defaults__=b")", poisoned=b"K\x01")
     state = b"N" + state + b"\x86" if slots else state
     made = call(name(target)) if target.endswith("Dict") else name(target)
-    evil.write(made + state + b"b" + made + state + b"b", form)
+    evil.write(made + state + b"b" + state + b"b", form)
     rebuild = torch._utils._rebuild_tensor_v2
     before = rebuild.__defaults__, dict(rebuild.__dict__)
     evil.assert_read()

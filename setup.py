@@ -13,9 +13,20 @@ VERSION = next(
     for line in (HERE / "edg/__init__.py").read_text().splitlines()
     if "__version__ =" in line
 )
-DEMO = ["gradio>=6"]
+DEMO = ["gradio>=6.20"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
-TESTS = ["pytest>=8", "pytest-timeout", "ruff>=0.6", "hypothesis>=6", "playwright", "nbclient", "ipykernel"]
+# Wheels exist for Linux; elsewhere building it needs clang.
+FUZZ = 'atheris>=3; platform_system == "Linux" and platform_machine == "x86_64" and python_version == "3.11"'
+TESTS = [
+    "pytest>=8",
+    "pytest-timeout",
+    "ruff>=0.6",
+    "hypothesis>=6",
+    "playwright",
+    "nbclient",
+    "ipykernel",
+    FUZZ,
+]
 
 setup(
     name="edg",

@@ -1,0 +1,84 @@
+"""SECURITY.md: the tests it names are there, and what can be told from the source is told from the source."""
+
+import ast
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [*sorted((ROOT / "edg").rglob("*.py")), ROOT / "run_merge.py", ROOT / "scripts" / "infer_multi.py"]
+RUNS_CODE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler",
+             "yaml.load", "yaml.unsafe_load", "marshal.loads", "os.system", "torch.hub.load", "torch.package",
+             "dill.load", "joblib.load", "load_from_checkpoint"}  # fmt: skip
+NET = {
+    "urllib",
+    "http",
+    "socket",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "ftplib",
+    "huggingface_hub",
+    "socketserver",
+}
+
+
+def trees():
+    for path in SOURCES:
+        yield str(path.relative_to(ROOT)), list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def calls():
+    """(file, dotted name, keywords) of every call in the program."""
+    for file, nodes in trees():
+        for node in nodes:
+            if isinstance(node, ast.Call):
+                yield file, ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+def test_no_unpickler_and_no_evaluation():
+    """torch.load is always told weights_only=True, and a TorchScript file is opened in one place."""
+    made = list(calls())
+    assert [(file, name) for file, name, _ in made if name in RUNS_CODE] == []
+    assert {name.rpartition(".")[2] for _, name, _ in made}.isdisjoint({"load_from_checkpoint", "Unpickler"})
+    loads = [keywords for _, name, keywords in made if name == "torch.load"]
+    assert loads and all(keywords.get("weights_only") == "True" for keywords in loads)
+    resumed = [keywords for _, name, keywords in made if "ckpt_path" in keywords]
+    assert resumed and all(keywords["weights_only"] == "True" for keywords in resumed)
+    assert {file for file, name, _ in made if name == "torch.jit.load"} == {"edg/metrics/networks.py"}
+
+
+def test_only_fetch_knows_the_net():
+    """The demo has a socket too: it listens."""
+    found = set()
+    for file, nodes in trees():
+        for node in nodes:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.partition(".")[0] in NET for name in names):
+                found |= {(file, name.partition(".")[0]) for name in names}
+    fetch, listens = "edg/runner/fetch.py", {"edg/demo.py", "edg/report/demo.py"}
+    assert {(file, name) for file, name in found if file != fetch} == {(file, "socket") for file in listens}
+
+
+@pytest.mark.parametrize("depth", [6, 12])
+def test_a_bomb_of_yaml_aliases(tmp_path, command, depth):
+    """Ten aliases to ten aliases to ...: a million million values if they were all made."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, depth)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    began = time.process_time()
+    code, err = command(["merge", tmp_path / "bomb.yaml"])
+    assert code == 2 and "is not valid YAML" in err and time.process_time() - began < 5
+
+
+def test_security_md_names_tests_that_are_there():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 12
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
+    for path in re.findall(r"`((?:edg|scripts|tests)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path

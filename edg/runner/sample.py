@@ -113,6 +113,7 @@ def run(job: Run, system: Any, load: Callable[[], Any], world: World | None = No
         raise SomeFailedError(
             f"{len(failures)} of {len(job.requests)} clips failed, first {name}: {reason}",
             fix="run the same command again when the cause is gone: only these are made again",
+            failed=failures,
         )
     return summary
 

@@ -65,7 +65,9 @@ def score(args: argparse.Namespace) -> int:
     if failed:
         name, why = next(iter(failed.items()))
         raise SomeFailedError(
-            f"{len(failed)} scores failed, first {name}: {why}", fix=f"see {folder}/scores.jsonl"
+            f"{len(failed)} scores failed, first {name}: {why}",
+            fix=f"see {folder}/scores.jsonl",
+            failed=failed,
         )
     return 0
 

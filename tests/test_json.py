@@ -25,7 +25,7 @@ def told(err):
 def fail(capsys, *argv):
     """(exit code, the object) of a command that fails; in words, the same parts stand in one line."""
     code, error = main([*map(str, argv), "--json"]), told(capsys.readouterr().err)
-    assert FIELDS <= set(error) and error["exit_code"] == code != 0
+    assert set(error) >= FIELDS and error["exit_code"] == code != 0
     assert main(list(map(str, argv))) == code
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("edg: error: ") and all(

@@ -239,6 +239,11 @@ def _machine_trouble(error: Exception) -> EdgError | None:
         return MachineError(
             f"the package {error.name} is not installed", fix="pip install -r requirements.txt"
         )
+    if "torchvision::nms" in line:
+        from edg.runner.doctor import TORCHVISION_FIX
+
+        given, _, fix = TORCHVISION_FIX.partition("; ")
+        return MachineError(given, fix=fix)
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return MachineError(
             f"torch.compile failed ({line})", fix="it needs a C++ compiler, or leave out --compile"

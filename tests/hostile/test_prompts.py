@@ -1,4 +1,4 @@
-"""Catalogue, prompt directories: what does not pair is told before anything is made; names stay in their folder."""
+"""Catalogue, prompt folders: what does not pair is told before anything is made; names stay in the folder."""
 
 import os
 import sys
@@ -111,7 +111,7 @@ def test_c49_names_that_mean_something_elsewhere(sample, folder):
 def test_c49_control_characters_and_bytes_that_are_no_text(sample, folder):
     path = folder(["a\nb\x1b[31m\u202e.png"], "one\ntwo\nthree\x1b[2J\x07\n")
     for name in (b"\xff\xfe.png", b'<img src=x onerror="1">.png'):
-        save(path / "x.png", PICTURE).rename(os.fsdecode(os.fsencode(path / "") + name))
+        save(path / "x.png", PICTURE).rename(os.fsdecode(os.fsencode(path) + b"/" + name))
     code, err, out = sample(path)
     found = records(out)
     assert code == 0 and len(found) == 3, err

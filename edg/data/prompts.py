@@ -26,7 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 STEM_BYTES = 160
 _NUMBER = re.compile(r"(\d+)(?![\d])")
 _ENDING = re.compile(r"(?:[ _-]*(?:frame|image|img)?[ _-]*\d+|[ _-]+(?:first|last|a|b))$", re.IGNORECASE)
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
 
 @dataclass(frozen=True)

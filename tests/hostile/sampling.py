@@ -8,6 +8,7 @@ from collections import namedtuple
 import numpy as np
 
 from edg.core.video import fit_image, read_image
+from edg.runner.command import Prepared
 from edg.sprites import WEIGHTS
 from edg.systems.base import Result
 from edg.systems.edg import EdgSystem
@@ -28,7 +29,7 @@ def still(_, model, requests, progress=None, watch=None):
 
 def sampler(command, monkeypatch):
     """sample(folder, *flags) -> Sampled: the command line, all of it but the network."""
-    monkeypatch.setattr(EdgSystem, "load", lambda *args, **how: "network")
+    monkeypatch.setattr(Prepared, "load", lambda *args: "network")
     monkeypatch.setattr(EdgSystem, "generate", still)
 
     def sample(folder, *flags):

@@ -23,16 +23,23 @@ UPLOAD = "/gradio_api/upload"
 PICTURE = ROOT / "prompts/sprites/05-red-circle.png"
 
 
-@pytest.fixture
-def studio(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Studio("fake", {"edg": lambda *args, **how: pytest.fail("nothing is to be made")}) as studio:
-        for name, value in environment(studio.folder).items():
-            monkeypatch.setenv(name, value)
-        yield studio
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where the demo makes its folder."""
+    return tmp_path_factory.mktemp("demo")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def studio(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(home))
+        with Studio("fake", {"edg": lambda *args, **how: pytest.fail("nothing is to be made")}) as studio:
+            for name, value in environment(studio.folder).items():
+                patch.setenv(name, value)
+            yield studio
+
+
+@pytest.fixture(scope="module")
 def client(studio):
     """A browser of the demo's page that follows no rules."""
     from edg.report.demo import app
@@ -45,24 +52,29 @@ def files(folder):
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
+def size(studio):
+    return sum(path.lstat().st_size for path in files(studio.folder))
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        "../../../x.png", "/etc/cron.d/x.png", "..", "a\nb\x1b[31m.png", "x" * 300 + ".png", "😀" * 80 + ".png",
+        "../../../x.png", "/etc/cron.d/x.png", "..", "a\nb\x1b[31m.png", "x" * 300 + ".png",
+        "😀" * 80 + ".png",
         "<img src=x onerror=alert(1)>.png", "C:\\x.png", "%2e%2e%2fx.png", ".hidden", "con",
     ],
 )  # fmt: skip
-def test_names_of_uploads_stay_in_the_folder(client, studio, tmp_path, name):
-    before = files(tmp_path)
+def test_names_of_uploads_stay_in_the_folder(client, studio, home, name):
+    before = files(home)
     answer = client.post(UPLOAD, files={"files": (name, PICTURE.read_bytes(), "image/png")})
-    new = files(tmp_path) - before
+    new = files(home) - before
     assert all(path.resolve().is_relative_to(studio.folder.resolve()) for path in new), new
     if answer.status_code == 200:
         (path,) = map(Path, answer.json())
         assert new == {path} and path.read_bytes() == PICTURE.read_bytes()
         studio.check_image(path)
     else:
-        assert not new and answer.status_code in (400, 422, 500)
+        assert 400 <= answer.status_code < 500, answer.text
 
 
 def test_a_file_that_is_too_large_is_not_kept(client, studio):
@@ -72,16 +84,13 @@ def test_a_file_that_is_too_large_is_not_kept(client, studio):
 
 
 def test_the_sum_of_uploads_is_bounded(client, studio, monkeypatch):
-    """A page left open to many fills no disk: the oldest uploads make room or the new one is refused."""
-    monkeypatch.setattr("edg.report.demo.MAX_KEPT", 3 * PICTURE.stat().st_size)
-    codes = [
-        client.post(
-            UPLOAD, files={"files": (f"{i}.png", PICTURE.read_bytes() + bytes([i]), "image/png")}
-        ).status_code
-        for i in range(6)
-    ]
-    assert codes[:3] == [200] * 3 and codes[-1] == 507
-    assert sum(path.stat().st_size for path in files(studio.folder)) < 5 * PICTURE.stat().st_size
+    """A page that is left open to many fills no disk."""
+    monkeypatch.setattr("edg.report.demo.MAX_KEPT", size(studio) + 3 * PICTURE.stat().st_size)
+    codes = []
+    for i in range(6):
+        upload = {"files": (f"{i}.png", PICTURE.read_bytes() + bytes([i]), "image/png")}
+        codes.append(client.post(UPLOAD, files=upload).status_code)
+    assert codes == [200] * 3 + [507] * 3
 
 
 def test_many_files_in_one_request(client, studio):
@@ -139,9 +148,9 @@ def test_uploads_that_are_no_image_to_be_had(studio, kind):
 
 @pytest.mark.parametrize("how", ["elsewhere", "dots", "link", "folder", "pipe"])
 def test_a_wish_for_another_file_is_refused(studio, tmp_path, how):
-    """What the page sends is not believed: no path out of the folder, no link out of it, nothing but files."""
+    """What the page sends is not believed: no path out of the folder, no link, nothing but files."""
     outside = save(tmp_path / "private.png", Image.new("RGB", (8, 8), RED))
-    path = studio.folder / "x.png"
+    path = studio.folder / f"{how}.png"
     {
         "elsewhere": lambda: None,
         "dots": lambda: None,

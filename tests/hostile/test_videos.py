@@ -130,6 +130,9 @@ class Container:
     def encode(self, frame):
         self.reach("encode")
 
+    def mux(self, packets):
+        pass
+
 
 @pytest.mark.parametrize(
     "where, error, told",

@@ -65,13 +65,13 @@ def size(studio):
     ],
 )  # fmt: skip
 def test_names_of_uploads_stay_in_the_folder(client, studio, home, name):
-    before = files(home)
-    answer = client.post(UPLOAD, files={"files": (name, PICTURE.read_bytes(), "image/png")})
+    before, data = files(home), PICTURE.read_bytes() + name.encode()
+    answer = client.post(UPLOAD, files={"files": (name, data, "image/png")})
     new = files(home) - before
     assert all(path.resolve().is_relative_to(studio.folder.resolve()) for path in new), new
     if answer.status_code == 200:
         (path,) = map(Path, answer.json())
-        assert new == {path} and path.read_bytes() == PICTURE.read_bytes()
+        assert new == {path} and path.read_bytes() == data
         studio.check_image(path)
     else:
         assert 400 <= answer.status_code < 500, answer.text

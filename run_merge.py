@@ -43,6 +43,7 @@ def parse(argv: list[str] | None = None):
     parser.add_argument("--dtype", help="of the outputs: float32, float16, bfloat16 (the base's)")
     parser.add_argument("--overwrite", action="store_true", help="merge again what is finished already")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--json", action="store_true", help="an error as one line of JSON on stderr")
     return parser.parse_args(argv)
 
 
@@ -88,11 +89,11 @@ def merge(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from edg.cli import guard
+    from edg.cli import guard, terminate
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: temporary files are removed
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
-    return guard(lambda: merge(argv), "run_merge.py", debug)
+    signal.signal(signal.SIGTERM, terminate)  # an exception: temporary files are removed
+    given = sys.argv[1:] if argv is None else argv
+    return guard(lambda: merge(argv), "run_merge.py", "--debug" in given, "--json" in given)
 
 
 if __name__ == "__main__":

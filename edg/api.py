@@ -35,7 +35,17 @@ FLAGS = {
 SPRITES = {"recipe": "edg_temporal_conv", "T": 300, "guidance": 1.0}
 DIALS = ("motion", "hold")
 RECIPES = ("recipe", "T")  # which a dial chooses
-FOLDERS = ("prompt_dir", "savedir", "n_samples", "format", "preview", "overwrite", "chunk", "bs")
+FOLDERS = (
+    "prompt_dir",
+    "follow_links",
+    "savedir",
+    "n_samples",
+    "format",
+    "preview",
+    "overwrite",
+    "chunk",
+    "bs",
+)
 PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 SMALL = 1_000_000  # pixels of a clip that a notebook shows exactly
 SHOWN = 192  # pixels that a small clip is enlarged to, there

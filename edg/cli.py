@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from edg.core.arguments import Parser
-from edg.core.errors import ENVIRONMENT, EdgError, UsageError, nearest
+from edg.core.errors import (
+    DEFECT,
+    INTERRUPTED,
+    TERMINATED,
+    EdgError,
+    MachineError,
+    UsageError,
+    nearest,
+    visible,
+)
 from edg.core.process import die_with_parent
 
-INTERRUPTED, TERMINATED = 130, 143
 GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
@@ -131,31 +141,42 @@ def info(args) -> int:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "edg") -> int:
-    """Run a command line; returns its exit code. A user's mistake is one line (`--debug`: a traceback)."""
+    """Run a command line; returns its exit code. A user's mistake is one line (`--debug`: a traceback;
+    `--json`: an object)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    return guard(lambda: _run([arg for arg in argv if arg != "--debug"], program), debug="--debug" in argv)
+    rest = [arg for arg in argv if arg not in ("--debug", "--json")]
+    return guard(lambda: _run(rest, program), debug="--debug" in argv, as_json="--json" in argv)
 
 
-def guard(call: Callable[[], int], program: str = "edg", debug: bool = False) -> int:
+def guard(call: Callable[[], int], program: str = "edg", debug: bool = False, as_json: bool = False) -> int:
     """What `call()` returns; a user's mistake, an interrupt or trouble of the machine is one line that
-    begins with `program`, and its exit code. debug: the traceback instead. Defects of ours are raised."""
+    begins with `program`, and its exit code. Defects of ours are raised. debug: the traceback instead.
+    as_json: one line of JSON instead, {"error": {kind, exit_code, given, expected, fix}}, defects too."""
     try:
         return call()
-    except EdgError as error:
-        if debug:
-            raise
-        return _tell(str(error), error.exit_code, program)
     except KeyboardInterrupt:
-        text = "interrupted; nothing is left half-written, the same command continues"
-        return _tell(text, INTERRUPTED, program)
+        fix = "nothing is left half-written, the same command continues"
+        return _tell(_with_code(INTERRUPTED, "interrupted", fix), program, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Terminated:
+        if as_json:
+            _tell(_with_code(TERMINATED, "terminated", "the same command continues"), program, as_json)
+        raise
     except Exception as error:
-        told = _machine_trouble(error)
+        told = error if isinstance(error, EdgError) else _machine_trouble(error)
         if debug or told is None:
-            raise
-        return _tell(told, ENVIRONMENT, program)
+            if not as_json:
+                raise
+            traceback.print_exc()
+        return _tell(told or _with_code(DEFECT, f"{type(error).__name__}: {error}"), program, as_json)
+
+
+def _with_code(code: int, given: str, fix: str = "") -> EdgError:
+    error = EdgError(given, fix=fix)
+    error.exit_code = code
+    return error
 
 
 def _run(argv: list[str], program: str) -> int:
@@ -183,6 +204,7 @@ def parser_of(name: str, program: str = "edg") -> Parser:
     parser = Parser(prog=program if program != "edg" else f"edg {name}", description=command.help)
     _load(command.add)(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--json", action="store_true", help="an error as one line of JSON on stderr")
     return parser
 
 
@@ -198,32 +220,40 @@ def _load(where: str):
     return getattr(import_module(module), function)
 
 
-def _tell(text: str, code: int, program: str) -> int:
+def _tell(error: EdgError, program: str, as_json: bool) -> int:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(GRACE)
     rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    print(f"{rank}{program}: error: {text}", file=sys.stderr, flush=True)
-    return code
+    line = json.dumps({"error": error.as_dict()}) if as_json else visible(f"{rank}{program}: error: {error}")
+    print(line, file=sys.stderr, flush=True)
+    return error.exit_code
 
 
-def _machine_trouble(error: Exception) -> str | None:
+def _machine_trouble(error: Exception) -> EdgError | None:
     """What to say about an exception that is the machine's, None when it is a defect of ours."""
+    line = next(iter(str(error).splitlines()), "")
     if is_out_of_memory(error):
-        line = next(iter(str(error).splitlines()), "")
         advice = "when sampling try --low-memory, --bs 1, no --resident, or --dtype fp16"
-        return f"out of memory; {advice}. {line}".rstrip(". ")
+        return MachineError("out of memory", fix=f"{advice}. {line}".rstrip(". "))
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("edg"):
-        return f"the package {error.name} is not installed; pip install -r requirements.txt"
+        return MachineError(
+            f"the package {error.name} is not installed", fix="pip install -r requirements.txt"
+        )
+    if "torchvision::nms" in line:
+        from edg.runner.doctor import TORCHVISION_FIX
+
+        given, _, fix = TORCHVISION_FIX.partition("; ")
+        return MachineError(given, fix=fix)
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        line = next(iter(str(error).splitlines()), "")
-        return f"torch.compile failed ({line}); it needs a C++ compiler, or leave out --compile"
+        return MachineError(
+            f"torch.compile failed ({line})", fix="it needs a C++ compiler, or leave out --compile"
+        )
     if isinstance(error, OSError):
         from pathlib import Path
 
         from edg.core.records import machine_error
 
-        found = machine_error(error, Path(str(error.filename or "the output")))
-        return str(found or error)
+        return machine_error(error, Path(str(error.filename or "the output"))) or MachineError(str(error))
     return None
 
 
@@ -239,13 +269,13 @@ class Terminated(SystemExit):
     """SIGTERM, as an exception so that temporary files are removed on the way out."""
 
 
-def _terminate(number, frame):
+def terminate(number, frame):
     raise Terminated(TERMINATED)
 
 
 def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
     """The process: signals, a terminal that may not know unicode, and the exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun leaves nobody behind
         die_with_parent()
     for stream in (sys.stdout, sys.stderr):

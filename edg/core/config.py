@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from edg.core.errors import BadFileError, UsageError, nearest
 
 C = TypeVar("C")
+MOST_VALUES = 100_000  # of a YAML file, aliases followed: a few lines can stand for 10^9
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -26,7 +27,10 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
     path = Path(path)
     try:
-        loaded = OmegaConf.create(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if (count := _values_in(text)) > MOST_VALUES:
+            raise UsageError(f"{path} stands for {count:.3g} values", expected=f"at most {MOST_VALUES}")
+        loaded = OmegaConf.create(text)
         if overrides:
             loaded = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_assignments(overrides)))
         value = OmegaConf.to_container(loaded, resolve=True)
@@ -38,6 +42,24 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     if not isinstance(value, dict) or (len(value) == 1 and next(iter(value.values())) is None):
         raise UsageError(f"{path} holds {type(value).__name__}", expected="a mapping of settings")
     return value
+
+
+def _values_in(text: str) -> int:
+    """How many values a YAML text stands for, every alias counted as what it is an alias of. Raises
+    YAMLError, RecursionError."""
+    import yaml
+
+    counts: dict[int, int] = {}
+
+    def count(node: Any) -> int:
+        if id(node) not in counts:
+            parts = node.value if isinstance(node.value, list) else ()
+            pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
+            counts[id(node)] = 1 + sum(count(inner) for pair in pairs for inner in pair)
+        return counts[id(node)]
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return 0 if node is None else count(node)
 
 
 def _assignments(overrides: Sequence[str]) -> list[str]:

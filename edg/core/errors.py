@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
 OK, CASE_FAILED, USAGE, BAD_FILE, ENVIRONMENT, SOME_FAILED = 0, 1, 2, 3, 4, 5
+INTERRUPTED, TERMINATED, DEFECT = 130, 143, 1
+KINDS = {
+    USAGE: "usage", BAD_FILE: "bad_file", ENVIRONMENT: "environment", SOME_FAILED: "some_failed",
+    INTERRUPTED: "interrupted", TERMINATED: "terminated", DEFECT: "defect",
+}  # fmt: skip
 
 
 class EdgError(ValueError):
@@ -17,6 +26,11 @@ class EdgError(ValueError):
         self.given, self.expected, self.fix = given, expected, fix
         parts = [given, f"expected {expected}" if expected else "", fix]
         super().__init__("; ".join(part for part in parts if part))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` tells a program, see docs/troubleshooting.md."""
+        told = {"kind": KINDS.get(self.exit_code, "usage"), "exit_code": self.exit_code}
+        return told | {"given": self.given, "expected": self.expected, "fix": self.fix}
 
 
 class UsageError(EdgError):
@@ -36,9 +50,20 @@ class MachineError(EdgError):
 
 
 class SomeFailedError(EdgError):
-    """Some items of a batch failed, the others are finished (exit 5)."""
+    """Some items of a batch failed, the others are finished (exit 5). failed: item -> reason, all of them."""
 
     exit_code = SOME_FAILED
+
+    def __init__(
+        self, given: str, *, expected: str = "", fix: str = "", failed: Mapping[str, str] | None = None
+    ):
+        super().__init__(given, expected=expected, fix=fix)
+        self.failed = dict(failed or {})
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {
+            "failed": [{"item": item, "reason": why} for item, why in self.failed.items()]
+        }
 
 
 def nearest(name: str, known) -> str:
@@ -47,3 +72,18 @@ def nearest(name: str, known) -> str:
 
     hits = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {hits[0]!r}?" if hits else ""
+
+
+def visible(text: str) -> str:
+    """`text` in one line: control characters, line ends and marks that turn the direction of writing, which
+    names of files and prompts may hold, as their escapes (`\\x1b`), so that no terminal obeys them."""
+    return "".join(_escaped(letter) if _is_control(letter) else letter for letter in text)
+
+
+def _is_control(letter: str) -> bool:
+    turns = "\u202a" <= letter <= "\u202e" or "\u2066" <= letter <= "\u2069"
+    return turns or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()

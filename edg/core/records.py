@@ -9,6 +9,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -140,8 +141,10 @@ def _alive(pid: int) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8, atomically. What stands for a byte of a file name that is no text becomes its escape
+    (`\\udcff`), which JSON reads back."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -164,10 +167,13 @@ def hash_value(value: Any) -> str:
 
 
 def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
-    """sha256 of a file's bytes, read in blocks. Raises BadFileError when it cannot be read."""
+    """sha256 of a file's bytes, read in blocks. Raises BadFileError when it cannot be read or is none: a pipe
+    would be waited for."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(block))
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadFileError(f"{path} is not a file")
         with open(path, "rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edg.core.errors import BadFileError, EdgError, UsageError
+from edg.core.errors import BadFileError, EdgError, MachineError, UsageError
 from edg.core.records import atomic_path
 
 if TYPE_CHECKING:
@@ -58,6 +58,20 @@ def read_image(path: str | Path) -> np.ndarray:
         raise BadFileError(
             f"cannot read the image {path}: {reason}", expected="a jpg, png or webp file"
         ) from error
+
+
+def pictures_in(path: str | Path) -> int:
+    """How many pictures a file holds, of which `read_image` takes the first: more than one in an animation.
+    Raises BadFileError."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return getattr(image, "n_frames", 1)
+    except Exception as error:  # as above
+        raise BadFileError(f"cannot read the image {path}: {error}") from error
 
 
 def _need_regular_file(path: Path) -> None:
@@ -185,13 +199,30 @@ def write_video(
     assert frames.dtype == np.uint8 and channels == 3
     if height % 2 or width % 2:
         raise UsageError(f"cannot write a video of {width}x{height}", expected="an even width and height")
-    kind, codec, pixels = MOVIES.get(Path(path).suffix, MOVIES[".mp4"])
+    try:
+        _encode(Path(path), frames, fps, crf, {"comment": comment} if comment else {}, tags or {})
+    except av.codec.codec.UnknownCodecError as error:
+        raise MachineError(
+            f"PyAV has no encoder {error}", fix="pip install -U av, or --format png"
+        ) from error
+    except av.FFmpegError as error:
+        told = f"the encoder of {path} failed: {error.strerror or error}"
+        raise MachineError(told, fix="pip install -U av, or --format png") from error
+
+
+def _encode(
+    path: Path, frames: np.ndarray, fps: float, crf: int, comment: Mapping[str, str], tags: Mapping[str, str]
+) -> None:
+    import av
+
+    _, height, width, _ = frames.shape
+    kind, codec, pixels = MOVIES.get(path.suffix, MOVIES[".mp4"])
     quality = {"crf": str(crf), **REPEATABLE} if kind == "mp4" else {"profile": "3", "threads": "1"}
     with (
         atomic_path(path) as temporary,
         av.open(str(temporary), "w", format=kind, options={"movflags": "use_metadata_tags"}) as container,
     ):
-        container.metadata.update({"comment": comment} if comment else {}, **(tags or {}))
+        container.metadata.update(comment, **tags)
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream(codec, rate=rate, options=quality)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels

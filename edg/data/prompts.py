@@ -26,7 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 STEM_BYTES = 160
 _NUMBER = re.compile(r"(\d+)(?![\d])")
 _ENDING = re.compile(r"(?:[ _-]*(?:frame|image|img)?[ _-]*\d+|[ _-]+(?:first|last|a|b))$", re.IGNORECASE)
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,14 @@ class Pair:
         return f"{self.index:04d}-{safe_stem(self.image.stem)}"
 
 
-def read_folder(folder: str | Path, ends: bool = False) -> list[Pair]:
+def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) -> list[Pair]:
     """The pairs of a prompt folder, in order. ends: two images to a prompt, of the first and last frame (or
-    one for both). Raises UsageError where they do not pair, BadFileError."""
+    one for both). follow: links may lead out of the folder, which somebody else may have made. Raises
+    UsageError where they do not pair, BadFileError."""
     folder = Path(folder)
     images, texts = _list(folder)
+    for path in () if follow else (*images, *texts):
+        _need_inside(path, folder)
     if not images:
         raise UsageError(f"no image in {folder}", expected=f"files ending in {', '.join(SUFFIXES)}")
     lasts = _lasts(images, folder) if ends else {}
@@ -109,6 +112,19 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
         raise BadFileError(f"cannot read the prompt folder {folder}: {error.strerror}") from error
     images = [path for path in entries if path.suffix.lower() in SUFFIXES]
     return images, [path for path in entries if path.suffix.lower() == ".txt"]
+
+
+def _need_inside(path: Path, folder: Path) -> None:
+    try:
+        inside = not path.is_symlink() or path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself leads nowhere: it fails when it is read
+        return
+    if not inside:
+        raise UsageError(
+            f"{path.name} in {folder} links to {path.resolve()}",
+            expected="files of the folder itself",
+            fix="--follow_links where you trust the folder",
+        )
 
 
 def natural_key(path: Path) -> tuple:

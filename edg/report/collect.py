@@ -50,8 +50,8 @@ class Run:
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def collect(folders: Sequence[Path], problems: list[str]) -> list[Run]:
-    """Read the folders; what is damaged is told in `problems`, the rest goes on.
+def collect(folders: Sequence[Path], problems: dict[str, str]) -> list[Run]:
+    """Read the folders; what is damaged is told in `problems` (file -> why), the rest goes on.
 
     Raises BadFileError for a folder without clips, UsageError for one that is given twice.
     """
@@ -86,7 +86,7 @@ def _stems(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _point(folder: Path, problems: list[str]) -> Mapping[str, Any] | None:
+def _point(folder: Path, problems: dict[str, str]) -> Mapping[str, Any] | None:
     for path in (folder / "point.json", folder.parent / "point.json"):
         if path.is_file():
             value = _json(path, problems)
@@ -94,11 +94,11 @@ def _point(folder: Path, problems: list[str]) -> Mapping[str, Any] | None:
     return None
 
 
-def _json(path: Path, problems: list[str]) -> Any:
+def _json(path: Path, problems: dict[str, str]) -> Any:
     try:
         return read_json(path)
     except BadFileError as error:
-        problems.append(str(error))
+        problems[str(path)] = str(error)
     return None
 
 
@@ -119,7 +119,7 @@ def _names(homes: Sequence[Path], points: Sequence[Mapping[str, Any] | None]) ->
 # ---- one run -----------------------------------------------------------------------------------------------
 
 
-def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: list[str]) -> Run:
+def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dict[str, str]) -> Run:
     scores = _scores_of_clips(folder / "scores.jsonl", problems)
     clips: dict[str, Clip] = {}
     records: list[Mapping[str, Any]] = []
@@ -157,13 +157,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: list[str]) -> Clip:
+def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: dict[str, str]) -> Clip:
     settings = value.get("settings") if isinstance(value.get("settings"), dict) else {}
     error = ""
     if video is None:
         error = str(value.get("error") or "the video is missing" if value else "the record cannot be read")
         if value.get("status") != "failed" and value:
-            problems.append(f"{record}: its video is missing")
+            problems[str(record)] = f"{record}: its video is missing"
     image = _find(value["image"], record.parent) if record and value.get("image") else None
     return Clip(clip_id, video, record, settings, image, error, scores.get(video.name, {}) if video else {})
 
@@ -176,7 +176,7 @@ def _find(name: Any, folder: Path) -> Path | None:
     return None
 
 
-def _scores_of_clips(path: Path, problems: list[str]) -> dict[str, dict[str, float]]:
+def _scores_of_clips(path: Path, problems: dict[str, str]) -> dict[str, dict[str, float]]:
     """scores.jsonl: the clip's file name -> metric -> value."""
     found: dict[str, dict[str, float]] = {}
     try:
@@ -186,7 +186,7 @@ def _scores_of_clips(path: Path, problems: list[str]) -> dict[str, dict[str, flo
             values = {str(k): float(v) for k, v in row["scores"].items() if is_number(v)}
             found[str(row["clip"])] = values
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(f"cannot read {path}: {error}")
+        problems[str(path)] = f"cannot read {path}: {error}"
     return found
 
 

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 from edg.core.errors import EdgError
 from edg.report import stage as html
@@ -23,6 +24,19 @@ from edg.report.studio import MAX_BYTES, MAX_PROMPT, MAX_STEPS, SEEDS, Made, Mom
 
 HISTORY = 24  # clips that a visitor keeps
 WAITING = 8  # visitors in the queue
+MAX_KEPT = 2_000_000_000  # bytes of uploads and clips together; more uploads are refused
+MAX_FORM = 100_000  # bytes that a request may have beside the file that it uploads
+CLEANING = 3600, 86_400  # seconds: every hour, uploads older than a day go
+# Of Gradio's own that the page does not use: it would ask others, take further files, or edit the page.
+CLOSED = (
+    "/file=http",
+    "/proxy=",
+    "/process_recording",
+    "/vibe-",
+    "/undo-vibe-",
+    "/component_server",
+    "/stream/",
+)
 DIALS = {"motion": 0.7, "hold": 0.85}  # where they stand to begin with
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine: nothing is fetched
 POLICY = "; ".join([
@@ -55,7 +69,7 @@ def serve(studio: Studio, listener: socket.socket, examples: Sequence[tuple[str,
 def app(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = ()) -> FastAPI:
     """The page with its guards: other sites that name this machine theirs, and whatever leads elsewhere."""
     hosts = ["127.0.0.1", "localhost"] if host.startswith("127.") else ["*"]
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard)]
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard, folder=studio.folder)]
     return gr.mount_gradio_app(
         FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None),
         page(studio, examples),
@@ -83,10 +97,11 @@ def theme() -> gr.themes.Base:
 
 
 class Guard:
-    """Every answer forbids the browser to ask anybody else; nor does the server for it."""
+    """Every answer forbids the browser to ask anybody else; nor does the server for it. What is sent is
+    bounded, each request and all that is kept in `folder`."""
 
-    def __init__(self, app: Any):
-        self.app = app
+    def __init__(self, app: Any, folder: Path):
+        self.app, self.folder = app, folder
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def guarded(message: Any) -> None:
@@ -99,9 +114,28 @@ class Guard:
                 ]
             await send(message)
 
-        if "/file=http" in scope.get("path", "") or "/proxy=" in scope.get("path", ""):
+        if any(part in scope.get("path", "") for part in CLOSED):
             scope = {**scope, "path": "/nothing"}
-        await self.app(scope, receive, guarded)
+        if refusal := self.refusal(scope):
+            await PlainTextResponse(*refusal)(scope, receive, guarded)
+        else:
+            await self.app(scope, receive, guarded)
+
+    def refusal(self, scope: Any) -> tuple[str, int] | None:
+        """Why a request is refused, and the status."""
+        if scope.get("method") != "POST":
+            return None
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit() or int(length) > MAX_BYTES + MAX_FORM:
+            return f"at most {MAX_BYTES // 10**6} MB at once", 413
+        if scope["path"].rstrip("/").endswith("/upload") and kept(self.folder) >= MAX_KEPT:
+            return "no room for more uploads", 507
+        return None
+
+
+def kept(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
@@ -113,7 +147,9 @@ def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
         for each in made:
             studio.forget(each)
 
-    with gr.Blocks(title="edg: still images that move", analytics_enabled=False) as blocks:
+    with gr.Blocks(
+        title="edg: still images that move", analytics_enabled=False, delete_cache=CLEANING
+    ) as blocks:
         gr.Markdown("# edg: still images that move")
         gr.Markdown(f"An image and a prompt become a short clip. Model: `{studio.name}`.")
         made = gr.State([], delete_callback=forget)

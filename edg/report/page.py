@@ -51,7 +51,7 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
     Clips of several runs stand beside each other by their id. Media made before are found again. embed: no
     media folder. Raises EdgError; SomeFailedError, with the page written, when something was damaged.
     """
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     began = time.monotonic()
     found = collect(runs, problems)
     out = ensure_writable(Path(out))
@@ -72,15 +72,15 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
     count = sum(len(run.clips) for run in found)
     say(f"{count} clips, {fresh} of them new to {out}, in {time.monotonic() - began:.1f} s")
     if problems:
-        told = f"{len(problems)} file(s) could not be shown, first: {problems[0]}"
-        raise SomeFailedError(told, fix=f"{out / PAGE} shows the rest")
+        told = f"{len(problems)} file(s) could not be shown, first: {next(iter(problems.values()))}"
+        raise SomeFailedError(told, fix=f"{out / PAGE} shows the rest", failed=problems)
     return out / PAGE
 
 
 # ---- what the page shows -----------------------------------------------------------------------------------
 
 
-def page_data(runs: Sequence[Run], media: Path, problems: list[str]) -> tuple[dict[str, Any], set[str]]:
+def page_data(runs: Sequence[Run], media: Path, problems: dict[str, str]) -> tuple[dict[str, Any], set[str]]:
     """The page's data (see page.js), and the names of all files in the media folder that it needs."""
     from edg.report import flow_pictures
     from edg.report.summary import metrics_of, summaries, trade_offs
@@ -103,7 +103,7 @@ def page_data(runs: Sequence[Run], media: Path, problems: list[str]) -> tuple[di
         "metrics": metrics,
         "plots": trade_offs(runs, values, [metric["name"] for metric in metrics]),
         "requests": [_request(clip_id, runs, cells, media, names, problems) for clip_id in ids],
-        "problems": problems,
+        "problems": list(problems.values()),
         "key": {"wheel": _data_url("wheel.png", _png(flow_pictures.wheel())), "limit": flow_pictures.LIMIT},
     }
     return data, names
@@ -121,7 +121,7 @@ def _told(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cell(clip: Clip, media: Path, problems: list[str], names: set[str]) -> dict[str, Any]:
+def _cell(clip: Clip, media: Path, problems: dict[str, str], names: set[str]) -> dict[str, Any]:
     """One clip of one run: {"video", ... of clip_media, "record", "scores", "error"}."""
     from edg.report.flow_pictures import KEY, clip_media, files_of, place
     from edg.report.summary import MOTION
@@ -134,7 +134,7 @@ def _cell(clip: Clip, media: Path, problems: list[str], names: set[str]) -> dict
         try:
             facts = clip_media(clip.video, media)
         except BadFileError as error:
-            problems.append(str(error))
+            problems[str(clip.video)] = str(error)
             return cell | {"error": str(error)}
         names.update([*files_of(facts), f"{facts['key']}.facts.json"])
         cell |= {key: value for key, value in facts.items() if key not in ("version", "key")}

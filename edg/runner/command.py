@@ -134,7 +134,8 @@ def prepare(
     options = flags.sampling_options(args, system, spec, len(inside.recipe.outputs if inside else paths))
     flags.check_numbers(args, spec)
     if pairs is None:
-        pairs = read_folder(args.prompt_dir or default_prompts(spec.name), ends=args.interp)
+        prompt_dir = args.prompt_dir or default_prompts(spec.name)
+        pairs = read_folder(prompt_dir, ends=args.interp, follow=args.follow_links)
     device, dtype = choose(args.device, args.dtype, here.local_rank)
     fix_threads(args.threads or usable_cores())
     if device.type == "cpu":

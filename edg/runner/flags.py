@@ -41,6 +41,7 @@ def _add_inputs(group) -> None:
     group.add_argument(
         "--prompt_dir", metavar="DIR", help="images and their prompts (default: prompts/scenes)"
     )
+    add_switch(group, "--follow_links", help="links in the prompt folder may lead out of it")
     group.add_argument("--n_samples", type=int, default=1, help="clips per prompt (1)")
     group.add_argument(
         "--seed", type=int, default=123, help="a clip's randomness is drawn from (seed, clip) (123)"

@@ -12,6 +12,8 @@ import time
 import unicodedata
 from typing import Any
 
+from edg.core.errors import visible
+
 BAR = 20  # characters
 DRAWN = 0.1  # seconds between two drawings
 WIPE = "\r\x1b[K"
@@ -21,7 +23,7 @@ def say(text: str) -> None:
     """One line for the user, on stderr, with the rank in front where there are several."""
     size = os.environ.get("WORLD_SIZE", "1")
     rank = f"[rank {os.environ.get('RANK', '0')}] " if size != "1" else ""
-    sys.stderr.write(f"{WIPE if _on_terminal() else ''}{rank}{text}\n")
+    sys.stderr.write(f"{WIPE if _on_terminal() else ''}{rank}{visible(text)}\n")
     sys.stderr.flush()
 
 

@@ -113,6 +113,7 @@ def run(job: Run, system: Any, load: Callable[[], Any], world: World | None = No
         raise SomeFailedError(
             f"{len(failures)} of {len(job.requests)} clips failed, first {name}: {reason}",
             fix="run the same command again when the cause is gone: only these are made again",
+            failed=failures,
         )
     return summary
 
@@ -314,8 +315,16 @@ def record_of(job: Run, request: Request, status: str, settings: Mapping[str, An
 
 
 def _warnings(result: Result) -> list[str]:
-    frames = result.frames
-    return ["every pixel of the video has the same value"] if frames.min() == frames.max() else []
+    from edg.core.video import pictures_in
+
+    frames, found = result.frames, []
+    if frames.min() == frames.max():
+        found.append("every pixel of the video has the same value")
+    for image in filter(None, (result.request.image, result.request.last)):
+        with suppress(BadFileError):  # it was read; should it be gone now, the clip is made all the same
+            if (count := pictures_in(image)) > 1:
+                found.append(f"the image {image.name} is an animation of {count} pictures: its first is used")
+    return found
 
 
 # ---- at the end --------------------------------------------------------------------------------------------

@@ -48,13 +48,13 @@ def score(args: argparse.Namespace) -> int:
     """Run `edg score`; returns the exit code. Raises EdgError, SomeFailedError when a clip or a metric
     failed."""
     folder = Path(args.folder)
+    asked = asked_metrics(args.metrics)  # a misspelt one is told before anything is read
     found = find_clips(folder)
     if args.vbench_layout:
         from edg.runner.vbench import export
 
         say(f"{len(export(found, Path(args.vbench_layout)))} clips in {Path(args.vbench_layout) / 'videos'}")
         return 0
-    asked = asked_metrics(args.metrics)
     equipment = equip(args, found, asked)
     names, left_out = choose_metrics(asked, found, equipment, args.reference)
     rows = measure_all(found, names, equipment.tools, args.reference)
@@ -65,7 +65,9 @@ def score(args: argparse.Namespace) -> int:
     if failed:
         name, why = next(iter(failed.items()))
         raise SomeFailedError(
-            f"{len(failed)} scores failed, first {name}: {why}", fix=f"see {folder}/scores.jsonl"
+            f"{len(failed)} scores failed, first {name}: {why}",
+            fix=f"see {folder}/scores.jsonl",
+            failed=failed,
         )
     return 0
 

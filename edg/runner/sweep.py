@@ -69,10 +69,12 @@ def sweep(args: argparse.Namespace) -> int:
     what = f"{len(failed)} of {len(found)} points failed"
     late = end(plan, [point for point in found if str(point) not in failed])
     if failed or late:
-        name, reason = next(iter({**failed, **late}.items()))
+        troubles = {**failed, **late}
+        name, reason = next(iter(troubles.items()))
         raise SomeFailedError(
             f"{what if failed else 'all points are made'}, first failure {name}: {reason}",
             fix="run the same command again when the cause is gone: finished clips stay",
+            failed=troubles,
         )
     return 0
 

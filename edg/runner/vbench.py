@@ -35,12 +35,10 @@ def export(found: Sequence[ClipFile], out: Path) -> dict[str, str]:
     SomeFailedError (at the end) for clips without prompt or that are no .mp4."""
     counts: dict[str, int] = {}
     named: dict[str, ClipFile] = {}
-    failed = []
+    failed: dict[str, str] = {}
     for clip in found:
         if not clip.prompt or clip.path.suffix.lower() != ".mp4":
-            failed.append(
-                f"{clip.path.name} {'is no .mp4' if clip.prompt else 'has no record with a prompt'}"
-            )
+            failed[clip.path.name] = "is no .mp4" if clip.prompt else "has no record with a prompt"
             continue
         prompt = safe_prompt(clip.prompt)
         named[f"{prompt}-{counts.setdefault(prompt, 0)}.mp4"] = clip
@@ -65,5 +63,7 @@ def export(found: Sequence[ClipFile], out: Path) -> dict[str, str]:
     }
     write_json(out / NAMES, entries)
     if failed:
-        raise SomeFailedError(f"{len(failed)} of {len(found)} clips were not exported, first: {failed[0]}")
+        first = " ".join(next(iter(failed.items())))
+        told = f"{len(failed)} of {len(found)} clips were not exported, first: {first}"
+        raise SomeFailedError(told, failed=failed)
     return {name: str(clip.path) for name, clip in named.items()}

@@ -25,6 +25,7 @@ from edg.weights.masks import GENERATOR
 from edg.weights.steps import Consistent, Copy, Dynamic, Step, make_step
 
 MISSING = ("identity", "error", "drop")
+STRENGTHS, FAR = ("alpha", "beta", "scaling"), 100
 DTYPES = ("", "float32", "float16", "bfloat16", "float64")
 
 
@@ -139,12 +140,18 @@ def edg_recipe(
 
 def remarks(recipe: Recipe) -> list[str]:
     """What a user should know about a recipe that is right but may not do what its numbers seem to say."""
-    return [
+    steps = [(output, step) for output, steps in recipe.outputs.items() for step in steps]
+    scaled = [
         f"{output}: alpha {step.alpha:g} scales the whole network, schedule included; "
         "--con anchored (form: anchored) makes it a strength"
-        for output, steps in recipe.outputs.items()
-        for step in steps
+        for output, step in steps
         if isinstance(step, Consistent) and step.form == "released" and step.alpha != 1 and not step.where
+    ]
+    return scaled + [
+        f"{output}: {key} {value:g} is far beyond the strengths in use"
+        for output, step in steps
+        for key, value in vars(step).items()
+        if key in STRENGTHS and isinstance(value, (int, float)) and abs(value) > FAR
     ]
 
 

@@ -17,6 +17,7 @@ from edg.core import config
 from edg.core.errors import UsageError, nearest
 from edg.weights import ops
 
+LARGEST = 1e15  # of a coefficient: the product of two and a weight is a float32
 SHARES = ("drop_rate", "dare_drop_rate", "density")  # settings that are parts of a whole
 MaskSource = Callable[[str, float], Tensor]  # (stream, keep probability) -> boolean mask of the block's shape
 
@@ -72,8 +73,10 @@ class Step:
             values = [
                 v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float | int)
             ]
-            if not all(math.isfinite(v) for v in values):
-                raise UsageError(f"{self.op}: {key} {value}", expected="a finite number")
+            if not all(math.isfinite(v) and abs(v) <= LARGEST for v in values):
+                raise UsageError(
+                    f"{self.op}: {key} {value}", expected=f"a finite number of at most {LARGEST:g}"
+                )
             if key in SHARES and not all(0 <= v <= 1 for v in values):
                 raise UsageError(f"{self.op}: {key} {value}", expected="a number from 0 to 1")
             if key == "rank" and any(v < 0 for v in values):

@@ -72,8 +72,8 @@ def test_flow_of_the_world_of_shapes():
 
 
 def test_flow_spills_over_flat_ground():
-    """Around a shape there is nothing to see: a patch that overlaps it, 8 px of these clips, takes its motion,
-    and the refinement carries it on. docs/metrics.md has the figures: pytest -s -k spills."""
+    """Around a shape there is nothing to see: a patch that overlaps it, 8 px of these clips, takes its
+    motion, and the refinement carries it on. docs/metrics.md has the figures: pytest -s -k spills."""
     places, found, true = np.zeros(3), 0.0, 0.0
     for clip in held_out(7, 24):
         frames, coverage = levels(clip)

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,10 +87,62 @@ def test_it_is_quick(capsys):
     assert main(["completion", "tcsh"]) == 2 and "invalid choice: 'tcsh'" in capsys.readouterr().err
 
 
+# ---- read without the shells: zsh quotes as sh does, fish has backslashes in its single quotes -------------
+
+
+def fish_words(line):
+    """A line of fish as words; no quote stays open."""
+    word = r"(?:'(?:[^'\\]|\\.)*'|[^\s']+)"
+    assert re.fullmatch(f"{word}( {word})*", line), line
+    words = re.findall(word, line)
+    return [re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith("'") else word for word in words]
+
+
+def test_fish_is_read_as_meant():
+    """Every line is one `complete`, for one command; its parts are those of the parser."""
+    lines = [fish_words(line) for line in script("fish").splitlines()]
+    assert all(words[:3] == ["complete", "-c", "edg"] for words in lines)
+    for name, (help, flags) in known().items():
+        assert ["complete", "-c", "edg", "-f", "-n", "__fish_use_subcommand", "-a", name, "-d", help] in lines
+        own = [words[5:] for words in lines if words[4] == f"__fish_seen_subcommand_from {name}"]
+        assert len(own) == len(flags)
+        for words, flag in zip(own, flags, strict=True):
+            long = [words[i + 1] for i, word in enumerate(words) if word == "-l"]
+            assert long == [n[2:] for n in flag.names if n.startswith("--")]
+            assert words[words.index("-d") + 1] == flag.help
+            if isinstance(flag.values, tuple) and flag.values:
+                assert words[words.index("-a") + 1].split() == list(flag.values)
+
+
+def test_zsh_is_read_as_meant():
+    """`_arguments` gets one specification for each name: *NAME[help]:what:(values)."""
+    text = script("zsh")
+    listed, cases = text.split('case "$command" in')
+    commands = [word.split(":", 1) for word in shlex.split(listed.split("commands=(")[1].split("\n    )")[0])]
+    assert [name for name, _ in commands] == list(COMMANDS)
+    for name, (_, flags) in known().items():
+        line = re.search(rf"^ +{re.escape(name)}\) _arguments (.*) ;;$", cases, re.MULTILINE)[1]
+        found = shlex.split(line)
+        expected = [(flag, option) for flag in flags for option in flag.names or [""]]
+        assert len(found) == len(expected)
+        for text, (flag, option) in zip(found, expected, strict=True):
+            if not option:
+                assert text.startswith("*: :")
+                continue
+            head, help, rest = re.fullmatch(r"(\*[\w-]+)\[((?:[^\[\]\\]|\\.)*)\](.*)", text).groups()
+            assert head == f"*{option}" and re.sub(r"\\(.)", r"\1", help) == flag.help.replace("\\", "")
+            if isinstance(flag.values, tuple) and flag.values:
+                assert rest.endswith(f":({' '.join(flag.values)})")
+            assert bool(rest) == bool(flag.wants or flag.values)
+
+
+# ---- the shells themselves: .ci/run installs them; elsewhere the tests above stand for them ----------------
+
+
 def shell(name):
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed; its script was read without it")
     return path
 
 

@@ -24,6 +24,15 @@ from edg.weights.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ERRORS = {"UsageError", "BadFileError", "MachineError", "SomeFailedError"}
+LOOKED_UP = (
+    *(
+        f"edg/runner/{name}.py"
+        for name in ("clips", "dials", "equip", "flags", "measure", "merging", "score")
+    ),
+    *(f"edg/{name}.py" for name in ("api", "demo", "core/formats", "runner/sweep", "runner/vbench")),
+    *("edg/metrics/*.py", "edg/report/*.py"),
+)
 FOREIGN = {"--nproc_per_node", "--strict"}  # flags of torchrun, mkdocs and others that pages name
 
 
@@ -176,7 +185,8 @@ def test_commands_are_found():
         ("edg merge edg --bass a", "unknown flag --bass"),
         ("edg merge edge", "no recipe edge"),
         ("edg train configs/train/sprites.yaml train.lr=1", "stages"),
-        ("edg train configs/train/dynamicrafter_512_adapter.yaml 'data={kind: cache, path: x}'", "data.root"),
+        ("edg train configs/train/dynamicrafter_512_adapter.yaml 'data={kind: cache, path: x}'", ""),
+        ("edg train configs/train/dynamicrafter_512_adapter.yaml data.kind=cache data.path=x", "data.root"),
         ("edg sample --T soon", "invalid int value"),
         ("edg sample --T=300 ... --ddim_step 4", "unknown: --ddim_step"),
         ("torchrun --nproc_per_node=2 scripts/infer_multi.py --bs 2", ""),
@@ -236,6 +246,30 @@ def messages():
     return found
 
 
+def quoted_messages():
+    """The bold terms of the page."""
+    text = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
+    return re.findall(r"\*\*`([^`]+)`\*\*", text)
+
+
+def given(path):
+    """What a module's errors begin with, gaps as {}."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ERRORS
+            and node.args
+        ):
+            for part in ast.walk(node.args[0]):
+                if isinstance(part, ast.JoinedStr):
+                    yield "".join(v.value if isinstance(v, ast.Constant) else "{}" for v in part.values)
+                    break
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.value
+                    break
+
+
 def says(text, message):
     """Whether a message's words, all but those in capitals, occur in a text in their order."""
     at = 0
@@ -249,12 +283,19 @@ def says(text, message):
 
 def test_quoted_messages_are_in_the_code():
     """A bold line of the page is a message; WORDS IN CAPITALS stand for what is put in."""
-    text = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
-    quoted = re.findall(r"^\*\*`(.+)`\*\*", text, re.MULTILINE)
+    quoted = quoted_messages()
     assert len(quoted) > 40
     short = [text for text in messages() if len(text) < 300]  # no docstrings
     assert not [message for message in quoted if not any(says(text, message) for text in short)]
     assert not any(says(text, "FILE is truncated or an incomplete upload") for text in short)
+
+
+@named([path for room in LOOKED_UP for path in sorted(ROOT.glob(room))])
+def test_errors_can_be_looked_up(page):
+    """Every message of these rooms that has words of its own is under a bold line, alone or in a group."""
+    quoted = quoted_messages()
+    texts = [text for text in given(page) if len(re.findall(r"[a-z]{2,}", text)) > 1]
+    assert not [text for text in texts if not any(says(text, message) for message in quoted)]
 
 
 def test_the_python_of_the_page_runs(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,9 @@ MOST_VALUES = 100_000  # of a YAML file, aliases followed: a few lines can stand
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file as plain dictionaries and lists, interpolations resolved.
 
-    overrides: `dotted.key=value`, over the file's. Raises BadFileError when the file is missing, UsageError
-    when it is not YAML or not a mapping, or an override is no assignment.
+    overrides: `dotted.key=value`, over the file's; a mapping, too, stands for all that was there. Raises
+    BadFileError when the file is missing, UsageError when it is not YAML or not a mapping, or an override is
+    no assignment.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -31,8 +32,9 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         if (count := _values_in(text)) > MOST_VALUES:
             raise UsageError(f"{path} stands for {count:.3g} values", expected=f"at most {MOST_VALUES}")
         loaded = OmegaConf.create(text)
-        if overrides:
-            loaded = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_assignments(overrides)))
+        for key, assigned in _assignments(overrides):
+            told = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={assigned}"]))["value"]
+            OmegaConf.update(loaded, key, told, merge=False)
         value = OmegaConf.to_container(loaded, resolve=True)
     except (OSError, UnicodeDecodeError) as error:
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
@@ -62,11 +64,12 @@ def _values_in(text: str) -> int:
     return 0 if node is None else count(node)
 
 
-def _assignments(overrides: Sequence[str]) -> list[str]:
+def _assignments(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     for text in overrides:
-        if not text.partition("=")[0].strip() or "=" not in text:
+        key, equals, value = text.partition("=")
+        if not key.strip() or not equals:
             raise UsageError(f"{text!r} among the settings", expected="key=value, e.g. train.lr=1e-5")
-    return list(overrides)
+        yield key.strip(), value
 
 
 def load(cls: type[C], path: str | Path) -> C:

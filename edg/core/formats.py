@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edg.core import video
 from edg.core.errors import BadFileError, UsageError, nearest
 from edg.core.records import atomic_folder, atomic_path, sha256_file
 from edg.core.video import read_frames, read_metadata, write_video
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("mp4", "gif", "webp", "png", "mov")
+VIDEOS = (".mp4", ".webm", ".m4v", ".mov", ".mkv", ".avi", ".gif")  # what else is read, beside webp and png
+FIRST_FRAME = "00000.png"
 DESCRIPTION = 0x010E  # EXIF ImageDescription
 GIF_FPS = 50  # viewers slow down what asks for more
 PALETTE_FRAMES = 8
+USUAL_FPS, MOST_FRAMES = 8.0, 256  # of frames that tell no rate; up to which joined frames are taken apart
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -42,6 +47,30 @@ def parse_formats(text: str) -> tuple[str, ...]:
 def place(folder: Path, stem: str, format: str) -> Path:
     """Where a clip of that format lies: STEM.mp4, ...; png is the folder STEM."""
     return folder / stem if format == "png" else folder / f"{stem}.{format}"
+
+
+def stem_of(path: Path) -> str:
+    """A clip's name without what tells its format: `place` turned round."""
+    return path.name if path.is_dir() else path.stem
+
+
+def is_clip(path: Path) -> bool:
+    """Whether this is a video, an animation, or a folder of frames. A webp that stands still is a picture."""
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return (path / FIRST_FRAME).is_file()
+    return path.suffix.lower() in VIDEOS or (path.suffix.lower() == ".webp" and _is_animated(path))
+
+
+def _is_animated(path: Path) -> bool:
+    """The flag of animation in the first chunk of a webp (VP8X), without decoding anything."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(21)
+    except OSError:
+        return False
+    return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
 def write_clip(
@@ -119,8 +148,33 @@ def read_clip(path: str | Path) -> np.ndarray:
     are equal. Raises BadFileError."""
     path = Path(path)
     if path.is_dir() or path.suffix in (".gif", ".webp"):
-        return np.stack([np.asarray(picture.convert("RGB")) for picture in _open_all(path)])
+        return _stacked(path, _open_all(path))
     return read_frames(path)
+
+
+def read_timed(path: str | Path) -> tuple[np.ndarray, float]:
+    """All frames of a clip of any format as uint8 (T, H, W, 3), and its frames per second (0 where a video
+    does not say). Frames that gif or webp have joined come as often as they are shown. Raises
+    BadFileError."""
+    path = Path(path)
+    if path.is_dir():
+        return read_clip(path), _told_rate(path)
+    if path.suffix.lower() not in (".gif", ".webp"):
+        return video.read_clip(path)
+    pictures = _open_all(path)
+    times = np.array([picture.info.get("duration") or 1000 / USUAL_FPS for picture in pictures])
+    single = times[times < 1.5 * times.min()].mean()  # milliseconds; gif's are 120 and 130 for 125
+    counts = np.maximum(1, np.round(times / single)).astype(int)
+    if counts.sum() > MOST_FRAMES:
+        counts[:] = 1
+    return _stacked(path, pictures).repeat(counts, axis=0), round(1000 * float(counts.sum() / times.sum()), 3)
+
+
+def _told_rate(path: Path) -> float:
+    """Frames per second by the settings inside a clip."""
+    with suppress(ValueError, KeyError, TypeError):
+        return float(json.loads(read_tags(path)["comment"])["fps"])
+    return USUAL_FPS
 
 
 def read_tags(path: str | Path) -> dict[str, str]:
@@ -150,11 +204,18 @@ def _open_all(path: Path) -> list[Image.Image]:
                 pictures = [frame.copy() for frame in ImageSequence.Iterator(film)]
         for picture in pictures:
             picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's readers raise nearly every kind for broken files
         raise BadFileError(f"cannot read the clip {path}: {error}") from error
     if not pictures:
         raise BadFileError(f"the clip {path} holds no frame")
     return pictures
+
+
+def _stacked(path: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) > 1:
+        raise BadFileError(f"the frames of {path} are of {len(sizes)} sizes", expected="one")
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
 def digest(path: str | Path) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.records import read_json, sha256_file
+from edg.runner.clips import clips_by_name, one_of_each
 
-VIDEOS = (".mp4", ".webm", ".m4v", ".mov", ".mkv", ".avi", ".gif")
 RESERVED = ("scores", "point")
 OF_A_CLIP = ("id", "prompt", "image_sha256")
 
@@ -77,13 +77,12 @@ def _home(folder: Path) -> Path:
 
 
 def _stems(folder: Path) -> dict[str, list[Path]]:
-    """Videos and records by their names without an ending."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        known = path.suffix.lower() in VIDEOS or (path.suffix == ".json" and path.stem not in RESERVED)
-        if known and path.is_file() and not path.name.startswith("."):
+    """Clips and records by their names without an ending."""
+    found = clips_by_name(folder)
+    for path in folder.glob("*.json"):
+        if path.stem not in RESERVED and path.is_file() and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
-    return found
+    return dict(sorted(found.items()))
 
 
 def _point(folder: Path, problems: dict[str, str]) -> Mapping[str, Any] | None:
@@ -125,8 +124,8 @@ def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dic
     records: list[Mapping[str, Any]] = []
     for stem, paths in _stems(folder).items():
         record = next((path for path in paths if path.suffix == ".json"), None)
-        videos = [path for path in paths if path != record]
         value = _json(record, problems) if record else {}
+        videos = one_of_each([p for p in paths if p != record], value if isinstance(value, dict) else {})
         if record and not _is_record(value):
             if value is not None and not videos:
                 continue  # JSON of somebody else's

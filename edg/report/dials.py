@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edg.core.errors import MachineError
+from edg.report.plots import pyplot, save
 from edg.runner.dials import Dial
 from edg.sprites.scoring import SHARES, Estimate
 
@@ -55,15 +55,8 @@ def _cell(name: str, e: Estimate) -> str:
 def draw(path: Path, panels: Sequence[Panel]) -> None:
     """A row for each panel, a column for each figure; columns share their scale, shares go from 0 to 1.
     Dashed: what the dial promises, linear between the ends of its measured curve."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MachineError("plots need matplotlib", fix="pip install -e '.[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     size = (3.1 * len(FIGURES), 2.9 * len(panels))
-    figure, grid = pyplot.subplots(
+    figure, grid = pyplot().subplots(
         len(panels), len(FIGURES), figsize=size, sharey="col", squeeze=False, constrained_layout=True
     )
     for line, panel in zip(grid, panels, strict=True):
@@ -84,9 +77,7 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
     for ax, name in zip(grid[0], FIGURES, strict=True):  # once, for the whole column
         low, high = ax.get_ylim()
         ax.set_ylim(min(low, 0) if name == "gain" else 0, 1.05 if name in SHARES else high)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _draw_promise(ax, dial: Dial) -> None:

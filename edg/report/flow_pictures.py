@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from edg.core.errors import BadFileError
+from edg.core.formats import digest, read_timed
 from edg.core.records import atomic_path, read_json, sha256_file, write_text
-from edg.core.video import read_frames, read_image, read_rate, write_video
+from edg.core.video import read_image, read_rate, write_video
 
-VERSION = 1  # of everything below: other pictures are made anew
+VERSION = 2  # of everything below: other pictures are made anew
 LIMIT = 0.05  # of the shorter side, per frame: the speed that has full colour
 FRAMES, PAIRS = 8, 24  # at most so many cells in a strip
 CELL = 192  # px, the longer side of a cell
 WORKING_SIDE = 320  # px; flow of larger clips is taken from smaller frames and scaled
 SMALL = 64  # px; pictures up to this are kept without loss
-PLAYED = (".mp4", ".webm", ".m4v")  # by browsers; other videos are written again as mp4
+PLAYED = (".mp4", ".webm", ".m4v")  # by browsers, in step; other clips are written again as mp4
 KEY = 32  # hexadecimal digits of a file's sha256
 
 
@@ -35,7 +36,7 @@ def clip_media(video: Path, media: Path) -> dict[str, Any]:
     Returns {"key", "video", "strip", "flow": file names, "n", "fps", "w", "h", "cells": flow pictures in the
     strip, "curve": px/frame for each pair}. Raises BadFileError when the video cannot be read.
     """
-    key = sha256_file(video)[:KEY]
+    key = digest(video)[:KEY]
     facts = _known(media / f"{key}.facts.json", media)
     return facts or _make(video, media, key)
 
@@ -58,7 +59,8 @@ def files_of(facts: dict[str, Any]) -> list[str]:
 def _make(video: Path, media: Path, key: str) -> dict[str, Any]:
     from edg.metrics.motion import pair_motion
 
-    frames, rate = read_frames(video), read_rate(video)
+    frames, rate = read_timed(video)
+    rate = rate or read_rate(video)
     count, height, width = frames.shape[:3]
     facts = {"version": VERSION, "key": key, "n": count, "fps": round(rate, 3), "w": width, "h": height}
     facts |= {"strip": f"{key}.strip.webp", "flow": "", "cells": 0, "curve": []}
@@ -76,7 +78,7 @@ def _make(video: Path, media: Path, key: str) -> dict[str, Any]:
 
 def _copy(video: Path, media: Path, key: str, frames: np.ndarray, rate: float) -> str:
     """The clip in the media folder, as a file that browsers play; returns its name."""
-    if video.suffix.lower() not in PLAYED:
+    if video.is_dir() or video.suffix.lower() not in PLAYED:
         even = np.pad(frames, ((0, 0), (0, -frames.shape[1] % 2), (0, -frames.shape[2] % 2), (0, 0)), "edge")
         write_video(media / f"{key}.mp4", even, rate)
         return f"{key}.mp4"

@@ -39,7 +39,7 @@ def scatter(path: Path, groups: Mapping[str, Mapping[str, tuple[Value, Value]]],
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.08, 0.5))
     figure.canvas.draw()  # only now are the scales known that the labels are laid out in
     _label(ax, {name: (a.mean, b.mean) for points in groups.values() for name, (a, b) in points.items()})
-    _save(figure, path)
+    save(figure, path)
 
 
 def _label(
@@ -70,14 +70,15 @@ def panels(path: Path, curves: Mapping[str, Mapping[str, Curve]], x: str) -> Non
         ax.set(ylabel=y)
     figure.supxlabel(x, fontsize="medium")
     axes[0].legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _error(values: Sequence[Value]) -> list[list[float]]:
     return [[max(v.mean - v.low, 0.0) for v in values], [max(v.high - v.mean, 0.0) for v in values]]
 
 
-def _new(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files. Raises MachineError where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
@@ -85,15 +86,17 @@ def _new(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=size, squeeze=False, constrained_layout=True)
+    return pyplot
+
+
+def _new(count: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    figure, axes = pyplot().subplots(1, count, figsize=size, squeeze=False, constrained_layout=True)
     for ax in axes[0]:
         ax.grid(alpha=0.3)
     return figure, axes[0]
 
 
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    pyplot().close(figure)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import read_json, sha256_file
-
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
+from edg.core.formats import VIDEOS, is_clip, stem_of
+from edg.core.records import sha256_file
+from edg.runner.files import named, read_record
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ClipFile:
 
     @property
     def id(self) -> str:
-        return str(self.record.get("id") or self.path.stem)
+        return str(self.record.get("id") or stem_of(self.path))
 
     @property
     def prompt(self) -> str:
@@ -56,39 +55,55 @@ class ClipFile:
         expected = self.settings.get("image_sha256")
         if expected and sha256_file(path) != expected:
             raise BadFileError(f"{path} is not the image any more that {self.path.name} was made from")
-        pixels = fit_image(picture, height, width).permute(1, 2, 0).numpy()
+        options = self.settings.get("options")
+        crop, pad = (isinstance(options, Mapping) and options.get(fit) is True for fit in ("crop", "pad"))
+        pixels = fit_image(picture, height, width, crop, pad and not crop).permute(1, 2, 0).numpy()
         return np.round((pixels + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
 def find_clips(folder: Path) -> list[ClipFile]:
-    """The videos of a folder by name. Raises BadFileError when there is no such folder, UsageError when it
-    has no video."""
+    """The clips of a folder by name, in one format each. Raises BadFileError when there is no such folder,
+    UsageError when it has no clip."""
     if not folder.is_dir():
         raise BadFileError(f"{folder} is no folder", expected="a folder of clips, such as output/1000")
-    paths = videos(folder)
-    if not paths:
-        below = next((path.parent for path in sorted(folder.rglob("*.mp4"))), None)
+    found = [
+        ClipFile(path, record)
+        for name, paths in clips_by_name(folder).items()
+        for record in [read_record(folder / f"{name}.json")]
+        for path in one_of_each(paths, record)
+    ]
+    if not found:
+        below = next((path.parent for path in sorted(folder.rglob("*")) if is_clip(path)), None)
         raise UsageError(
             f"no clip in {folder}",
-            expected=" ".join(SUFFIXES),
+            expected=f"{' '.join(VIDEOS)} .webp or folders of png frames",
             fix=f"there are some in {below}" if below else "",
         )
-    return [ClipFile(path, _record(path)) for path in paths]
+    return found
 
 
-def videos(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def clips_by_name(folder: Path) -> dict[str, list[Path]]:
+    """What is a clip, or is told to be one by its record, by the name without what tells the format."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if is_clip(path) or (path.suffix == ".webp" and path.name in named(_record(path))):
+            found.setdefault(stem_of(path), []).append(path)
+    return found
+
+
+def one_of_each(paths: Sequence[Path], record: Mapping[str, Any]) -> list[Path]:
+    """The paths without further formats of a record's clip: mp4 stays, else the first that it names."""
+    ours = [path for name in named(record) for path in paths if path.name == name]
+    best = min(ours, key=lambda path: path.suffix != ".mp4", default=None)
+    return [path for path in paths if path == best or path not in ours]
 
 
 def _record(path: Path) -> Mapping[str, Any]:
-    with suppress(BadFileError):
-        record = read_json(path.with_suffix(".json"))
-        return record if isinstance(record, dict) else {}
-    return {}
+    return read_record(path.parent / f"{stem_of(path)}.json")
 
 
 def failed_in_run(folder: Path, found: Sequence[ClipFile]) -> list[str]:
     """Ids of clips whose record says that they failed: they are in no mean."""
-    there = {clip.path.stem for clip in found}
-    stems = (path for path in sorted(folder.glob("*.json")) if path.stem not in there)
-    return [path.stem for path in stems if _record(path.with_suffix(".mp4")).get("status") == "failed"]
+    there = {stem_of(clip.path) for clip in found}
+    others = (path for path in sorted(folder.glob("*.json")) if path.stem not in there)
+    return [path.stem for path in others if read_record(path).get("status") == "failed"]

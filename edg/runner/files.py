@@ -24,10 +24,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return {}
 
 
+def named(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """File name -> digest of the formats that a record tells of; in old records there is one."""
+    files = record.get("files") or {record.get("video"): record.get("video_sha256")}
+    return files if isinstance(files, Mapping) else {}
+
+
 def intact(folder: Path, stem: str, record: Mapping[str, Any]) -> dict[str, str]:
     """Format -> digest of the files that a record says are done and that are what it describes."""
-    files = record.get("files") or {record.get("video"): record.get("video_sha256")}  # before there were more
-    if record.get("status") != "done" or not isinstance(files, Mapping):
+    files = named(record)
+    if record.get("status") != "done":
         return {}
     found = {}
     for format in FORMATS:

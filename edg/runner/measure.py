@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
-from edg.runner.clips import ClipFile, find_clips, videos
+from edg.core.formats import stem_of
+from edg.runner.clips import ClipFile, clips_by_name, find_clips
 from edg.runner.progress import Meter
 
 if TYPE_CHECKING:
@@ -63,15 +64,15 @@ def open_clip(
 ) -> tuple[Clip, dict[str, str]]:
     """(the clip with what the metrics need, what is missing with the reason). Raises BadFileError for the
     video."""
-    from edg.core.video import read_clip, read_frames
+    from edg.core.formats import read_timed
     from edg.metrics.catalogue import Clip
 
-    frames, fps = read_clip(file.path)
+    frames, fps = read_timed(file.path)
     given: dict[str, Any] = {}
     missing = {} if file.prompt else {"prompt": "no record tells its prompt"}
     readers = {
         "image": lambda: file.image(*frames.shape[1:3]),
-        "reference": lambda: read_frames(_same_name(reference, file.path)),
+        "reference": lambda: read_timed(_same_name(reference, file.path))[0],
     }
     for need in needs & readers.keys():
         try:
@@ -82,11 +83,10 @@ def open_clip(
 
 
 def _same_name(folder: Path | None, path: Path) -> Path:
-    same = (
-        [other for other in videos(folder) if other.stem == path.stem] if folder and folder.is_dir() else []
-    )
+    name = stem_of(path)
+    same = clips_by_name(folder).get(name) if folder and folder.is_dir() else None
     if not same:
-        raise BadFileError(f"no clip called {path.stem} in {folder}")
+        raise BadFileError(f"no clip called {name} in {folder}")
     return same[0]
 
 
@@ -95,7 +95,7 @@ def distances(found: Sequence[ClipFile], network: Network | None, reference: str
     cannot be read makes the distance fail: it would be that of other sets."""
     import numpy as np
 
-    from edg.core.video import read_frames
+    from edg.core.formats import read_timed
     from edg.metrics import frechet
     from edg.metrics.catalogue import SETS
 
@@ -105,7 +105,7 @@ def distances(found: Sequence[ClipFile], network: Network | None, reference: str
     try:
         real = [clip.path for clip in find_clips(Path(reference))]
         ours, theirs = (
-            np.concatenate([network(read_frames(path)) for path in paths])
+            np.concatenate([network(read_timed(path)[0]) for path in paths])
             for paths in ([clip.path for clip in found], real)
         )
         common |= {"clips": len(found), "reference": str(reference), "reference_clips": len(real)}

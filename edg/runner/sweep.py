@@ -58,7 +58,8 @@ def sweep(args: argparse.Namespace) -> int:
     """Run `edg sweep`; returns the exit code. Raises UsageError before anything is made for a flag that is
     wrong anywhere in the grid, SomeFailedError at the end when points failed."""
     if world_from_environment().size > 1:
-        raise UsageError("edg sweep in several processes", expected="one", fix="torchrun is for edg sample")
+        fix = "run what --dry-run prints, each under torchrun"
+        raise UsageError("edg sweep in several processes", expected="one", fix=fix)
     plan = read(args.sweep, args.settings)
     found = points(plan)
     if args.dry_run:

@@ -76,3 +76,35 @@ def test_not_a_mapping(tmp_path, text):
 def test_missing_file(tmp_path):
     with pytest.raises(BadFileError, match="cannot read"):
         read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "overrides, found",
+    [
+        (["data={kind: cache, path: x}"], {"data": {"kind": "cache", "path": "x"}}),
+        (
+            ["data.kind=cache"],
+            {"data": {"kind": "videos", "root": "v", "stride": [1, 6]} | {"kind": "cache"}},
+        ),
+        (["data={kind: cache}", "data.path=x"], {"data": {"kind": "cache", "path": "x"}}),
+        (["data.stride=[2]"], {"data": {"kind": "videos", "root": "v", "stride": [2]}}),
+        (
+            ["train.lr=1e-5", "new.deep.key=a=b"],
+            {"train": {"lr": 1e-5, "steps": 3}, "new": {"deep": {"key": "a=b"}}},
+        ),
+        (["train={}", "data=null"], {"train": {}, "data": None}),
+        (["train.lr=${train.steps}"], {"train": {"lr": 3, "steps": 3}}),
+        (["train.lr="], {"train": {"lr": None, "steps": 3}}),
+    ],
+)
+def test_settings_over_a_file_a_mapping_replaces(tmp_path, overrides, found):
+    text = "data: {kind: videos, root: v, stride: [1, 6]}\ntrain: {lr: 1.0e-4, steps: 3}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    assert read_yaml(tmp_path / "a.yaml", overrides) == read_yaml(tmp_path / "a.yaml") | found
+
+
+@pytest.mark.parametrize("text", ["train", "=3", "train.lr={", "train.lr=${none}"])
+def test_settings_that_are_none(tmp_path, text):
+    (tmp_path / "a.yaml").write_text("train: {lr: 1.0e-4}\n")
+    with pytest.raises(UsageError, match="among the settings|is not valid YAML"):
+        read_yaml(tmp_path / "a.yaml", [text])

@@ -10,10 +10,13 @@ from edg.core.formats import (
     FORMATS,
     digest,
     durations,
+    is_clip,
     parse_formats,
     place,
     read_clip,
     read_tags,
+    read_timed,
+    stem_of,
     write_clip,
 )
 from edg.core.records import remove_leftovers
@@ -79,6 +82,46 @@ def test_a_gif_has_one_palette_and_the_right_speed(tmp_path):
             palettes.add(bytes(film.palette.palette) if film.palette else b"")
         assert film.n_frames == 16 and total == 2000 and film.info["loop"] == 0
         assert len(palettes) == 1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("fps", [8, 12.5, 24])
+def test_frames_that_viewers_formats_join_come_back(tmp_path, format, fps):
+    frames = clip()[[0, 1, 1, 2, 3, 4, 4, 4, 5]]
+    tags = {"comment": f'{{"fps": {fps}}}'}
+    found, rate = read_timed(write(tmp_path, format, frames, fps=fps, tags=tags))
+    assert len(found) == 9 and rate == pytest.approx(fps, rel=0.02)
+    assert np.abs(found.astype(int) - frames).mean() <= 8
+    if format in ("gif", "webp"):
+        assert len(read_clip(place(tmp_path, "0000-x", format))) == 6
+
+
+def test_a_long_pause_does_not_become_a_thousand_frames(tmp_path):
+    first, *rest = [Image.fromarray(frame) for frame in clip(3)]
+    first.save(tmp_path / "x.gif", save_all=True, append_images=rest, duration=[10, 60_000, 10])
+    found, rate = read_timed(tmp_path / "x.gif")
+    assert len(found) == 3 and rate == pytest.approx(3 / 60.02, rel=0.01)
+
+
+def test_frames_of_several_sizes_are_told(tmp_path):
+    path = write(tmp_path, "png")
+    Image.fromarray(clip()[0][:8]).save(path / "00003.png")
+    with pytest.raises(BadFileError, match="0000-x are of 2 sizes"):
+        read_timed(path)
+
+
+def test_what_is_a_clip(tmp_path):
+    for format in FORMATS:
+        path = write(tmp_path, format)
+        assert is_clip(path) and stem_of(path) == "0000-x"
+    dotted = place(tmp_path, "0001-a.b", "png")
+    write_clip(dotted, clip(), "png", fps=8, crf=10, tags={})
+    assert stem_of(dotted) == "0001-a.b" and stem_of(place(tmp_path, "0001-a.b", "mp4")) == "0001-a.b"
+    for name in ("still.webp", "still.png", "other/x.png", ".hidden.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(clip()[0]).save(tmp_path / name)
+        assert not is_clip(tmp_path / name)
+    assert not is_clip(tmp_path / "other") and not is_clip(tmp_path / "none.webp")
 
 
 def test_durations_do_not_drift():

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -68,6 +69,22 @@ def test_flow_of_the_world_of_shapes():
     assert np.mean(errors) < 0.15 and np.max(errors) < 0.5
     assert abs(np.mean(excess)) < 0.05 and np.mean(np.abs(excess)) < 0.1 and np.max(np.abs(excess)) < 0.5
     assert np.mean(degree[0.9]) / np.mean(degree[0.4]) == pytest.approx(0.9 / 0.4, rel=0.2)
+
+
+def test_flow_spills_over_flat_ground():
+    """Around a shape there is nothing to see: a patch that overlaps it, 8 px of these clips, takes its
+    motion, and the refinement carries it on. docs/metrics.md has the figures: pytest -s -k spills."""
+    places, found, true = np.zeros(3), 0.0, 0.0
+    for clip in held_out(7, 24):
+        frames, coverage = levels(clip)
+        lengths, on = motion.speed(motion.flow(frames)), coverage[:-1] > 0.5
+        away = np.stack([cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5) for mask in on])
+        places += [lengths[on].sum(), lengths[~on & (away <= 8)].sum(), lengths[away > 8].sum()]
+        found, true = found + lengths.mean(), true + on.mean() * clip.motion.speed
+    shares = places / places.sum()
+    print(f"degree / truth {found / true:.1f}; on the shape, within 8 px, beyond:", np.round(shares, 2))
+    assert found / true == pytest.approx(3.8, abs=0.4)
+    assert shares == pytest.approx([0.23, 0.68, 0.09], abs=0.05)
 
 
 def test_a_shape_as_light_as_the_ground_moves_too():

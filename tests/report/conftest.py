@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edg.core.formats import place, write_clip
 from edg.core.records import sha256_file, write_json
-from edg.core.video import write_image, write_video
+from edg.core.video import write_image
 
 FRAMES, SIDE, FPS = 8, 32, 8
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -67,27 +68,30 @@ def moving(speed, side=SIDE, frames=FRAMES, seed=0):
     return np.stack([np.roll(picture, round(speed * t), axis=1) for t in range(frames)])
 
 
-def make_run(folder, speed=1, clips=3, prompt="a thing moves right", **settings):
+def make_run(folder, speed=1, clips=3, prompt="a thing moves right", format="mp4", **settings):
     """A folder of clips with records, {NNNN}-thing_sample0; prompts are numbered but the last."""
     image = folder / "images/thing.png"
     for index in range(clips):
         clip_id = f"{index:04d}-thing_sample0"
         frames = moving(speed, seed=index)
         write_image(image, frames[0]) if not index else None
-        write_video(folder / f"{clip_id}.mp4", frames, FPS)
+        files = [place(folder, clip_id, one) for one in format.split(",")]
+        for one, path in zip(format.split(","), files, strict=True):
+            write_clip(path, frames, one, fps=FPS, crf=10, tags={"comment": json.dumps({"fps": FPS})})
         text = prompt if index == clips - 1 else f"{prompt} {index}"
-        write_record(folder, clip_id, text, image, **settings)
+        write_record(folder, clip_id, text, image, [path.name for path in files], **settings)
     return folder
 
 
-def write_record(folder, clip_id, prompt, image, **settings):
+def write_record(folder, clip_id, prompt, image, files=None, **settings):
     made = {"id": clip_id, "prompt": prompt, "image_sha256": sha256_file(image), "seed": 1, **settings}
     record = {
         "id": clip_id,
         "status": "done",
         "settings": made,
         "image": str(image),
-        "video": f"{clip_id}.mp4",
+        "video": (files or [f"{clip_id}.mp4"])[0],
+        **({"files": dict.fromkeys(files, "")} if files else {}),
     }
     write_json(folder / f"{clip_id}.json", record)
 

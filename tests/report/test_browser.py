@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from edg.core.formats import FORMATS
 from edg.report.page import write_report
 
 VIDEOS = """[...document.querySelectorAll("video.ready")].map((v) =>
@@ -267,6 +268,16 @@ def test_an_embedded_page_stands_alone(make, tmp_path, open_page, until, wait_fo
         page.locator("a.record").first.click()
     assert json.loads(download.value.path().read_text())["id"] == "0000-thing_sample0"
     assert page.told == []
+
+
+def test_every_format_plays_in_step(make, tmp_path, open_page, until, wait_for_frame):
+    runs = [make.run(tmp_path / format, clips=1, format=format) for format in FORMATS]
+    page = open_page(write_report(runs, tmp_path / "r"))
+    until(page, f"document.querySelectorAll('video.ready').length === {len(FORMATS)}")
+    for key, number in (("ArrowRight", 2), ("End", 8), ("ArrowLeft", 7)):
+        page.keyboard.press(key)
+        wait_for_frame(page, number)
+    assert all(not v["error"] for v in page.evaluate(VIDEOS)) and page.told == []
 
 
 def test_a_thousand_clips(make, tmp_path, open_page, until, wait_for_frame):

@@ -9,8 +9,9 @@ import pytest
 
 from edg.cli import main
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
+from edg.core.formats import FORMATS, write_clip
 from edg.core.records import write_json
-from edg.core.video import read_frames, write_video
+from edg.core.video import read_frames, write_image, write_video
 from edg.report import flow_pictures, page
 from edg.report.collect import collect
 from edg.report.page import fill, safe_json, write_report
@@ -126,7 +127,7 @@ def test_an_image_that_changed_is_not_shown(make, tmp_path):
 def test_media_are_found_again_without_decoding(make, tmp_path, monkeypatch):
     run = make.run(tmp_path / "a")
     first = data_of(write_report([run], tmp_path / "r"))
-    monkeypatch.setattr(flow_pictures, "read_frames", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr(flow_pictures, "read_timed", lambda path: pytest.fail("decoded"))
     os.rename(run, tmp_path / "moved")
     again = data_of(write_report([tmp_path / "moved"], tmp_path / "r"))
     assert [r["cells"][0]["flow"] for r in again["requests"]] == [
@@ -173,6 +174,47 @@ def test_videos_that_browsers_do_not_play_are_written_again(make, tmp_path):
     facts = flow_pictures.clip_media(video, tmp_path)
     assert facts["video"].endswith(".mp4") and facts["fps"] == 8
     assert read_frames(tmp_path / facts["video"]).shape == (8, 32, 32, 3)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_run_of_any_one_format_is_shown(make, tmp_path, format):
+    run = make.run(tmp_path / "a", clips=2, format=format)
+    data = data_of(write_report([run], tmp_path / "r"))
+    assert data["problems"] == [] and data["runs"][0]["clips"] == 2
+    for request in data["requests"]:
+        (cell,) = request["cells"]
+        assert (cell["n"], cell["fps"], cell["w"], len(cell["curve"])) == (8, 8, 32, 7)
+        assert cell["video"].endswith(".mp4"), "what every browser plays in step"
+        assert read_frames(tmp_path / "r/media" / cell["video"]).shape == (8, 32, 32, 3)
+        assert cell["scores"]["motion_degree"] == pytest.approx(1, abs=0.3)
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "r/media").iterdir()}
+    write_report([run], tmp_path / "r")
+    assert again == {path: path.stat().st_mtime_ns for path in (tmp_path / "r/media").iterdir()}
+
+
+def test_several_formats_of_a_record_are_one_clip(make, tmp_path):
+    run = make.run(tmp_path / "a", clips=1, format="gif,png,mp4,webp")
+    (one,) = collect([run], [])[0].clips.values()
+    assert one.video == run / "0000-thing_sample0.mp4" and one.id == "0000-thing_sample0"
+    one.video.unlink()
+    (one,) = collect([run], [])[0].clips.values()
+    assert one.video == run / "0000-thing_sample0.gif"
+    (run / "0000-thing_sample0.json").unlink()
+    assert len(collect([run], [])[0].clips) == 3, "without a record they may be three clips"
+
+
+def test_pictures_are_no_clips(make, tmp_path):
+    run = make.run(tmp_path / "a", clips=1)
+    write_image(run / "still.webp", make.moving(1)[0])
+    write_image(run / "0000-thing_sample0.preview.png", make.moving(1)[0])
+    assert list(collect([run], [])[0].clips) == ["0000-thing_sample0"]
+    still = make.moving(0)
+    write_clip(run / "0000-thing_sample0.webp", still, "webp", fps=8, crf=10, tags={})
+    record = json.loads((run / "0000-thing_sample0.json").read_text())
+    write_json(run / "0000-thing_sample0.json", record | {"files": {"0000-thing_sample0.webp": ""}})
+    (run / "0000-thing_sample0.mp4").unlink()
+    cell = data_of(write_report([run], tmp_path / "r"))["requests"][0]["cells"][0]
+    assert cell["video"] and cell["n"] == 1, "a clip that stands still is a picture to WebP, and still a clip"
 
 
 def test_colours_of_flow_are_those_of_hsv():

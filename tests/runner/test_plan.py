@@ -48,6 +48,28 @@ def test_doctor_plans_what_sample_would_do(capsys):
         assert "a GPU of 4 GB" in told and "TFLOP x 50" in told and "attention is never stored" in told
 
 
+def operations(told):
+    """TFLOP of each phase, as the table tells them."""
+    return {
+        row.split()[0]: float(row.split("TFLOP")[0].split()[-1])
+        for row in told.splitlines()
+        if "TFLOP" in row
+    }
+
+
+def test_more_frames_cost_more(capsys):
+    plans, frames = {}, 13
+    for count in (8, frames):
+        assert main(["doctor", "--plan", "sprites", "--frames", str(count), "--device", "cpu"]) == 0
+        told = capsys.readouterr().out
+        assert f"sprites at 32x32, {count} frames" in told
+        plans[count] = operations(told)
+    # Convolutions and attention over space are work for each frame, attention over time a little more.
+    for phase in ("denoise", "decode"):
+        ratio = plans[frames][phase] / plans[8][phase]
+        assert 0.98 * frames / 8 < ratio < 1.15 * frames / 8, phase
+
+
 def test_the_card_that_it_needs():
     assert card(PLAN, "cuda") == ", a GPU of 8 GB" and card(PLAN, "cpu") == ""
 

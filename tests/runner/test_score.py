@@ -12,10 +12,12 @@ import torch
 from edg import systems
 from edg.cli import main
 from edg.core.config import to_dict
+from edg.core.formats import FORMATS, place, write_clip
 from edg.core.records import hash_value, sha256_file, write_json
-from edg.core.video import read_frames, write_image, write_video
+from edg.core.video import fit_image, read_frames, write_image, write_video
 from edg.metrics import motion
 from edg.metrics.catalogue import METRICS, SETS
+from edg.runner.command import options_settings
 from edg.sprites import WEIGHTS
 from edg.sprites.world import caption, held_out, render, words_of
 
@@ -85,6 +87,47 @@ def test_everything_that_needs_no_file(capsys, tmp_path):
     with open(folder / "scores.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert [float(line["motion_top5"]) for line in table] == [row["scores"]["motion_top5"] for row in found]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_clips_of_any_format_count_once(capsys, tmp_path, format):
+    truth = make(tmp_path / "mp4", 2)
+    folder = make(tmp_path / "other", 2)
+    for path in sorted(folder.glob("*.mp4")):
+        frames = read_frames(path)
+        for one in {format, "gif"}:
+            write_clip(place(folder, path.stem, one), frames, one, fps=8, crf=10, tags={})
+        if format != "mp4":
+            path.unlink()
+        record = json.loads((folder / f"{path.stem}.json").read_text())
+        files = {place(folder, path.stem, one).name: "" for one in (format, "gif")}
+        write_json(folder / f"{path.stem}.json", record | {"files": files})
+    for one in (truth, folder):
+        assert run(capsys, one, "--metrics", CHEAP)[0] == 0
+    found, expected = rows(folder), rows(truth)
+    assert [row["clip"] for row in found] == [place(folder, f"{k:04d}", format).name for k in range(2)]
+    assert [row["id"] for row in found] == ["0000", "0001"]
+    for row, other in zip(found, expected, strict=True):
+        assert row["prompt"] == other["prompt"] and row["seed"] == other["seed"]
+        assert row["scores"]["motion_top5"] == pytest.approx(other["scores"]["motion_top5"], rel=0.3)
+    code, _ = run(capsys, truth, "--metrics", "reference_psnr", "--reference", folder)
+    assert code == 0 and min(row["scores"]["reference_psnr"] for row in rows(truth)) > 25
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_the_input_image_is_compared_as_the_model_was_given_it(capsys, tmp_path, fit):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    write_image(tmp_path / "wide.png", picture)
+    seen = fit_image(picture, 64, 64, crop=fit == "crop", pad=fit == "pad").permute(1, 2, 0).numpy()
+    frames = np.round((seen + 1) * 127.5).astype(np.uint8)[None].repeat(2, 0)
+    write_clip(tmp_path / "x", frames, "png", fps=8, crf=10, tags={})
+    system = systems.get()
+    options = system.options(system.spec("sprites"), {"crop": fit == "crop", "pad": fit == "pad"})
+    settings = {"image_sha256": sha256_file(tmp_path / "wide.png"), "options": options_settings(options)}
+    record = {"id": "x", "image": str(tmp_path / "wide.png"), "settings": settings, "files": {"x": ""}}
+    write_json(tmp_path / "x.json", record)
+    assert run(capsys, tmp_path, "--metrics", "first_frame_psnr")[0] == 0
+    assert rows(tmp_path)[0]["scores"]["first_frame_psnr"] == 100, "the very picture"
 
 
 def test_a_broken_clip_fails_alone(capsys, tmp_path):

@@ -107,6 +107,19 @@ def test_an_unknown_key_and_an_unknown_sweep_name_the_nearest(sweep_file):
         read("sprites_motoin")
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_it_is_one_process(capsys, sweep_file, tmp_path, monkeypatch, rank):
+    for name, value in {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("edg.cli.GRACE", 0)
+    assert main(["sweep", sweep_file("{seed: [1, 2]}")]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        "edg sweep in several processes; expected one; run what --dry-run prints, each under torchrun" in err
+    )
+    assert err.count("\n") == 1 and not out and not (tmp_path / "out").exists()
+
+
 def test_a_point_that_fails_is_named_and_the_rest_goes_on(capsys, sweep_file, tmp_path):
     path = sweep_file("{dyn: {alpha: [0.5]}, height: [33, 32]}")
     assert main(["sweep", path]) == 5

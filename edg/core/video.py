@@ -185,7 +185,7 @@ def write_video(
     assert frames.dtype == np.uint8 and channels == 3
     if height % 2 or width % 2:
         raise UsageError(f"cannot write a video of {width}x{height}", expected="an even width and height")
-    kind, codec, pixels = MOVIES.get(Path(path).suffix, MOVIES[".mp4"])
+    kind, codec, pixels = MOVIES.get(Path(path).suffix.lower(), MOVIES[".mp4"])
     quality = {"crf": str(crf), **REPEATABLE} if kind == "mp4" else {"profile": "3", "threads": "1"}
     with (
         atomic_path(path) as temporary,

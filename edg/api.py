@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from edg.cli import parser_of
 from edg.core.dist import World
 from edg.core.errors import EdgError, UsageError, nearest
-from edg.core.formats import parse_formats, write_clip
+from edg.core.formats import FORMATS, write_clip
 from edg.core.video import read_image, write_image
 from edg.data.prompts import Pair
 from edg.runner.command import check_bases, identity, prepare
@@ -34,18 +35,10 @@ FLAGS = {
 #: What run.sh makes of the embedded model: docs/sprites.md found it best.
 SPRITES = {"recipe": "edg_temporal_conv", "T": 300, "guidance": 1.0}
 DIALS = ("motion", "hold")
-RECIPES = ("recipe", "T")  # which a dial chooses
+RECIPES = ("recipe", "T")  # what a dial chooses where nobody else did
 FOLDERS = (
-    "prompt_dir",
-    "follow_links",
-    "savedir",
-    "n_samples",
-    "format",
-    "preview",
-    "overwrite",
-    "chunk",
-    "bs",
-)
+    "prompt_dir", "follow_links", "savedir", "n_samples", "format", "preview", "overwrite", "chunk", "bs",
+)  # fmt: skip
 PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 SMALL = 1_000_000  # pixels of a clip that a notebook shows exactly
 SHOWN = 192  # pixels that a small clip is enlarged to, there
@@ -57,7 +50,7 @@ def load(model: str = "sprites", **how: Any) -> Model:
     how: dyn=PATH and con=PATH, or base=PATH, tuned=PATH and recipe=NAME (`sprites` has all of these), device,
     dtype, and any flag of `edg sample`. Raises EdgError.
     """
-    return Model(model, {**(SPRITES if model == "sprites" and not _files(how) else {}), **how})
+    return Model(model, how, defaults=SPRITES if model == "sprites" and not _files(how) else {})
 
 
 def _files(how: Mapping[str, Any]) -> bool:
@@ -67,10 +60,17 @@ def _files(how: Mapping[str, Any]) -> bool:
 class Model:
     """What `load` gives. One network is in memory, kept from clip to clip while the parameter sets stay."""
 
-    def __init__(self, name: str | None, flags: Mapping[str, Any], kept: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        name: str | None,
+        flags: Mapping[str, Any],
+        kept: dict[str, Any] | None = None,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ):
         """name: None where the weights tell it. kept: of another model, whose network makes room for this
-        one's and the other way round."""
-        self.name, self.flags = name, dict(flags)
+        one's and the other way round. defaults: flags where none are given; a dial takes their place."""
+        self.name, self.flags = name, {**defaults, **flags}
+        self._chosen_by_dials = [name for name in RECIPES if name not in flags]
         self._kept: dict[str, Any] = {} if kept is None else kept
         self._images = tempfile.TemporaryDirectory(prefix="edg-")
         _arguments({"spec": name, **self.flags})  # a misspelt flag is told now
@@ -97,12 +97,16 @@ class Model:
         there. watch: told a few times what the clip will look like. Raises EdgError.
         """
         if any(flags.get(word) is not None for word in DIALS):
-            own = {name: value for name, value in self.flags.items() if name not in RECIPES}
+            own = {name: v for name, v in self.flags.items() if name not in self._chosen_by_dials}
         else:
             own = self.flags
         interp = {} if last is None else {"interp": True}
         args, command = _arguments({"spec": self.name, **own, **flags, **interp})
-        first, last = self._path(image, "image"), self._path(last, "last")
+        if not isinstance(prompt, str):
+            raise UsageError(
+                f"a prompt that is {type(prompt).__name__}", expected="a text, which may be empty"
+            )
+        first, last = self._path(image, "image"), None if last is None else self._path(last, "last")
         for path in filter(None, (first, last)):
             read_image(path)  # raises what is wrong with it
         ready = prepare(args, World(), [Pair(0, prompt, first, last)], aloud=False)
@@ -123,10 +127,10 @@ class Model:
         record = record_of(job, request, "done", job.settings(request)) | {"command": command}
         return Video(result.frames, record)
 
-    def _path(self, image: Any, name: str) -> Path | None:
+    def _path(self, image: Any, name: str) -> Path:
         """The image as a file. Raises UsageError for what is no image."""
-        if image is None or isinstance(image, str | Path):
-            return None if image is None else Path(image)
+        if isinstance(image, str | Path):
+            return Path(image)
         if not isinstance(image, np.ndarray):
             if not hasattr(image, "convert"):
                 given = f"an image that is {type(image).__name__}"
@@ -134,7 +138,7 @@ class Model:
             path = Path(self._images.name) / f"{name}.png"
             (image if image.mode in PNG_MODES else image.convert("RGB")).save(path)  # the rest: `read_image`
             return path
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise UsageError(f"an array of {image.dtype} {image.shape}", expected="uint8 (height, width, 3)")
         write_image(path := Path(self._images.name) / f"{name}.png", image)
         return path
@@ -180,9 +184,12 @@ class Video:
         """Write it as the name says: .mp4, .mov, .gif, .webp, or without an ending a folder of png frames;
         the settings go inside. Returns the path. Raises UsageError, MachineError."""
         path = Path(path)
-        (format,) = parse_formats(path.suffix) if path.suffix else ("png",)
-        if format == "png" and path.suffix:
-            raise UsageError(f"a clip as {path.name}", expected=f"{path.stem}, a folder of png frames")
+        format = path.suffix.lower().removeprefix(".") or "png"
+        if not path.name or format not in FORMATS or (format == "png" and path.suffix):
+            raise UsageError(
+                f"a clip as {str(path)!r}",
+                expected="a name that ends in .mp4, .mov, .gif or .webp, or in nothing (png frames)",
+            )
         settings = {**self.record["settings"]}
         settings |= {name: value for name, value in (("fps", fps), ("crf", crf)) if value is not None}
         write_clip(path, self.frames, format, fps=settings["fps"], crf=settings["crf"], tags=tags(settings))

@@ -98,7 +98,7 @@ def studio_of(args: argparse.Namespace) -> Any:
         name, base, kept = "dynamicrafter-512", {"frame_stride": 24, "perframe_ae": True}, {}
         flags = {**base, **sets_of(paths)}
         base_file = paths["base"]
-    model = Model(name, {**flags, **machine}, kept)
+    model = Model(name, machine, kept, defaults=flags)
     beside = Model(None, {**base, **machine, "sets": [f"base={base_file}"]}, kept)
     dials = find_dials(None, name) if "recipe" in flags else None
     steps = dials.sampling.get("ddim_steps", 50) if dials else 50

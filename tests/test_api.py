@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,7 +133,7 @@ def test_save(video, tmp_path, name, error):
     assert np.abs(read_clip(path).astype(int) - video.frames).mean() <= error
     tags = read_tags(path)
     assert tags["prompt"] == PROMPT and json.loads(tags["comment"])["fps"] == 4
-    with pytest.raises(UsageError, match="format 'avi'"):
+    with pytest.raises(UsageError, match="expected a name that ends in"):
         video.save(tmp_path / "x.avi")
 
 
@@ -154,3 +155,73 @@ def test_importing_it_is_instant_and_loading_says_nothing():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
+
+
+def test_a_folder_of_something_else_is_not_replaced(video, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/letters.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("kept", "file"):
+        with pytest.raises(UsageError, match="expected a new name"):
+            video.save(tmp_path / name)
+    assert (tmp_path / "kept/letters.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    video.save(tmp_path / "frames")
+    video.save(tmp_path / "frames")  # its own frames it replaces
+    assert np.array_equal(read_clip(tmp_path / "frames"), video.frames)
+
+
+@pytest.mark.parametrize(
+    "name, more, message",
+    [
+        ("x.mp4", {"fps": 0}, "--fps 0; expected 0.1"),
+        ("x.mp4", {"fps": float("nan")}, "--fps nan"),
+        ("x.gif", {"fps": 60}, "with gif"),
+        ("x.mp4", {"crf": -5}, "--crf -5"),
+        ("x.mp4", {"crf": "high"}, "--crf 'high'"),
+        ("", {}, "expected a name that ends in"),
+        ("frames_v1.2", {}, "expected a name that ends in"),
+    ],
+)
+def test_what_no_file_can_be(video, tmp_path, name, more, message):
+    with pytest.raises(UsageError, match=message):
+        video.save(tmp_path / name if name else "", **more)
+
+
+def test_endings_in_capitals(video, tmp_path):
+    for name in ("x.MOV", "x.GIF", "x.WEBP"):
+        path = video.save(tmp_path / name)
+        assert read_tags(path)["prompt"] == PROMPT
+        assert read_clip(path).shape[1:] == video.frames.shape[1:]
+    with av.open(str(tmp_path / "x.MOV")) as movie:
+        assert movie.streams.video[0].codec_context.name == "prores"
+
+
+def test_what_the_user_chose_stands_beside_a_dial():
+    def made(flags, **turned):
+        model = load("sprites", steps=2, device="cpu", **flags)
+        return model.animate(IMAGE, PROMPT, **turned).record["settings"]["options"]["switch_at"]
+
+    assert made({"T": 600}, motion=1.0) == [600]
+    assert made({}, motion=1.0) == [300]
+    with pytest.raises(UsageError, match="--hold with --T"):
+        made({"T": 600}, hold=0.5)
+    with pytest.raises(UsageError, match="--motion with --recipe"):
+        made({"recipe": "edg"}, motion=1.0)
+
+
+@pytest.mark.parametrize(
+    "image, prompt, message",
+    [
+        (None, PROMPT, "an image that is NoneType"),
+        (IMAGE, None, "a prompt that is NoneType"),
+        (np.zeros((0, 8, 3), np.uint8), PROMPT, "expected uint8"),
+    ],
+)
+def test_what_is_no_image_or_prompt(model, image, prompt, message):
+    with pytest.raises(UsageError, match=message):
+        model.animate(image, prompt)
+
+
+def test_a_misspelt_model_is_named():
+    with pytest.raises(UsageError, match="no model is called 'spritez'.*did you mean 'sprites'"):
+        load("spritez").animate(IMAGE, PROMPT)

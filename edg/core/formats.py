@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 FORMATS = ("mp4", "gif", "webp", "png", "mov")
 VIDEOS = (".mp4", ".webm", ".m4v", ".mov", ".mkv", ".avi", ".gif")  # what else is read, beside webp and png
 FIRST_FRAME = "00000.png"
+FRAME = re.compile(r"\d{5,}\.png")
 DESCRIPTION = 0x010E  # EXIF ImageDescription
 GIF_FPS = 50  # viewers slow down what asks for more
 PALETTE_FRAMES = 8
@@ -73,10 +76,21 @@ def _is_animated(path: Path) -> bool:
     return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
+def check_speed(formats: Sequence[str], fps: float, crf: int) -> None:
+    """Raise UsageError for frames per second or a quality that a file of these formats cannot have."""
+    if not (isinstance(fps, Real) and 0.1 <= fps <= 240):
+        raise UsageError(f"--fps {fps!r}", expected="0.1 <= fps <= 240")
+    if "gif" in formats and fps > GIF_FPS:
+        raise UsageError(f"--fps {fps:g} with gif", expected=f"at most {GIF_FPS}, or another format")
+    if not (isinstance(crf, int) and 0 <= crf <= 51):
+        raise UsageError(f"--crf {crf!r}", expected="0 <= crf <= 51")
+
+
 def write_clip(
     path: str | Path, frames: np.ndarray, format: str, *, fps: float, crf: int, tags: Mapping[str, str]
 ) -> None:
     """uint8 (T, H, W, 3) to `path`, atomically. crf counts for mp4 alone. Raises UsageError, MachineError."""
+    check_speed([format], fps, crf)
     if format in ("mp4", "mov"):
         return write_video(path, frames, fps, crf, tags=tags)
     pictures = _pictures(frames)
@@ -111,12 +125,25 @@ def _pictures(frames: np.ndarray) -> list[Image.Image]:
 def _write_folder(path: Path, pictures: Sequence[Image.Image], tags: Mapping[str, str]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
+    _check_replaceable(path)
     chunks = PngInfo()
     for name, text in tags.items():
         chunks.add_itxt(name, text)
     with atomic_folder(path) as temporary:
         for index, picture in enumerate(pictures):
             picture.save(temporary / f"{index:05d}.png", pnginfo=chunks)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise UsageError where frames would take the place of something else than frames."""
+    strange = path.name if path.is_file() else ""
+    if path.is_dir():
+        strange = next((one.name for one in path.iterdir() if not FRAME.fullmatch(one.name)), "")
+    if strange:
+        raise UsageError(
+            f"{path} has {strange} in it" if path.is_dir() else f"{path} is a file",
+            expected="a new name for the folder of frames, or that of one to be replaced",
+        )
 
 
 def _with_one_palette(pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -147,7 +174,7 @@ def read_clip(path: str | Path) -> np.ndarray:
     """All frames of a clip of any format as uint8 (T, H, W, 3). Viewers' formats (gif, webp) join frames that
     are equal. Raises BadFileError."""
     path = Path(path)
-    if path.is_dir() or path.suffix in (".gif", ".webp"):
+    if path.is_dir() or path.suffix.lower() in (".gif", ".webp"):
         return _stacked(path, _open_all(path))
     return read_frames(path)
 
@@ -180,12 +207,16 @@ def _told_rate(path: Path) -> float:
 def read_tags(path: str | Path) -> dict[str, str]:
     """The tags in a clip of any format ({} when there are none). Raises BadFileError."""
     path = Path(path)
-    if not (path.is_dir() or path.suffix in (".gif", ".webp")):
+    if not (path.is_dir() or path.suffix.lower() in (".gif", ".webp")):
         return read_metadata(path)
     first = _open_all(path)[0]
     if path.is_dir():
         return dict(first.text)
-    text = first.info.get("comment", b"") if path.suffix == ".gif" else first.getexif().get(DESCRIPTION, "")
+    text = (
+        first.info.get("comment", b"")
+        if path.suffix.lower() == ".gif"
+        else first.getexif().get(DESCRIPTION, "")
+    )
     try:
         found = json.loads(text)
     except ValueError:

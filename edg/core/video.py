@@ -216,7 +216,7 @@ def _encode(
     import av
 
     _, height, width, _ = frames.shape
-    kind, codec, pixels = MOVIES.get(path.suffix, MOVIES[".mp4"])
+    kind, codec, pixels = MOVIES.get(path.suffix.lower(), MOVIES[".mp4"])
     quality = {"crf": str(crf), **REPEATABLE} if kind == "mp4" else {"profile": "3", "threads": "1"}
     with (
         atomic_path(path) as temporary,

@@ -126,6 +126,8 @@ def prepare(
 
     aloud = here.is_first if aloud is None else aloud
     system = systems.get(systems.DEFAULT)
+    if args.config:
+        find_spec(system, args.config, {})  # a misspelt model is told before its missing files
     inside = None
     if merging.asked(args):
         inside = merging.choose(args, lambda paths: find_spec(system, args.config, paths))

@@ -328,17 +328,12 @@ def frame_count(args: argparse.Namespace, spec: Spec) -> int:
 def check_numbers(args: argparse.Namespace, spec: Spec) -> None:
     """Raise UsageError for the first number out of its range that is not one of the sampling options, and for
     flags that exclude each other."""
-    from edg.core.formats import GIF_FPS, parse_formats
+    from edg.core.formats import check_speed, parse_formats
 
     frame_count(args, spec)
     if not 0 <= args.seed < SEED_LIMIT:
         raise UsageError(f"--seed {args.seed}", expected="0 <= seed < 2^63")
-    if not (math.isfinite(args.fps) and 0.1 <= args.fps <= 240):
-        raise UsageError(f"--fps {args.fps}", expected="0.1 <= fps <= 240")
-    if "gif" in parse_formats(args.format) and args.fps > GIF_FPS:
-        raise UsageError(f"--fps {args.fps:g} with gif", expected=f"at most {GIF_FPS}, or another format")
-    if not 0 <= args.crf <= 51:
-        raise UsageError(f"--crf {args.crf}", expected="0 <= crf <= 51")
+    check_speed(parse_formats(args.format), args.fps, args.crf)
     for name in ("n_samples", "bs", "chunk", "frame_stride", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:

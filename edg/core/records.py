@@ -140,8 +140,10 @@ def _alive(pid: int) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8, atomically. What stands for a byte of a file name that is no text becomes its escape
+    (`\\udcff`), which JSON reads back."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:

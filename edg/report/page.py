@@ -216,13 +216,11 @@ def safe_json(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have, and text without lone surrogates."""
+    """The same with None for numbers that JSON does not have."""
     if isinstance(value, float):
         return value if abs(value) != float("inf") and value == value else None
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
     if isinstance(value, Mapping):
-        return {_finite(str(key)): _finite(inner) for key, inner in value.items()}
+        return {str(key): _finite(inner) for key, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 

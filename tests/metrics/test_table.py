@@ -55,3 +55,10 @@ def test_files(tmp_path):
             ["b.mp4", "b", "", "", "1.5", ""],
         ]
     assert summary(rows, ["m"])["m"]["prompts"] == 2
+
+
+def test_names_and_prompts_that_are_no_text_are_written_as_escapes(tmp_path):
+    write_rows(tmp_path, [Row("\udcff.mp4", "\udcff", "\ud800", 1, {"m": 1}, {}, {})], ["m"])
+    found = json.loads((tmp_path / "scores.jsonl").read_text())
+    assert (found["clip"], found["prompt"]) == ("\udcff.mp4", "\ud800"), "JSON has them as they were"
+    assert (tmp_path / "scores.csv").read_text().endswith("\\udcff.mp4,\\udcff,\\ud800,1,1\n")

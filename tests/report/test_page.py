@@ -3,6 +3,7 @@
 import colorsys
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,7 +290,15 @@ def test_json_stays_in_its_script(make):
     value = {"a": make.hostile, "b": "\u2028<!--", "c": [float("nan"), float("inf"), 1.5], "d": "\ud800"}
     text = safe_json(value)
     assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == value | {"c": [None, None, 1.5], "d": "?"}
+    assert json.loads(text) == value | {"c": [None, None, 1.5]}
+
+
+def test_a_prompt_and_a_name_that_are_no_text_are_written_as_escapes(make, tmp_path):
+    run = make.run(tmp_path / "a", clips=1, prompt="x\ud800")
+    make.scores(run, motion_degree=7.0)
+    os.rename(os.fsencode(run), os.fsencode(tmp_path) + b"/\xff")
+    data = data_of(write_report([Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))], tmp_path / "r"))
+    assert data["requests"][0]["prompt"] == "x\ud800" and data["title"] == "\udcff"
 
 
 def test_a_title_and_data_that_look_like_the_template_stay_text():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -145,6 +146,44 @@ def test_a_broken_clip_fails_alone(capsys, tmp_path):
         and result["metrics"]["first_frame_psnr"]["clips"] == 2
     )
     assert result["protocol"]["failed_in_run"] == ["0009"]
+
+
+def test_names_prompts_and_records_that_are_none_do_not_end_the_folder(capsys, tmp_path):
+    folder = make(tmp_path, 1)
+    clip = (folder / "0000.mp4").read_bytes()
+    bad = [
+        {"image": 5},
+        {"image": "\0bad"},
+        {"image": ["a"]},
+        {"set_paths": ["x"]},
+        {"set_paths": {"dyn": 5}},
+    ]
+    bad += [{"video": [1]}, {"files": ["x"]}, {"id": {}, "settings": {"model": 5, "system": {}, "seed": [1]}}]
+    for k, record in enumerate(bad):
+        (folder / f"bad{k}.mp4").write_bytes(clip)
+        write_json(folder / f"bad{k}.json", {"settings": {"prompt": "\ud800"}} | record)
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.mp4")).write_bytes(clip)
+    write_clip(folder / "small", np.zeros((4, 2, 2, 3), np.uint8), "png", fps=8, crf=10, tags={})
+    code, err = run(capsys, folder)
+    assert code == 5 and "the input image 5 of bad0.mp4 is not there" in err, err
+    found = {row["clip"]: row for row in rows(folder)}
+    assert len(found) == len(bad) + 3 and "\udcff.mp4" in found
+    assert found["bad0.mp4"]["prompt"] == "\ud800" and found["bad0.mp4"]["scores"]["motion_degree"] > 0
+    assert "a side of at least 3 px" in found["small"]["failed"]["camera_x"]
+    assert not found["0000.mp4"]["failed"] and found["0000.mp4"]["scores"]["subject_consistency"] > 0
+
+
+def test_a_metric_that_breaks_fails_alone(capsys, tmp_path, monkeypatch):
+    folder, called = make(tmp_path, 2), []
+
+    def broken(frames):
+        called.append(1)
+        raise ZeroDivisionError("by 0")
+
+    monkeypatch.setattr(motion, "flicker", broken)
+    code, err = run(capsys, folder, "--metrics", CHEAP)
+    assert code == 5 and "first 0000.mp4: temporal_flickering: ZeroDivisionError: by 0" in err
+    assert len(called) == 2 and all(row["scores"]["motion_degree"] > 0 for row in rows(folder))
 
 
 def test_videos_without_records(capsys, tmp_path):

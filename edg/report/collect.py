@@ -6,14 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.records import read_json, sha256_file
-from edg.runner.clips import clips_by_name, one_of_each
+from edg.runner.clips import clips_by_name, find_named, one_of_each
 
 RESERVED = ("scores", "point")
 OF_A_CLIP = ("id", "prompt", "image_sha256")
@@ -163,16 +162,8 @@ def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: li
         error = str(value.get("error") or "the video is missing" if value else "the record cannot be read")
         if value.get("status") != "failed" and value:
             problems.append(f"{record}: its video is missing")
-    image = _find(value["image"], record.parent) if record and value.get("image") else None
+    image = find_named(value["image"], record.parent) if record and value.get("image") else None
     return Clip(clip_id, video, record, settings, image, error, scores.get(video.name, {}) if video else {})
-
-
-def _find(name: Any, folder: Path) -> Path | None:
-    """An input image: as its record says, or from one of the folders above the run."""
-    places = [Path(str(name)), *(parent / str(name) for parent in (folder, *folder.resolve().parents))]
-    with suppress(OSError):  # no name of a file
-        return next((place for place in places if place.is_file()), None)
-    return None
 
 
 def _scores_of_clips(path: Path, problems: list[str]) -> dict[str, dict[str, float]]:

@@ -18,6 +18,7 @@ from edg.core.records import hash_value, sha256_file, write_json
 from edg.core.video import fit_image, read_frames, write_image, write_video
 from edg.metrics import motion
 from edg.metrics.catalogue import METRICS, SETS
+from edg.report.collect import collect
 from edg.runner.command import options_settings
 from edg.sprites import WEIGHTS
 from edg.sprites.world import caption, held_out, render, words_of
@@ -113,6 +114,22 @@ def test_clips_of_any_format_count_once(capsys, tmp_path, format):
         assert row["scores"]["motion_top5"] == pytest.approx(other["scores"]["motion_top5"], rel=0.3)
     code, _ = run(capsys, truth, "--metrics", "reference_psnr", "--reference", folder)
     assert code == 0 and min(row["scores"]["reference_psnr"] for row in rows(truth)) > 25
+
+
+def test_what_records_name_is_found_from_another_folder(capsys, tmp_path, monkeypatch):
+    """Image and parameter sets as `edg sample` was given them, from where it was started."""
+    folder = make(tmp_path / "home/output/1000", 1)
+    (tmp_path / "home/images").mkdir()
+    os.rename(folder / "0.png", tmp_path / "home/images/0.png")
+    os.symlink(WEIGHTS, tmp_path / "home/weights")
+    record = json.loads((folder / "0000.json").read_text())
+    paths = {"image": "images/0.png", "set_paths": {"dyn": "weights/base.safetensors"}}
+    write_json(folder / "0000.json", record | paths)
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, folder, "--metrics", "first_frame_psnr,i2v_subject")[0] == 0
+    assert rows(folder)[0]["scores"]["first_frame_psnr"] > 28
+    clip = collect([folder], [])[0].clips["0000"]
+    assert clip.image.samefile(tmp_path / "home/images/0.png"), "and the report finds what it was"
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])

@@ -64,7 +64,10 @@ def equip(args: argparse.Namespace, found: Sequence[ClipFile], asked: list[str] 
     for name, path in paths.items():
         if not Path(path).is_file() and name != "clip":
             raise BadFileError(f"no file {path}", expected=KINDS[name])
-        if Path(path).is_file():
+        if Path(path).is_dir() or path.endswith(".index.json"):
+            if name in expected:
+                raise UsageError(f"--sha256 {name}=... of {path}: it is several files", expected="one file")
+        elif Path(path).is_file():
             checked_sha256(path, expected, name)
     device = choose(args.device, "fp32")[0]
     made: dict[str, Any] = {}

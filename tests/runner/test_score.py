@@ -330,6 +330,11 @@ def test_names_for_vbench():
         (["--weights", "raft=/nowhere"], 3, "no file /nowhere"),
         (["--sha256", "raft=00"], 2, "without --weights raft=PATH"),
         (["--weights", f"raft={__file__}", "--sha256", "raft=00"], 3, "expected 00; it is another file"),
+        (
+            ["--weights", f"clip={WEIGHTS}", "--sha256", "clip=00"],
+            2,
+            "it is several files; expected one file",
+        ),
         (["--weights", f"raft={__file__}"], 3, "expected raft-things.pth"),
         (["--weights", f"features={__file__}"], 2, "without --reference"),
         (["--weights", f"dino={__file__}", "--metrics", "subject_consistency"], 2, "is a program"),

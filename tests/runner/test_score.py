@@ -358,3 +358,6 @@ def test_no_clips(capsys, tmp_path):
 def test_every_metric_is_in_the_docs():
     text = (ROOT / "docs/metrics.md").read_text()
     assert all(f"`{name}`" in text for name in [*METRICS, *SETS])
+    told = text.partition("said otherwise. ")[2].partition(" neither better nor")[0]
+    assert re.findall(r"`(\w+)`", told) == [name for name, one in METRICS.items() if one.better != "higher"]
+    assert "`frechet_distance` and `kernel_distance` are better when lower" in text and len(SETS) == 2

@@ -226,6 +226,16 @@ def test_alignment_of_random_towers_only_when_asked(capsys, tmp_path):
     assert rows(folder)[0]["scores"]["camera_motion"] is None and not rows(folder)[0]["failed"]
 
 
+def test_every_picture_is_embedded_once(capsys, tmp_path, monkeypatch):
+    from edg.systems.edg.embedding import Towers
+
+    seen, embed = [], Towers.embed_image
+    monkeypatch.setattr(Towers, "embed_image", lambda self, x: (seen.append(len(x)), embed(self, x))[1])
+    names = "i2v_subject,subject_consistency,text_alignment"
+    assert run(capsys, make(tmp_path, 1), "--metrics", names)[0] == 0
+    assert sorted(seen) == [1, 8], "the input image and the clip's frames"
+
+
 def test_a_camera_prompt(capsys, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     frames = np.stack([picture[:, 4 * t : 4 * t + 128] for t in range(8)])  # the picture goes left

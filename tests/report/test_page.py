@@ -13,6 +13,7 @@ from edg.core.errors import BadFileError, SomeFailedError, UsageError
 from edg.core.formats import FORMATS, write_clip
 from edg.core.records import write_json
 from edg.core.video import read_frames, write_image, write_video
+from edg.metrics.table import Row, summary
 from edg.report import flow_pictures, page
 from edg.report.collect import collect
 from edg.report.page import fill, safe_json, write_report
@@ -262,6 +263,19 @@ def test_intervals_are_those_of_the_scores_else_over_prompts(make, tmp_path):
     found = summaries(one, values)
     assert found["alignment"] == {"mean": 0.5, "low": 0.4, "high": 0.6}
     assert found["own"]["mean"] == 1.5 and 0 <= found["own"]["low"] < 1.5 < found["own"]["high"] <= 3
+
+
+def test_a_mean_is_that_of_edg_score(make, tmp_path):
+    """Values 1 and 2 of one prompt and 4 of another: (1.5 + 4) / 2."""
+    run = make.run(tmp_path / "a", clips=3)
+    make.record(run, "0001-thing_sample0", "a thing moves right 0", run / "images/thing.png")
+    (one,) = collect([run], [])
+    clips = list(one.clips.values())
+    values = {clip.id: {"own": value} for clip, value in zip(clips, (1.0, 2.0, 4.0), strict=True)}
+    rows = [Row(c.id, c.id, c.prompt, 1, values[c.id], {}, {}) for c in reversed(clips)]
+    expected = summary(rows, ["own"])["own"]
+    assert expected["mean"] == 2.75 and (expected["clips"], expected["prompts"]) == (3, 2)
+    assert summaries(one, values)["own"] == {key: expected[key] for key in ("mean", "low", "high")}
 
 
 def test_one_prompt_has_no_interval(make, tmp_path):

@@ -19,7 +19,8 @@ DRAWS, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Row:
-    """A clip's scores by metric. None: the metric says nothing of this clip. failed: metric -> reason."""
+    """A clip's scores by metric. None: the metric says nothing of this clip. failed: metric -> reason.
+    sha256: of the clip that was measured ("" where it could not be read)."""
 
     clip: str
     id: str
@@ -28,10 +29,11 @@ class Row:
     scores: Mapping[str, float | None]
     failed: Mapping[str, str]
     labels: Mapping[str, Any]
+    sha256: str = ""
 
     def entry(self) -> dict[str, Any]:
         return {
-            "clip": self.clip, "id": self.id, "prompt": self.prompt, "seed": self.seed,
+            "clip": self.clip, "sha256": self.sha256, "id": self.id, "prompt": self.prompt, "seed": self.seed,
             "scores": dict(self.scores), "failed": dict(self.failed), "labels": dict(self.labels),
         }  # fmt: skip
 

@@ -39,7 +39,7 @@ def summaries(run: Run, values: Mapping[str, Mapping[str, float]]) -> dict[str, 
     for name in dict.fromkeys(name for clip in values.values() for name in clip):
         groups = by_prompt(run, values, name)
         found[name] = interval(list(groups.values()), list(groups))
-    found |= run.scores
+    found |= {name: one for name, one in run.scores.items() if is_number(one.get("mean"))}
     return {
         name: {key: one.get(key) if is_number(one.get(key)) else None for key in ("mean", "low", "high")}
         for name, one in found.items()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
-from edg.core.formats import stem_of
+from edg.core.formats import digest, stem_of
 from edg.runner.clips import ClipFile, clips_by_name, find_clips
 from edg.runner.progress import Meter
 
@@ -38,11 +38,13 @@ def measure(file: ClipFile, names: Sequence[str], tools: Tools, reference: Path 
     scores: dict[str, float | None] = dict.fromkeys(names)
     failed: dict[str, str] = {}
     labels: dict[str, Any] = {}
+    sha256 = ""
     try:
+        sha256 = digest(file.path)
         clip, missing = open_clip(file, {need for n in names for need in METRICS[n].needs}, tools, reference)
     except Exception as error:  # whatever a damaged file or record makes of it, the others go on
         failed = dict.fromkeys(names, _reason(error))
-        return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels)
+        return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels, sha256)
     for name in names:
         metric = METRICS[name]
         try:
@@ -56,7 +58,7 @@ def measure(file: ClipFile, names: Sequence[str], tools: Tools, reference: Path 
             scores[name] = value
         except Exception as error:
             failed[name] = _reason(error)
-    return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels)
+    return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels, sha256)
 
 
 def open_clip(

@@ -278,6 +278,34 @@ def test_a_mean_is_that_of_edg_score(make, tmp_path):
     assert summaries(one, values)["own"] == {key: expected[key] for key in ("mean", "low", "high")}
 
 
+def test_scores_of_a_clip_that_changed_are_left_out(make, tmp_path, capsys):
+    """Made again under its name: neither its row nor the means that it is in are shown; scored again, they
+    are."""
+    run = make.run(tmp_path / "a", clips=3)
+    score = ["score", str(run), "--metrics", "temporal_flickering"]
+
+    def page():
+        data = data_of(write_report([run], tmp_path / "r"))
+        assert data["metrics"][1]["unit"] == "share"
+        cells = [request["cells"][0] for request in data["requests"]]
+        shown = [cell["scores"].get("temporal_flickering") for cell in cells]
+        return shown, cells[1].get("note"), data["runs"][0]["scores"]["temporal_flickering"]
+
+    assert main(score) == 0
+    before, note, mean = page()
+    assert None not in before and note is None and mean["mean"] == pytest.approx(np.mean(before))
+    assert "changed" not in capsys.readouterr().err
+    write_video(run / "0001-thing_sample0.mp4", make.moving(4, seed=9), 8)
+    shown, note, mean = page()
+    assert shown == [before[0], None, before[2]] and note == "changed since it was scored"
+    assert mean["mean"] == pytest.approx((before[0] + before[2]) / 2)
+    assert "clips have changed since they were scored; edg score measures" in capsys.readouterr().err
+    assert main(score) == 0
+    after, note, mean = page()
+    assert None not in after and after[1] != before[1] and note is None
+    assert mean["mean"] == pytest.approx(np.mean(after))
+
+
 def test_one_prompt_has_no_interval(make, tmp_path):
     run = make.run(tmp_path / "a", clips=1)
     write_json(

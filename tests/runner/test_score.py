@@ -69,6 +69,7 @@ def test_everything_that_needs_no_file(capsys, tmp_path):
     assert code == 0, err
     found, result = rows(folder), summary(folder)
     assert [row["clip"] for row in found] == [f"{k:04d}.mp4" for k in range(4)]
+    assert [row["sha256"] for row in found] == [sha256_file(folder / row["clip"]) for row in found]
     assert (
         found[1]["prompt"].startswith("a ") and found[1]["seed"] == 1 and not any(r["failed"] for r in found)
     )

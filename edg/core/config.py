@@ -41,8 +41,9 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     except (YAMLError, OmegaConfBaseException, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not valid YAML: {reason}") from error
-    if not isinstance(value, dict) or (len(value) == 1 and next(iter(value.values())) is None):
-        raise UsageError(f"{path} holds {type(value).__name__}", expected="a mapping of settings")
+    if not isinstance(value, dict) or list(value.values()) == [None]:  # a bare word is a key without value
+        held = f"only {next(iter(value))!r}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise UsageError(f"{path} holds {held}", expected="a mapping of settings")
     return value
 
 

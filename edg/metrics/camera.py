@@ -14,6 +14,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float
 
+from edg.core.errors import UsageError
 from edg.metrics.motion import Flow
 
 GRID = 10  # points along a side, and the 6th of each edge is its middle: VBench's
@@ -51,13 +52,15 @@ def similarity(flow: Float[np.ndarray, "h w 2"]) -> tuple[complex, complex]:
     """(m, c) with flow = m + c z, all complex: z the place from the picture's centre in px, m the shift in
     px/frame, c growth + i turn (radians) a frame. Least median of squares (Rousseeuw 1984) over pairs of
     places, then least squares reweighted by Tukey's biweight: what moves on less than half of the picture
-    does not pull it."""
+    does not pull it. Raises UsageError below 3 px."""
     height, width = flow.shape[:2]
     rows, columns = (
         np.unique(np.linspace(0.05 * n, 0.95 * n - 1, SAMPLES).astype(int)) for n in (height, width)
     )
     z = ((columns - (width - 1) / 2) + 1j * (rows - (height - 1) / 2)[:, None]).ravel()
     w = (flow[np.ix_(rows, columns)].astype(np.float64) @ (1, 1j)).ravel()
+    if len(z) < 2:
+        raise UsageError(f"the camera of pictures of {width}x{height}", expected="a side of at least 3 px")
     m, c = _best_of_pairs(z, w)
     for _ in range(ROUNDS):
         residual = np.abs(w - m - c * z)

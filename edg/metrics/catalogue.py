@@ -75,7 +75,7 @@ class Clip:
 
     def alignment(self) -> float:
         pictures = (
-            self.subject if self.tools.picture is self.tools.subject else self.tools.picture(self.frames)
+            self.subject if self.tools.picture == self.tools.subject else self.tools.picture(self.frames)
         )
         return text_alignment(self.tools.text([self.prompt])[0], pictures)
 

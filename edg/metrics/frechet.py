@@ -45,4 +45,6 @@ def _checked(x: Features, y: Features) -> tuple[Features, Features]:
             f"features of shape {x.shape} and {y.shape}",
             expected="(n, d) with the same d and at least 2 clips",
         )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise UsageError("features that are not finite", expected="finite numbers from the network")
     return x, y

@@ -14,12 +14,13 @@ import numpy as np
 
 from edg.core.records import write_json, write_text
 
-DRAWS, SEED, LEVEL = 2000, 0, 0.95
+DRAWS, SEED = 2000, 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """A clip's scores by metric. None: the metric says nothing of this clip. failed: metric -> reason."""
+    """A clip's scores by metric. None: the metric says nothing of this clip. failed: metric -> reason.
+    sha256: of the clip that was measured ("" where it could not be read)."""
 
     clip: str
     id: str
@@ -28,36 +29,46 @@ class Row:
     scores: Mapping[str, float | None]
     failed: Mapping[str, str]
     labels: Mapping[str, Any]
+    sha256: str = ""
 
     def entry(self) -> dict[str, Any]:
         return {
-            "clip": self.clip, "id": self.id, "prompt": self.prompt, "seed": self.seed,
+            "clip": self.clip, "sha256": self.sha256, "id": self.id, "prompt": self.prompt, "seed": self.seed,
             "scores": dict(self.scores), "failed": dict(self.failed), "labels": dict(self.labels),
         }  # fmt: skip
+
+
+def by_group(values: Sequence[float | None], groups: Sequence[str]) -> dict[str, list[float]]:
+    """The values of each group, groups by name. None is left out."""
+    found: dict[str, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        if value is not None:
+            found.setdefault(group, []).append(value)
+    return dict(sorted(found.items()))
 
 
 def interval(
     values: Sequence[float | None], groups: Sequence[str], draws: int = DRAWS, seed: int = SEED
 ) -> dict[str, Any]:
-    """The mean over clips with the bootstrap's 95 % percentile interval over groups (Efron 1979): whole
-    prompts are drawn again, because clips of one prompt are not independent. None is left out. Without two
-    groups there is no interval (low and high are None), without any value no mean."""
-    sums: dict[str, list[float]] = {}
-    for value, group in zip(values, groups, strict=True):
-        if value is not None:
-            sums.setdefault(group, []).append(value)
+    """The mean over groups (prompts) of each one's mean over its clips, so that every prompt counts the same,
+    with its 95 % `bootstrap` over groups: clips of one prompt are not independent. None is left out. Without
+    two groups there is no interval (low and high are None), without any value no mean."""
+    grouped = by_group(values, groups)
     found: dict[str, Any] = {"mean": None, "low": None, "high": None}
-    found |= {"clips": sum(map(len, sums.values())), "prompts": len(sums)}
-    if not sums:
-        return found
-    totals, counts = np.array([(sum(one), len(one)) for one in sums.values()], dtype=np.float64).T
-    found["mean"] = float(totals.sum() / counts.sum())
-    if len(sums) > 1:
-        drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-        means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-        tail = 50 * (1 - LEVEL)
-        found["low"], found["high"] = map(float, np.percentile(means, (tail, 100 - tail)))
+    found |= {"clips": sum(map(len, grouped.values())), "prompts": len(grouped)}
+    means = np.array([np.mean(one) for one in grouped.values()], np.float64)
+    if len(means):
+        found["mean"] = float(means.mean())
+    if len(means) > 1:
+        found["low"], found["high"] = bootstrap(means, draws, seed)
     return found
+
+
+def bootstrap(values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of independent values (N,), drawn again (Efron 1979)."""
+    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def summary(

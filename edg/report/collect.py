@@ -6,14 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.records import read_json, sha256_file
-from edg.runner.clips import clips_by_name, one_of_each
+from edg.runner.clips import clips_by_name, find_named, one_of_each
 
 RESERVED = ("scores", "point")
 OF_A_CLIP = ("id", "prompt", "image_sha256")
@@ -22,7 +21,8 @@ OF_A_CLIP = ("id", "prompt", "image_sha256")
 @dataclass(frozen=True)
 class Clip:
     """A clip of a run. id: its record's, or the video's name without an ending. video, record, image: files,
-    None where there is none. settings: of the record. error: why there is no clip. scores: by metric."""
+    None where there is none. settings: of the record. error: why there is no clip. scores: by metric, of the
+    file with the sha256 `scored` ("": nobody says of which)."""
 
     id: str
     video: Path | None
@@ -31,6 +31,7 @@ class Clip:
     image: Path | None = None
     error: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    scored: str = ""
 
     @property
     def prompt(self) -> str:
@@ -40,7 +41,7 @@ class Clip:
 @dataclass(frozen=True)
 class Run:
     """A folder of clips. recipe: what its records have in common. point: the sweep's point.json. scores:
-    those of scores.json, metric -> {"mean", "low", "high", ...}."""
+    those of scores.json, metric -> {"mean", "low", "high", ...}; rows: how many clips they are of."""
 
     name: str
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     point: Mapping[str, Any] | None = None
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: int = 0
 
 
 def collect(folders: Sequence[Path], problems: dict[str, str]) -> list[Run]:
@@ -139,7 +141,9 @@ def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dic
     summary = _json(folder / "scores.json", problems) if (folder / "scores.json").is_file() else None
     metrics = summary.get("metrics") if isinstance(summary, dict) else None
     kept = {str(k): v for k, v in metrics.items() if _is_summary(v)} if isinstance(metrics, dict) else {}
-    return Run(name, folder, clips, _common(records), point, kept)
+    return Run(
+        name, folder, clips, _common(records), point, kept, sum(bool(values) for values, _ in scores.values())
+    )
 
 
 def _is_record(value: Any) -> bool:
@@ -163,27 +167,20 @@ def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: di
         error = str(value.get("error") or "the video is missing" if value else "the record cannot be read")
         if value.get("status") != "failed" and value:
             problems[str(record)] = f"{record}: its video is missing"
-    image = _find(value["image"], record.parent) if record and value.get("image") else None
-    return Clip(clip_id, video, record, settings, image, error, scores.get(video.name, {}) if video else {})
+    image = find_named(value["image"], record.parent) if record and value.get("image") else None
+    values, scored = scores.get(video.name, ({}, "")) if video else ({}, "")
+    return Clip(clip_id, video, record, settings, image, error, values, scored)
 
 
-def _find(name: Any, folder: Path) -> Path | None:
-    """An input image: as its record says, or from one of the folders above the run."""
-    places = [Path(str(name)), *(parent / str(name) for parent in (folder, *folder.resolve().parents))]
-    with suppress(OSError):  # no name of a file
-        return next((place for place in places if place.is_file()), None)
-    return None
-
-
-def _scores_of_clips(path: Path, problems: dict[str, str]) -> dict[str, dict[str, float]]:
-    """scores.jsonl: the clip's file name -> metric -> value."""
-    found: dict[str, dict[str, float]] = {}
+def _scores_of_clips(path: Path, problems: dict[str, str]) -> dict[str, tuple[dict[str, float], str]]:
+    """scores.jsonl: the clip's file name -> its values by metric, and the sha256 of what was measured."""
+    found: dict[str, tuple[dict[str, float], str]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for line in filter(None, map(str.strip, lines)):
             row = json.loads(line)
             values = {str(k): float(v) for k, v in row["scores"].items() if is_number(v)}
-            found[str(row["clip"])] = values
+            found[str(row["clip"])] = values, str(row.get("sha256") or "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problems[str(path)] = f"cannot read {path}: {error}"
     return found

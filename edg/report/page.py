@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -93,6 +94,7 @@ def page_data(runs: Sequence[Run], media: Path, problems: dict[str, str]) -> tup
             cells[run.name][clip.id] = _cell(clip, media, problems, names)
             meter("clips", sum(map(len, cells.values())), total)
     meter.close()
+    runs = [_without_old_means(run, cells[run.name]) for run in runs]
     values = {run.name: {k: c["scores"] for k, c in cells[run.name].items()} for run in runs}
     metrics = metrics_of(runs, values)
     ids = sorted({clip_id for run in runs for clip_id in run.clips}, key=in_order)
@@ -107,6 +109,16 @@ def page_data(runs: Sequence[Run], media: Path, problems: dict[str, str]) -> tup
         "key": {"wheel": _data_url("wheel.png", _png(flow_pictures.wheel())), "limit": flow_pictures.LIMIT},
     }
     return data, names
+
+
+def _without_old_means(run: Run, cells: Mapping[str, Mapping[str, Any]]) -> Run:
+    """The run without the means of scores.json where these are of other clips than the page's."""
+    scored = [clip for clip in run.clips.values() if clip.scores]
+    if run.rows == sum(clip.scores.items() <= cells[clip.id]["scores"].items() for clip in scored):
+        return run
+    say(f"{run.folder}: clips have changed since they were scored; edg score measures them again")
+    about = {name: {key: one[key] for key in one if key != "mean"} for name, one in run.scores.items()}
+    return replace(run, scores=about)
 
 
 def _told(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,9 +147,11 @@ def _cell(clip: Clip, media: Path, problems: dict[str, str], names: set[str]) ->
             facts = clip_media(clip.video, media)
         except BadFileError as error:
             problems[str(clip.video)] = str(error)
-            return cell | {"error": str(error)}
+            return cell | {"error": str(error), "scores": {}}
         names.update([*files_of(facts), f"{facts['key']}.facts.json"])
         cell |= {key: value for key, value in facts.items() if key not in ("version", "key")}
+        if clip.scored and clip.scored[:KEY] != facts["key"]:
+            cell |= {"scores": {}, "note": "changed since it was scored"}
         if facts["curve"]:
             cell["scores"].setdefault(MOTION, sum(facts["curve"]) / len(facts["curve"]))
     return cell
@@ -162,11 +176,15 @@ def _request(clip_id, runs: Sequence[Run], cells, media: Path, names: set[str], 
         expected = pictured.settings["image_sha256"]
         for clip, cell in zip(clips, row["cells"], strict=True):
             if clip and clip.settings.get("image_sha256", expected) != expected:
-                cell["note"] = "from another input image"
+                _note(cell, "from another input image")
     for cell in filter(None, row["cells"]):
         if cell.pop("prompt") not in ("", row["prompt"]):
-            cell["note"] = "; ".join(filter(None, [cell.get("note"), "from another prompt, see its record"]))
+            _note(cell, "from another prompt, see its record")
     return row
+
+
+def _note(cell: dict[str, Any], text: str) -> None:
+    cell["note"] = "; ".join(filter(None, [cell.get("note"), text]))
 
 
 def _image(clip: Clip, media: Path) -> dict[str, str]:
@@ -216,13 +234,11 @@ def safe_json(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have, and text without lone surrogates."""
+    """The same with None for numbers that JSON does not have."""
     if isinstance(value, float):
         return value if abs(value) != float("inf") and value == value else None
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
     if isinstance(value, Mapping):
-        return {_finite(str(key)): _finite(inner) for key, inner in value.items()}
+        return {str(key): _finite(inner) for key, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 

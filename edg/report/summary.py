@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edg.metrics.table import by_group, interval
 from edg.report.collect import Run, is_number
-from edg.sprites.scoring import estimate
 
 MOTION = "motion_degree"
 MOTION_IS = {"unit": "px/frame", "better": "", "what": "mean length of the optical flow"}
@@ -31,30 +31,25 @@ def metrics_of(runs: Sequence[Run], values: Mapping[str, Any]) -> list[dict[str,
 
 
 def summaries(run: Run, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """metric -> mean and 95 % interval: of scores.json, else the bootstrap over prompts.
+    """metric -> mean and 95 % interval: of scores.json, else by the same `interval` over prompts.
 
-    values: clip id -> metric -> value. Clips of one prompt count as one observation, their mean; of one
-    prompt alone there is no interval.
+    values: clip id -> metric -> value.
     """
     found = {}
     for name in dict.fromkeys(name for clip in values.values() for name in clip):
-        groups = list(by_prompt(run, values, name).values())
-        one = estimate([groups])
-        low, high = (one.low, one.high) if len(groups) > 1 else (None, None)
-        found[name] = {"mean": one.mean, "low": low, "high": high}
-    for name, one in run.scores.items():
-        found[name] = {
-            key: one.get(key) if is_number(one.get(key)) else None for key in ("mean", "low", "high")
-        }
-    return found
+        groups = by_prompt(run, values, name)
+        found[name] = interval(list(groups.values()), list(groups))
+    found |= {name: one for name, one in run.scores.items() if is_number(one.get("mean"))}
+    return {
+        name: {key: one.get(key) if is_number(one.get(key)) else None for key in ("mean", "low", "high")}
+        for name, one in found.items()
+    }
 
 
 def by_prompt(run: Run, values: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, float]:
     """prompt (a clip's id where it has none) -> the mean of its clips."""
-    groups: dict[str, list[float]] = {}
-    for clip_id, scores in values.items():
-        if metric in scores:
-            groups.setdefault(run.clips[clip_id].prompt or clip_id, []).append(scores[metric])
+    prompts = [run.clips[clip_id].prompt or clip_id for clip_id in values]
+    groups = by_group([scores.get(metric) for scores in values.values()], prompts)
     return {prompt: float(np.mean(group)) for prompt, group in groups.items()}
 
 

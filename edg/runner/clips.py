@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ class ClipFile:
         return self.settings.get("seed")
 
     @property
+    def model(self) -> Mapping[str, str]:
+        """Its model as the record tells it: "system", "name", "spec_sha256"."""
+        found = self.settings.get("model")
+        known = {"system": self.settings.get("system"), **(found if isinstance(found, Mapping) else {})}
+        return {key: value for key, value in known.items() if _is_text(value)}
+
+    @property
+    def set_paths(self) -> Mapping[str, str]:
+        """The files of its parameter sets by name, {} where the record does not tell them."""
+        found = self.record.get("set_paths")
+        return found if isinstance(found, Mapping) and all(map(_is_text, found.values())) else {}
+
+    @property
     def has_image(self) -> bool:
         return bool(self.record.get("image"))
 
@@ -48,9 +62,12 @@ class ClipFile:
 
         from edg.core.video import fit_image, read_image
 
-        path = self.record.get("image")
-        if not path:
+        name = self.record.get("image")
+        if not name:
             raise BadFileError(f"no record beside {self.path.name} names its input image")
+        path = find_named(name, self.path.parent)
+        if path is None:
+            raise BadFileError(f"the input image {name!r} of {self.path.name} is not there")
         picture = read_image(path)
         expected = self.settings.get("image_sha256")
         if expected and sha256_file(path) != expected:
@@ -59,6 +76,19 @@ class ClipFile:
         crop, pad = (isinstance(options, Mapping) and options.get(fit) is True for fit in ("crop", "pad"))
         pixels = fit_image(picture, height, width, crop, pad and not crop).permute(1, 2, 0).numpy()
         return np.round((pixels + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
+def find_named(name: Any, folder: Path) -> Path | None:
+    """What a record in `folder` names: as it says, or from one of the folders above; None where there is
+    nothing. Records name files as they were given, from where their run was started."""
+    places = [Path(str(name)), *(parent / str(name) for parent in (folder, *folder.resolve().parents))]
+    with suppress(OSError, ValueError):  # no name of a file
+        return next((place for place in places if place.exists()), None)
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def find_clips(folder: Path) -> list[ClipFile]:

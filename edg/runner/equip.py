@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
-from edg.runner.clips import ClipFile
+from edg.runner.clips import ClipFile, find_named
 
 if TYPE_CHECKING:
     from edg.metrics.catalogue import Tools
@@ -64,7 +64,10 @@ def equip(args: argparse.Namespace, found: Sequence[ClipFile], asked: list[str] 
     for name, path in paths.items():
         if not Path(path).is_file() and name != "clip":
             raise BadFileError(f"no file {path}", expected=KINDS[name])
-        if Path(path).is_file():
+        if Path(path).is_dir() or path.endswith(".index.json"):
+            if name in expected:
+                raise UsageError(f"--sha256 {name}=... of {path}: it is several files", expected="one file")
+        elif Path(path).is_file():
             checked_sha256(path, expected, name)
     device = choose(args.device, "fp32")[0]
     made: dict[str, Any] = {}
@@ -143,16 +146,16 @@ def load_embedder(
     from edg.runner.command import find_spec
     from edg.weights.store import open_weights
 
-    record: Mapping[str, Any] = next((clip.record for clip in found if clip.record.get("set_paths")), {})
-    if path is None and not record:
+    run = next((clip for clip in found if clip.set_paths), None)
+    if path is None and run is None:
         raise UsageError("no record names the parameter sets", fix="--weights clip=CHECKPOINT")
-    settings = record.get("settings") or {}
-    model = settings.get("model") or {}
-    file = Path(path or next(iter(record["set_paths"].values())))
-    if not file.exists():
-        raise BadFileError(f"the run's parameter set {file} is gone", fix="--weights clip=CHECKPOINT")
-    system = systems.get(settings.get("system", systems.DEFAULT) if path is None else systems.DEFAULT)
-    spec = find_spec(system, config or (None if path else model.get("name")), {"clip": file})
+    told = path or next(iter(run.set_paths.values()))
+    file = Path(path) if path else find_named(told, run.path.parent)
+    if file is None or not file.exists():
+        raise BadFileError(f"the run's parameter set {told} is gone", fix="--weights clip=CHECKPOINT")
+    model = {} if path else run.model
+    system = systems.get(model.get("system", systems.DEFAULT))
+    spec = find_spec(system, config or model.get("name"), {"clip": file})
     if path is None and config is None and hash_value(to_dict(spec)) != model.get("spec_sha256"):
         raise UsageError(
             f"the run's model is another {spec.name} than the known one", fix="--config with its YAML"

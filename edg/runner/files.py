@@ -26,7 +26,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def named(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """File name -> digest of the formats that a record tells of; in old records there is one."""
-    files = record.get("files") or {record.get("video"): record.get("video_sha256")}
+    files, alone = record.get("files"), record.get("video")
+    if not files and isinstance(alone, str):
+        return {alone: record.get("video_sha256")}
     return files if isinstance(files, Mapping) else {}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
-from edg.core.formats import stem_of
+from edg.core.formats import digest, stem_of
 from edg.runner.clips import ClipFile, clips_by_name, find_clips
 from edg.runner.progress import Meter
 
@@ -38,11 +38,13 @@ def measure(file: ClipFile, names: Sequence[str], tools: Tools, reference: Path 
     scores: dict[str, float | None] = dict.fromkeys(names)
     failed: dict[str, str] = {}
     labels: dict[str, Any] = {}
+    sha256 = ""
     try:
+        sha256 = digest(file.path)
         clip, missing = open_clip(file, {need for n in names for need in METRICS[n].needs}, tools, reference)
-    except EdgError as error:
-        failed = dict.fromkeys(names, str(error))
-        return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels)
+    except Exception as error:  # whatever a damaged file or record makes of it, the others go on
+        failed = dict.fromkeys(names, _reason(error))
+        return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels, sha256)
     for name in names:
         metric = METRICS[name]
         try:
@@ -51,12 +53,12 @@ def measure(file: ClipFile, names: Sequence[str], tools: Tools, reference: Path 
             value = metric.of(clip)
             if value is not None and not math.isfinite(value):
                 raise UsageError(f"the value is {value}")
+            if name.startswith("camera") and len(clip.frames) > 1:
+                labels["camera"] = clip.camera
             scores[name] = value
-        except EdgError as error:
-            failed[name] = str(error)
-    if len(clip.frames) > 1 and any(name.startswith("camera") for name in names):
-        labels["camera"] = clip.camera
-    return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels)
+        except Exception as error:
+            failed[name] = _reason(error)
+    return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels, sha256)
 
 
 def open_clip(
@@ -77,8 +79,8 @@ def open_clip(
     for need in needs & readers.keys():
         try:
             given[need] = readers[need]()
-        except EdgError as error:
-            missing[need] = str(error)
+        except Exception as error:
+            missing[need] = _reason(error)
     return Clip(frames, fps, file.prompt, tools=tools, **given), missing
 
 
@@ -116,5 +118,10 @@ def distances(found: Sequence[ClipFile], network: Network | None, reference: str
             name: common | {"value": getattr(frechet, name)(ours, theirs), "what": SETS[name]}
             for name in SETS
         }
-    except EdgError as error:
-        return {name: common | {"value": None, "failed": str(error), "what": SETS[name]} for name in SETS}
+    except Exception as error:
+        return {name: common | {"value": None, "failed": _reason(error), "what": SETS[name]} for name in SETS}
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; where it was not meant for people, after its kind."""
+    return str(error) if isinstance(error, EdgError) else f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edg.metrics.table import bootstrap
 from edg.sprites.tracker import track
 from edg.sprites.world import DIRECTIONS, Clip, render, words_of
 
@@ -65,9 +66,7 @@ def estimate(values: Sequence[Sequence[float]], draws: int = 2000, seed: int = 0
     of_image = table.mean(axis=0)[~np.isnan(table).any(axis=0)]
     if not len(of_image):
         return Estimate(float("nan"), float("nan"), float("nan"))
-    drawn = np.random.default_rng(seed).integers(len(of_image), size=(draws, len(of_image)))
-    low, high = np.percentile(of_image[drawn].mean(axis=1), (2.5, 97.5))
-    return Estimate(float(of_image.mean()), float(low), float(high))
+    return Estimate(float(of_image.mean()), *bootstrap(of_image, draws, seed))
 
 
 def share(values: Sequence[Sequence[float]], z: float = 1.96) -> Estimate:

@@ -63,11 +63,20 @@ def test_what_is_wrong_is_named(change, message):
         build(Outer, {**GOOD, **change})
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "just text", ""])
-def test_not_a_mapping(tmp_path, text):
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1\n- 2", "holds a list; expected a mapping of settings"),
+        ("hello", "holds only 'hello'; expected a mapping of settings"),
+        ("hello:", "holds only 'hello'; expected a mapping of settings"),
+        ("", ""),
+    ],
+)
+def test_not_a_mapping(tmp_path, text, told):
     (tmp_path / "a.yaml").write_text(text)
     if text:
-        with pytest.raises(UsageError, match="a.yaml"):
+        with pytest.raises(UsageError, match=f"a.yaml {told}"):
             read_yaml(tmp_path / "a.yaml")
     else:
         assert read_yaml(tmp_path / "a.yaml") == {}

@@ -64,3 +64,14 @@ def test_sets_that_cannot_be_compared():
         frechet_distance(np.ones((1, 3)), np.ones((5, 3)))
     with pytest.raises(UsageError, match="the same d"):
         kernel_distance(np.ones((4, 3)), np.ones((5, 2)))
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite(distance, value):
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    bad = x.copy()
+    bad[2, 1] = value
+    for pair in ((bad, x), (x, bad)):
+        with pytest.raises(UsageError, match="not finite"):
+            distance(*pair)

@@ -9,9 +9,9 @@ import pytest
 from edg.metrics.table import Row, interval, summary, write_rows
 
 
-def test_mean_and_counts():
+def test_mean_over_prompts_and_counts():
     found = interval([1, 2, None, 6], ["a", "a", "b", "c"])
-    assert found["mean"] == 3 and found["clips"] == 3 and found["prompts"] == 2
+    assert found["mean"] == (1.5 + 6) / 2 and found["clips"] == 3 and found["prompts"] == 2
     assert found["low"] == 1.5 and found["high"] == 6  # prompts drawn twice: aa, ac, ca, cc
     assert interval([None], ["a"]) == {"mean": None, "low": None, "high": None, "clips": 0, "prompts": 0}
 
@@ -26,13 +26,13 @@ def test_coverage_of_clips_that_hang_together():
     and are far wider than those that take clips for independent."""
     rng, hits, widths = np.random.default_rng(0), 0, []
     groups = [str(k) for k in range(40) for _ in range(5)]
-    for _ in range(150):
+    for _ in range(600):
         values = np.repeat(rng.normal(0, 1, 40), 5) + rng.normal(0, 0.1, 200)
         found = interval(values, groups, draws=400)
         alone = interval(values, [str(k) for k in range(200)], draws=400)
         hits += found["low"] <= 0 <= found["high"]
         widths.append((found["high"] - found["low"]) / (alone["high"] - alone["low"]))
-    assert 0.88 <= hits / 150 <= 0.99 and np.mean(widths) == pytest.approx(5**0.5, rel=0.1)
+    assert 0.9 <= hits / 600 <= 0.98 and np.mean(widths) == pytest.approx(5**0.5, rel=0.1)
 
 
 def test_seeded():
@@ -55,3 +55,10 @@ def test_files(tmp_path):
             ["b.mp4", "b", "", "", "1.5", ""],
         ]
     assert summary(rows, ["m"])["m"]["prompts"] == 2
+
+
+def test_names_and_prompts_that_are_no_text_are_written_as_escapes(tmp_path):
+    write_rows(tmp_path, [Row("\udcff.mp4", "\udcff", "\ud800", 1, {"m": 1}, {}, {})], ["m"])
+    found = json.loads((tmp_path / "scores.jsonl").read_text())
+    assert (found["clip"], found["prompt"]) == ("\udcff.mp4", "\ud800"), "JSON has them as they were"
+    assert (tmp_path / "scores.csv").read_text().endswith("\\udcff.mp4,\\udcff,\\ud800,1,1\n")

@@ -3,6 +3,7 @@
 import colorsys
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from edg.core.errors import BadFileError, SomeFailedError, UsageError
 from edg.core.formats import FORMATS, write_clip
 from edg.core.records import write_json
 from edg.core.video import read_frames, write_image, write_video
+from edg.metrics.table import Row, summary
 from edg.report import flow_pictures, page
 from edg.report.collect import collect
 from edg.report.page import fill, safe_json, write_report
@@ -263,6 +265,47 @@ def test_intervals_are_those_of_the_scores_else_over_prompts(make, tmp_path):
     assert found["own"]["mean"] == 1.5 and 0 <= found["own"]["low"] < 1.5 < found["own"]["high"] <= 3
 
 
+def test_a_mean_is_that_of_edg_score(make, tmp_path):
+    """Values 1 and 2 of one prompt and 4 of another: (1.5 + 4) / 2."""
+    run = make.run(tmp_path / "a", clips=3)
+    make.record(run, "0001-thing_sample0", "a thing moves right 0", run / "images/thing.png")
+    (one,) = collect([run], [])
+    clips = list(one.clips.values())
+    values = {clip.id: {"own": value} for clip, value in zip(clips, (1.0, 2.0, 4.0), strict=True)}
+    rows = [Row(c.id, c.id, c.prompt, 1, values[c.id], {}, {}) for c in reversed(clips)]
+    expected = summary(rows, ["own"])["own"]
+    assert expected["mean"] == 2.75 and (expected["clips"], expected["prompts"]) == (3, 2)
+    assert summaries(one, values)["own"] == {key: expected[key] for key in ("mean", "low", "high")}
+
+
+def test_scores_of_a_clip_that_changed_are_left_out(make, tmp_path, capsys):
+    """Made again under its name: neither its row nor the means that it is in are shown; scored again, they
+    are."""
+    run = make.run(tmp_path / "a", clips=3)
+    score = ["score", str(run), "--metrics", "temporal_flickering"]
+
+    def page():
+        data = data_of(write_report([run], tmp_path / "r"))
+        assert data["metrics"][1]["unit"] == "share"
+        cells = [request["cells"][0] for request in data["requests"]]
+        shown = [cell["scores"].get("temporal_flickering") for cell in cells]
+        return shown, cells[1].get("note"), data["runs"][0]["scores"]["temporal_flickering"]
+
+    assert main(score) == 0
+    before, note, mean = page()
+    assert None not in before and note is None and mean["mean"] == pytest.approx(np.mean(before))
+    assert "changed" not in capsys.readouterr().err
+    write_video(run / "0001-thing_sample0.mp4", make.moving(4, seed=9), 8)
+    shown, note, mean = page()
+    assert shown == [before[0], None, before[2]] and note == "changed since it was scored"
+    assert mean["mean"] == pytest.approx((before[0] + before[2]) / 2)
+    assert "clips have changed since they were scored; edg score measures" in capsys.readouterr().err
+    assert main(score) == 0
+    after, note, mean = page()
+    assert None not in after and after[1] != before[1] and note is None
+    assert mean["mean"] == pytest.approx(np.mean(after))
+
+
 def test_one_prompt_has_no_interval(make, tmp_path):
     run = make.run(tmp_path / "a", clips=1)
     write_json(
@@ -289,7 +332,15 @@ def test_json_stays_in_its_script(make):
     value = {"a": make.hostile, "b": "\u2028<!--", "c": [float("nan"), float("inf"), 1.5], "d": "\ud800"}
     text = safe_json(value)
     assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == value | {"c": [None, None, 1.5], "d": "?"}
+    assert json.loads(text) == value | {"c": [None, None, 1.5]}
+
+
+def test_a_prompt_and_a_name_that_are_no_text_are_written_as_escapes(make, tmp_path):
+    run = make.run(tmp_path / "a", clips=1, prompt="x\ud800")
+    make.scores(run, motion_degree=7.0)
+    os.rename(os.fsencode(run), os.fsencode(tmp_path) + b"/\xff")
+    data = data_of(write_report([Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))], tmp_path / "r"))
+    assert data["requests"][0]["prompt"] == "x\ud800" and data["title"] == "\udcff"
 
 
 def test_a_title_and_data_that_look_like_the_template_stay_text():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edg.core.records import hash_value, sha256_file, write_json
 from edg.core.video import fit_image, read_frames, write_image, write_video
 from edg.metrics import motion
 from edg.metrics.catalogue import METRICS, SETS
+from edg.report.collect import collect
 from edg.runner.command import options_settings
 from edg.sprites import WEIGHTS
 from edg.sprites.world import caption, held_out, render, words_of
@@ -67,6 +69,7 @@ def test_everything_that_needs_no_file(capsys, tmp_path):
     assert code == 0, err
     found, result = rows(folder), summary(folder)
     assert [row["clip"] for row in found] == [f"{k:04d}.mp4" for k in range(4)]
+    assert [row["sha256"] for row in found] == [sha256_file(folder / row["clip"]) for row in found]
     assert (
         found[1]["prompt"].startswith("a ") and found[1]["seed"] == 1 and not any(r["failed"] for r in found)
     )
@@ -114,6 +117,22 @@ def test_clips_of_any_format_count_once(capsys, tmp_path, format):
     assert code == 0 and min(row["scores"]["reference_psnr"] for row in rows(truth)) > 25
 
 
+def test_what_records_name_is_found_from_another_folder(capsys, tmp_path, monkeypatch):
+    """Image and parameter sets as `edg sample` was given them, from where it was started."""
+    folder = make(tmp_path / "home/output/1000", 1)
+    (tmp_path / "home/images").mkdir()
+    os.rename(folder / "0.png", tmp_path / "home/images/0.png")
+    os.symlink(WEIGHTS, tmp_path / "home/weights")
+    record = json.loads((folder / "0000.json").read_text())
+    paths = {"image": "images/0.png", "set_paths": {"dyn": "weights/base.safetensors"}}
+    write_json(folder / "0000.json", record | paths)
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, folder, "--metrics", "first_frame_psnr,i2v_subject")[0] == 0
+    assert rows(folder)[0]["scores"]["first_frame_psnr"] > 28
+    clip = collect([folder], [])[0].clips["0000"]
+    assert clip.image.samefile(tmp_path / "home/images/0.png"), "and the report finds what it was"
+
+
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_the_input_image_is_compared_as_the_model_was_given_it(capsys, tmp_path, fit):
     picture = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
@@ -147,6 +166,44 @@ def test_a_broken_clip_fails_alone(capsys, tmp_path):
     assert result["protocol"]["failed_in_run"] == ["0009"]
 
 
+def test_names_prompts_and_records_that_are_none_do_not_end_the_folder(capsys, tmp_path):
+    folder = make(tmp_path, 1)
+    clip = (folder / "0000.mp4").read_bytes()
+    bad = [
+        {"image": 5},
+        {"image": "\0bad"},
+        {"image": ["a"]},
+        {"set_paths": ["x"]},
+        {"set_paths": {"dyn": 5}},
+    ]
+    bad += [{"video": [1]}, {"files": ["x"]}, {"id": {}, "settings": {"model": 5, "system": {}, "seed": [1]}}]
+    for k, record in enumerate(bad):
+        (folder / f"bad{k}.mp4").write_bytes(clip)
+        write_json(folder / f"bad{k}.json", {"settings": {"prompt": "\ud800"}} | record)
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.mp4")).write_bytes(clip)
+    write_clip(folder / "small", np.zeros((4, 2, 2, 3), np.uint8), "png", fps=8, crf=10, tags={})
+    code, err = run(capsys, folder)
+    assert code == 5 and "the input image 5 of bad0.mp4 is not there" in err, err
+    found = {row["clip"]: row for row in rows(folder)}
+    assert len(found) == len(bad) + 3 and "\udcff.mp4" in found
+    assert found["bad0.mp4"]["prompt"] == "\ud800" and found["bad0.mp4"]["scores"]["motion_degree"] > 0
+    assert "a side of at least 3 px" in found["small"]["failed"]["camera_x"]
+    assert not found["0000.mp4"]["failed"] and found["0000.mp4"]["scores"]["subject_consistency"] > 0
+
+
+def test_a_metric_that_breaks_fails_alone(capsys, tmp_path, monkeypatch):
+    folder, called = make(tmp_path, 2), []
+
+    def broken(frames):
+        called.append(1)
+        raise ZeroDivisionError("by 0")
+
+    monkeypatch.setattr(motion, "flicker", broken)
+    code, err = run(capsys, folder, "--metrics", CHEAP)
+    assert code == 5 and "first 0000.mp4: temporal_flickering: ZeroDivisionError: by 0" in err
+    assert len(called) == 2 and all(row["scores"]["motion_degree"] > 0 for row in rows(folder))
+
+
 def test_videos_without_records(capsys, tmp_path):
     for k, clip in enumerate(held_out(3, 2)):
         write_video(tmp_path / f"{k}.mp4", np.round(render(clip)[0] * 255).astype(np.uint8), 8)
@@ -168,6 +225,16 @@ def test_alignment_of_random_towers_only_when_asked(capsys, tmp_path):
     assert result["metrics"]["text_alignment"]["note"] == "the towers of this model are random"
     assert -1 <= rows(folder)[0]["scores"]["text_alignment"] <= 1
     assert rows(folder)[0]["scores"]["camera_motion"] is None and not rows(folder)[0]["failed"]
+
+
+def test_every_picture_is_embedded_once(capsys, tmp_path, monkeypatch):
+    from edg.systems.edg.embedding import Towers
+
+    seen, embed = [], Towers.embed_image
+    monkeypatch.setattr(Towers, "embed_image", lambda self, x: (seen.append(len(x)), embed(self, x))[1])
+    names = "i2v_subject,subject_consistency,text_alignment"
+    assert run(capsys, make(tmp_path, 1), "--metrics", names)[0] == 0
+    assert sorted(seen) == [1, 8], "the input image and the clip's frames"
 
 
 def test_a_camera_prompt(capsys, tmp_path):
@@ -274,6 +341,11 @@ def test_names_for_vbench():
         (["--weights", "raft=/nowhere"], 3, "no file /nowhere"),
         (["--sha256", "raft=00"], 2, "without --weights raft=PATH"),
         (["--weights", f"raft={__file__}", "--sha256", "raft=00"], 3, "expected 00; it is another file"),
+        (
+            ["--weights", f"clip={WEIGHTS}", "--sha256", "clip=00"],
+            2,
+            "it is several files; expected one file",
+        ),
         (["--weights", f"raft={__file__}"], 3, "expected raft-things.pth"),
         (["--weights", f"features={__file__}"], 2, "without --reference"),
         (["--weights", f"dino={__file__}", "--metrics", "subject_consistency"], 2, "is a program"),
@@ -297,3 +369,6 @@ def test_no_clips(capsys, tmp_path):
 def test_every_metric_is_in_the_docs():
     text = (ROOT / "docs/metrics.md").read_text()
     assert all(f"`{name}`" in text for name in [*METRICS, *SETS])
+    told = text.partition("said otherwise. ")[2].partition(" neither better nor")[0]
+    assert re.findall(r"`(\w+)`", told) == [name for name, one in METRICS.items() if one.better != "higher"]
+    assert "`frechet_distance` and `kernel_distance` are better when lower" in text and len(SETS) == 2

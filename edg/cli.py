@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from edg.core.arguments import Parser
-from edg.core.errors import ENVIRONMENT, EdgError, UsageError, nearest
+from edg.core.errors import ENVIRONMENT, EdgError, UsageError, is_out_of_memory, nearest
 from edg.core.process import die_with_parent
 
 INTERRUPTED, TERMINATED = 130, 143
 GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
-NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
 @dataclass(frozen=True)
@@ -225,14 +224,6 @@ def _machine_trouble(error: Exception) -> str | None:
         found = machine_error(error, Path(str(error.filename or "the output")))
         return str(found or error)
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of Python, of an accelerator, or of the CPU, which torch tells by a plain RuntimeError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error) if isinstance(error, RuntimeError) else ""
-    return any(phrase in text for phrase in NO_MEMORY)
 
 
 class Terminated(SystemExit):

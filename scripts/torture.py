@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -141,8 +142,8 @@ class Torture:
         process, end = start(self.command, self.log), time.monotonic() + (delay or 0.0)
         while process.poll() is None and (delay is None or time.monotonic() < end):
             time.sleep(0.005)
-        killed = process.poll() is None
         code = kill(process)
+        killed = code == -signal.SIGKILL
         if not killed and code:
             raise SystemExit(f"a run that was let alone ended with {code}:\n{self.log.read_text()[-3000:]}")
         self._look(killed)

@@ -29,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from examine import EDG, ROOT, children, examine, kill, run, start, write_prompts, write_result  # noqa: E402
 
 FULL = 4096  # bytes: no clip, no record and no contact sheet fits
-BAD_EVERY = 8  # every so many images one is bad
+BAD_EVERY = 8  # of so many images one is bad; in a small lot, one of each kind
 
 
 # ---- what is wrong -----------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class Lot:
         self.inputs, self.out, self.log = folder / "in", folder / "out", folder / "log"
         self.draw, self.count, self.ranks, self.faults = draw, count, ranks, Counter()
         images = write_prompts(self.inputs, count)
-        victims = draw.sample(range(count), count // BAD_EVERY)
+        victims = draw.sample(range(count), max(count // BAD_EVERY, min(count, len(BAD))))
         self.bad = {index: list(BAD)[n % len(BAD)] for n, index in enumerate(victims)}
         for index, reason in self.bad.items():
             BAD[reason](images[index])

@@ -18,6 +18,7 @@ from runs import TUNED, clips, edg, prompt_folder, sampling, spawn  # noqa: E402
 
 from edg.core import device  # noqa: E402
 from edg.core.records import read_json  # noqa: E402
+from edg.core.video import read_frames  # noqa: E402
 from edg.runner.sample import run  # noqa: E402
 from edg.systems.base import Result  # noqa: E402
 from edg.systems.edg import generate as method  # noqa: E402
@@ -125,7 +126,8 @@ def test_c86_out_of_memory_is_retried_smaller(tmp_path, capsys, monkeypatch):
     code, told = edg(capsys, *sampling(folder, tmp_path / "out", "--bs", 3, "--no-perframe_ae"))
     assert code == 0 and "warning: the memory was too small: made one clip and one frame at a time" in told
     assert gpu.refused == ["predict"], "then the run stays small"
-    assert clips(tmp_path / "out") == clips(tmp_path / "whole")
+    for path in (tmp_path / "whole").rglob("*.mp4"):
+        assert np.array_equal(read_frames(path), read_frames(tmp_path / "out/1000" / path.name))
 
 
 def test_c86_out_of_memory_while_decoding(tmp_path, capsys, monkeypatch):

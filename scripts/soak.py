@@ -126,7 +126,7 @@ class Lot:
         self._need(process.wait() == 1, "torchrun did not tell that clips failed")
 
     def _clips(self) -> list[Path]:
-        return list(self.out.rglob("*.mp4"))
+        return list(self.out.rglob("[!.]*.mp4"))
 
     def render(self) -> None:
         """Everything that goes wrong, and at last a run in peace."""

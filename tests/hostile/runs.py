@@ -59,7 +59,7 @@ def largest_file(size):
 
 def clips(out):
     """Name -> bytes of the clips in a results folder."""
-    return {path.name: path.read_bytes() for path in sorted(Path(out).rglob("*.mp4"))}
+    return {path.name: path.read_bytes() for path in sorted(Path(out).rglob("[!.]*.mp4"))}
 
 
 def leftovers(folder):

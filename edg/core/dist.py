@@ -112,7 +112,11 @@ def world(device: str = "cpu", patience: timedelta = PATIENCE) -> Iterator[World
 
     with_nccl = device.startswith("cuda") and dist.is_nccl_available()
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", timeout=patience)
+        store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+        # torchrun keeps its store when it restarts all ranks: without a prefix they find dead ones' addresses
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if with_nccl else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise MachineError(

@@ -148,6 +148,37 @@ def write_prompts(folder: Path, count: int) -> list[Path]:
     return images
 
 
+def write_pair(inputs: Path, megabytes: int) -> None:
+    """base.pt and tuned.pt of about so many MB, a tensor each MB."""
+    import torch
+
+    from edg.weights.writers import write_pt
+
+    inputs.mkdir(parents=True)
+    draw = torch.Generator().manual_seed(0)
+    base = {
+        f"model.diffusion_model.{i:03d}.weight": torch.randn(512, 512, generator=draw)
+        for i in range(megabytes)
+    }
+    write_pt(inputs / "base.pt", base)
+    write_pt(inputs / "tuned.pt", {name: tensor + 0.1 * tensor.flip(0) for name, tensor in base.items()})
+
+
+def write_training(inputs: Path, steps: int) -> None:
+    """tiny.yaml: a training run of so many steps on eight clips."""
+    inputs.mkdir(parents=True)
+    (inputs / "tiny.yaml").write_text(
+        f"""name: tiny
+spec: sprites
+seed: 1
+init: {ROOT}/edg/sprites/weights/base.safetensors
+data: {{kind: sprites, split: tuned, count: 8}}
+trainable: [temporal]
+train: {{steps: {steps}, batch: 1, lr: 1.0e-4, ema: 0.9, save_every: 2, log_every: 1, logger: none}}
+"""
+    )
+
+
 def write_result(path: str | None, value: Any) -> None:
     """The figures as a line of JSON, on standard output and where asked in a file."""
     print(json.dumps(value))

@@ -124,6 +124,7 @@ class Lot:
             os.kill(rank, signal.SIGKILL)
             self.faults["killed rank"] += 1
         self._need(process.wait() == 1, "torchrun did not tell that clips failed")
+        self._need(len(self._clips()) == self.count - len(self.bad), "the restarted ranks left clips out")
 
     def _clips(self) -> list[Path]:
         return list(self.out.rglob("[!.]*.mp4"))

@@ -25,7 +25,18 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from examine import EDG, ROOT, State, essence, examine, kill, start, write_prompts, write_result  # noqa: E402
+from examine import (  # noqa: E402
+    EDG,
+    State,
+    essence,
+    examine,
+    kill,
+    start,
+    write_pair,
+    write_prompts,
+    write_result,
+    write_training,
+)
 
 
 @dataclass(frozen=True)
@@ -39,22 +50,6 @@ class Work:
     size: int
 
 
-def make_pair(inputs: Path, megabytes: int) -> None:
-    """base.pt and tuned.pt of about so many MB, a tensor each MB."""
-    import torch
-
-    from edg.weights.writers import write_pt
-
-    inputs.mkdir(parents=True)
-    draw = torch.Generator().manual_seed(0)
-    base = {
-        f"model.diffusion_model.{i:03d}.weight": torch.randn(512, 512, generator=draw)
-        for i in range(megabytes)
-    }
-    write_pt(inputs / "base.pt", base)
-    write_pt(inputs / "tuned.pt", {name: tensor + 0.1 * tensor.flip(0) for name, tensor in base.items()})
-
-
 def merge_command(inputs: Path, out: Path) -> list[str]:
     files = ["--base", f"{inputs}/base.pt", "--tuned", f"{inputs}/tuned.pt", "--out", str(out)]
     return [*EDG, "merge", "edg", *files, "--full", "--format", "pt", "--quiet"]
@@ -65,30 +60,16 @@ def sample_command(inputs: Path, out: Path) -> list[str]:
     return [*EDG, "sample", *how.split(), "--prompt_dir", str(inputs), "--savedir", str(out)]
 
 
-def make_training(inputs: Path, steps: int) -> None:
-    inputs.mkdir(parents=True)
-    (inputs / "tiny.yaml").write_text(
-        f"""name: tiny
-spec: sprites
-seed: 1
-init: {ROOT}/edg/sprites/weights/base.safetensors
-data: {{kind: sprites, split: tuned, count: 8}}
-trainable: [temporal]
-train: {{steps: {steps}, batch: 1, lr: 1.0e-4, ema: 0.9, save_every: 2, log_every: 1, logger: none}}
-"""
-    )
-
-
 def train_command(inputs: Path, out: Path) -> list[str]:
     return [*EDG, "train", f"{inputs}/tiny.yaml", f"out={out}", "--threads", "1", "--device", "cpu"]
 
 
 WORKS = {
-    "merge": Work(make_pair, merge_command, (".pt", ".json"), 128),
+    "merge": Work(write_pair, merge_command, (".pt", ".json"), 128),
     "sample": Work(
         lambda inputs, size: write_prompts(inputs, size) and None, sample_command, (".mp4", ".json"), 16
     ),
-    "train": Work(make_training, train_command, (".safetensors",), 12),
+    "train": Work(write_training, train_command, (".safetensors",), 12),
 }
 
 

@@ -118,7 +118,7 @@ def _generate_alike(
 
 def sparingly(sets: ParameterSets, work: Callable[[], T]) -> T:
     """work(); where the memory is too small, again one clip and one frame at a time. All randomness belongs
-    to the clip, so what is begun anew becomes the same clip. Raises MachineError when that is too much too."""
+    to the clip, so what is begun anew becomes the same. Raises MachineError when that is too much too."""
     while True:
         try:
             return work()

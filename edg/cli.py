@@ -20,13 +20,13 @@ from edg.core.errors import (
     EdgError,
     MachineError,
     UsageError,
+    is_out_of_memory,
     nearest,
     visible,
 )
 from edg.core.process import die_with_parent
 
 GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
-NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
 @dataclass(frozen=True)
@@ -255,14 +255,6 @@ def _machine_trouble(error: Exception) -> EdgError | None:
 
         return machine_error(error, Path(str(error.filename or "the output"))) or MachineError(str(error))
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of Python, of an accelerator, or of the CPU, which torch tells by a plain RuntimeError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error) if isinstance(error, RuntimeError) else ""
-    return any(phrase in text for phrase in NO_MEMORY)
 
 
 class Terminated(SystemExit):

@@ -134,12 +134,31 @@ def _container_memory() -> tuple[int, int]:
         return 0, 0
 
 
-def need_memory(size: int, device: torch.device, what: str) -> None:
-    """Raise MachineError when `size` bytes can never fit on the device, whatever else is running."""
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """(total, free) bytes of the memory that the device computes in; zeros where unknown."""
     import torch
 
-    on_gpu = device.type == "cuda"
-    total = torch.cuda.mem_get_info(device)[1] if on_gpu else memory()[0]
+    if device.type != "cuda":
+        return memory()
+    free, total = torch.cuda.mem_get_info(device)
+    return total, free
+
+
+def out_of_memory(error: BaseException, device: torch.device) -> MachineError:
+    """What to tell of work that did not fit, although it came in the smallest pieces."""
+    total, free = memory_of(device)
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return MachineError(
+        f"out of memory on {device} ({total / 1e9:.1f} GB, {free / 1e9:.1f} GB free) with one clip and one "
+        f"frame at a time: {line}",
+        fix="use --low-memory, --dtype fp16, no --resident, fewer pixels or --frames; "
+        "`edg doctor --plan` tells what fits",
+    )
+
+
+def need_memory(size: int, device: torch.device, what: str) -> None:
+    """Raise MachineError when `size` bytes can never fit on the device, whatever else is running."""
+    total = memory_of(device)[0]
     if total and size > total:
         raise MachineError(
             f"{what} need {size / 1e9:.1f} GB and {device} has {total / 1e9:.1f} GB",

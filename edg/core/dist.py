@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from edg.core.errors import EdgError, UsageError
+from edg.core.errors import EdgError, MachineError, UsageError
 
 T = TypeVar("T")
 # Ranks wait for each other only at the start and at the end of a run, which may take hours. A rank that dies
@@ -42,7 +42,8 @@ class World:
         import torch.distributed as dist
 
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _others():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def first(self, function: Callable[[], T]) -> T:
@@ -67,8 +68,21 @@ class World:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with _others():
+            dist.all_gather_object(values, value)
         return values
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Raise MachineError when another rank has died, or hangs for longer than the group's patience."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise MachineError(
+            f"another process of this run does not answer: {next(iter(str(error).splitlines()), '')}",
+            fix="look at what it said; the same command continues",
+        ) from error
 
 
 def world_from_environment() -> World:
@@ -84,8 +98,12 @@ _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 @contextmanager
-def world(device: str = "cpu") -> Iterator[World]:
-    """The world of this process; with more than one a group is opened (gloo, on cuda nccl as well)."""
+def world(device: str = "cpu", patience: timedelta = PATIENCE) -> Iterator[World]:
+    """The world of this process; with more than one a group is opened (gloo, on cuda nccl as well).
+
+    patience: how long a rank that has come to a meeting waits for the others. Raises MachineError when there
+    is no group to be had (the port is in use, the others do not come).
+    """
     here = world_from_environment()
     if here.size == 1:
         yield here
@@ -93,7 +111,18 @@ def world(device: str = "cpu") -> Iterator[World]:
     import torch.distributed as dist
 
     with_nccl = device.startswith("cuda") and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", timeout=PATIENCE)
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+        # torchrun keeps its store when it restarts all ranks: without a prefix they find dead ones' addresses
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if with_nccl else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    except (RuntimeError, ValueError) as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise MachineError(
+            f"{here.size} processes cannot meet at {place}: {next(iter(str(error).splitlines()), '')}",
+            fix="start them with torchrun; where the port is in use, choose another by --master_port",
+        ) from error
     try:
         yield here
     finally:

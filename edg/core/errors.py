@@ -66,6 +66,17 @@ class SomeFailedError(EdgError):
         }
 
 
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, of an accelerator, or of the CPU, which torch tells by a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return any(phrase in text for phrase in NO_MEMORY)
+
+
 def nearest(name: str, known) -> str:
     """The known name closest to `name`, as a phrase for an error message ("" when none is close)."""
     import difflib

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edg.core.dist import World
-from edg.core.errors import BadFileError, EdgError, SomeFailedError, UsageError
+from edg.core.errors import BadFileError, EdgError, MachineError, SomeFailedError, UsageError
 from edg.core.formats import place
 from edg.core.records import (
     ensure_writable,
@@ -317,14 +317,16 @@ def record_of(job: Run, request: Request, status: str, settings: Mapping[str, An
 def _warnings(result: Result) -> list[str]:
     from edg.core.video import pictures_in
 
-    frames, found = result.frames, []
+    frames, told = result.frames, list(result.warnings)
     if frames.min() == frames.max():
-        found.append("every pixel of the video has the same value")
+        told.append("every pixel of the video has the same value")
+    elif len(frames) > 1 and (frames == frames[0]).all():
+        told.append("every frame of the video is the same picture")
     for image in filter(None, (result.request.image, result.request.last)):
         with suppress(BadFileError):  # it was read; should it be gone now, the clip is made all the same
             if (count := pictures_in(image)) > 1:
-                found.append(f"the image {image.name} is an animation of {count} pictures: its first is used")
-    return found
+                told.append(f"the image {image.name} is an animation of {count} pictures: its first is used")
+    return told
 
 
 # ---- at the end --------------------------------------------------------------------------------------------
@@ -337,7 +339,10 @@ def _finish(job: Run, summary: Summary) -> None:
     sheet = job.outdir / SHEET
     clips = list(islice(_finished_clips(job), SHEET_ROWS)) if summary.made or not sheet.exists() else []
     if clips:
-        write_image(sheet, contact_sheet(clips))
+        try:
+            write_image(sheet, contact_sheet(clips))
+        except MachineError as error:  # the clips are there, and who failed is told below
+            say(f"no contact sheet: {error}")
     counts = f"{summary.made} made, {summary.skipped} finished before, {len(summary.failed)} failed"
     say(f"{counts}: {sheet if sheet.exists() else job.outdir}")
 

@@ -33,12 +33,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished clip: frames as uint8 (T, H, W, 3), or the reason why there is none."""
+    """A finished clip: frames as uint8 (T, H, W, 3), or the reason why there is none. warnings: what is worth
+    telling of a clip that was made."""
 
     request: Request
     frames: np.ndarray | None
     error: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from edg.core.errors import BadFileError, EdgError, UsageError
+from edg.core.device import out_of_memory
+from edg.core.errors import BadFileError, EdgError, UsageError, is_out_of_memory
 from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
@@ -37,7 +39,9 @@ from edg.systems.edg.preview import apply_map, preview_map
 from edg.systems.edg.reuse import deep_feature
 from edg.systems.edg.spec import ModelSpec
 
+T = TypeVar("T")
 SHOWN = 6  # times that `watch` is told of a clip
+SMALLER = "the memory was too small: made one clip and one frame at a time"
 
 
 @dataclass
@@ -81,7 +85,7 @@ class Counted:
     def __call__(self, phase: str, done: int, total: int, request: Request) -> None:
         self.count += 1
         if self.progress is not None:
-            self.progress(phase, done, total, request=request, share=self.count / self.total)
+            self.progress(phase, done, total, request=request, share=min(self.count / self.total, 1.0))
 
 
 def count_steps(sets: ParameterSets, requests: Sequence[Request]) -> int:
@@ -94,14 +98,38 @@ def _generate_alike(
     sets: ParameterSets, requests: list[Request], report: Counted, watch: Watch | None
 ) -> Iterator[Result]:
     options: SamplingOptions = requests[0].options
-    clips = [start(sets, request) for request in requests]
-    denoise_all(sets, clips, options, report, watch)
+
+    def denoised() -> list[Clip]:
+        clips = [start(sets, request) for request in requests]
+        denoise_all(sets, clips, options, report, watch)
+        return clips
+
+    clips = sparingly(sets, denoised)
     last = len(sets.names) - 1
     with sets.only("decode", [last]):
         for done, clip in enumerate(clips):
-            frames = None if clip.error else to_frames(decode(sets.use(last), clip, options), options)
+            video = None if clip.error else sparingly(sets, partial(decode, sets.use(last), clip, options))
+            if video is not None and not torch.isfinite(video).all():
+                clip.error = f"the latent is finite, its frames decoded with {sets.names[last]} are not"
+            frames = None if clip.error else to_frames(video, options)
             report("decode", done + 1, len(clips), clip.request)
-            yield Result(clip.request, frames, clip.error)
+            yield Result(clip.request, frames, clip.error, warnings=(SMALLER,) if sets.shrunk else ())
+
+
+def sparingly(sets: ParameterSets, work: Callable[[], T]) -> T:
+    """work(); where the memory is too small, again one clip and one frame at a time. All randomness belongs
+    to the clip, so what is begun anew becomes the same. Raises MachineError when that is too much too."""
+    while True:
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            told = out_of_memory(error, sets.device)
+        if not sets.shrink():  # outside of the handler: inside, the traceback holds the tensors of `work`
+            raise told
+        if sets.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def denoise_all(

@@ -48,7 +48,7 @@ class ParameterSets:
         self.batch_size = batch_size
         self.one_branch_at_a_time, self.compiled = low_memory, compiled
         self.residence = Residence(self.device, layer_by_layer=low_memory)
-        self._lent = False
+        self._lent = self._shrunk = False
         home = self.device if resident and not low_memory else "cpu"
         first = self.names[: None if resident else 1]
         self._networks = {name: load.load_model(spec, self.sets[name], home, dtype) for name in first}
@@ -80,6 +80,21 @@ class ParameterSets:
             self._loaded[home] = name
         return network
 
+    @property
+    def shrunk(self) -> bool:
+        """Whether `shrink` has made a difference."""
+        return self._shrunk
+
+    def shrink(self) -> bool:
+        """One clip and one frame at a time from now on; False when it was so already."""
+        networks = self._networks.values()
+        if self.batch_size == 1 and all(network.frames_at_once == 1 for network in networks):
+            return False
+        for network in networks:
+            network.frames_at_once = 1
+        self.batch_size, self._shrunk = 1, True
+        return True
+
     @contextmanager
     def only(self, phase: str, use: Sequence[int]) -> Iterator[None]:
         """Inside, the device holds what `phase` (condition, denoise or decode) reads of the sets `use`."""
@@ -102,6 +117,7 @@ class OneNetwork:
     one_branch_at_a_time: bool = False
     resident: bool = True
     compiled: bool = False
+    shrunk: bool = False
 
     @property
     def spec(self) -> ModelSpec:
@@ -114,6 +130,9 @@ class OneNetwork:
     @property
     def device(self) -> torch.device:
         return self.network.device
+
+    def shrink(self) -> bool:
+        return False
 
     def use(self, index: int) -> LatentVideoModel:
         return self.network

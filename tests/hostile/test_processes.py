@@ -1,0 +1,241 @@
+"""Processes: killed, interrupted, beside each other, one of several ranks gone."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "runner"), str(HERE.parents[1] / "scripts")]
+import torture  # noqa: E402
+from fakes import FakeSystem, job  # noqa: E402
+from runs import ROOT, clips, edg, leftovers, prompt_folder, sampling, spawn  # noqa: E402
+
+from edg.core.dist import World  # noqa: E402
+from edg.core.records import LOCK, read_json, remove_leftovers  # noqa: E402
+from edg.runner import command  # noqa: E402
+from edg.runner.sample import run  # noqa: E402
+from edg.systems.edg.train import _cut_log, read_log  # noqa: E402
+
+
+def test_c77_sigkill_while_merging(tmp_path):
+    """The long form: python scripts/torture.py merge --kills 50."""
+    assert torture.main(["merge", "--kills", "3", "--size", "16", "--json", str(tmp_path / "told")]) == 0
+    told = read_json(tmp_path / "told")
+    assert told["kills"] == 3 and told["rounds"] >= 1 and told["files_checked"] > 0
+
+
+def test_c77_torn_and_lost_files_are_seen(tmp_path):
+    """The kill loop itself: what it is there to find, it finds."""
+    work = torture.Work(lambda *_: None, lambda *_: [sys.executable, "-c", ""], (".json",), 0)
+    subject = torture.Torture(work, tmp_path, 0)
+    subject.out.mkdir()
+    subject.expected = {}
+    (subject.out / "a.json").write_text("{}")
+    subject._look(killed=True)
+    assert subject.tally.bad == 0 and subject.known
+    (subject.out / "a.json").write_text('{"torn": ')
+    (subject.out / ".edg-tmp-x").write_text("")
+    (subject.out / "b.json").write_text("1")
+    subject._look(killed=False)
+    tally = subject.tally
+    assert (tally.torn, tally.lost, tally.leftovers, tally.different) == (1, 1, 1, 1)
+
+
+def test_c78_sigkill_while_sampling(tmp_path):
+    """The long form: python scripts/torture.py sample --kills 50."""
+    assert torture.main(["sample", "--kills", "2", "--size", "3", "--json", str(tmp_path / "told")]) == 0
+    assert read_json(tmp_path / "told")["kills"] == 2
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_c79_signals_end_cleanly(tmp_path, capsys, number, code):
+    folder = prompt_folder(tmp_path / "in", *["a red circle moves left"] * 3)
+    argv = sampling(folder, tmp_path / "out", "--chunk", 1, "--ddim_steps", 30)
+    process = spawn(*argv)
+    while process.poll() is None and not clips(tmp_path / "out"):
+        time.sleep(0.01)
+    process.send_signal(number)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == code, told
+    assert "Traceback" not in told and ("interrupted; nothing is left half-written" in told) == (code == 130)
+    before = clips(tmp_path / "out")
+    assert 0 < len(before) < 3 and not leftovers(tmp_path / "out")
+    assert all(read_json(path) for path in (tmp_path / "out").rglob("*.json"))
+    assert edg(capsys, *argv)[0] == 0
+    assert len(after := clips(tmp_path / "out")) == 3 and before.items() <= after.items()
+
+
+def test_c80_torn_last_line_is_ignored(tmp_path, capsys):
+    """A record that is torn makes its clip anew; a torn line of a training log is cut off."""
+    argv = sampling(prompt_folder(tmp_path / "in", *["a red circle moves left"] * 2), tmp_path / "out")
+    assert edg(capsys, *argv)[0] == 0
+    before, record = clips(tmp_path / "out"), next((tmp_path / "out").rglob("0001*.json"))
+    record.write_text(record.read_text()[:100])
+    code, told = edg(capsys, *argv)
+    assert code == 0 and "1 made, 1 finished before" in told and clips(tmp_path / "out") == before
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert read_log(log) == [{"step": 1, "loss": 0.5}]
+    _cut_log(log, 1)
+    assert log.read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from edg.core.records import lock_folder
+with lock_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
+    """The second waits a little and leaves, naming the holder; a dead holder's lock is taken over."""
+    monkeypatch.setattr(command, "PATIENCE", 0.3)
+    out = tmp_path / "out/1000"
+    out.mkdir(parents=True)
+    argv = sampling(prompt_folder(tmp_path / "in", "a red circle moves left"), out.parent)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, out],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        (out / f".edg-tmp-00000000-{holder.pid}-ab.mp4").write_bytes(b"being written")
+        code, told = edg(capsys, *argv)
+        assert code == 4 and f"is locked by pid {holder.pid} on host" in told and "another folder" in told
+        assert not clips(out) and leftovers(out), "nothing of the living is touched"
+    finally:
+        holder.kill(), holder.wait()
+    assert (out / LOCK).read_text().startswith(f"pid {holder.pid}"), "a stale lock"
+    assert edg(capsys, *argv)[0] == 0 and len(clips(out)) == 1
+
+
+def test_c81_two_merges_in_one_folder(tmp_path, capsys):
+    from edg.sprites import WEIGHTS
+
+    (tmp_path / "out").mkdir()
+    argv = ["merge", "edg", "--base", WEIGHTS / "base.safetensors", "--tuned", WEIGHTS / "tuned.safetensors"]
+    argv += ["--missing", "identity", "--out", tmp_path / "out", "--quiet"]
+    with open(tmp_path / "out/.dyn.safetensors.edg-tmp.1", "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, told = edg(capsys, *argv)
+    assert code == 4 and "is being written by another process" in told and "wait for it to end" in told
+    code, told = edg(capsys, *argv)
+    assert code == 0 and not leftovers(tmp_path), told
+
+
+RANKS = """
+import os, signal, sys, time
+from datetime import timedelta
+from pathlib import Path
+sys.path[:0] = [{paths}]
+from fakes import FakeSystem, job
+from edg.cli import guard
+from edg.core.dist import world
+from edg.runner.sample import run
+folder, how, first = Path(sys.argv[1]), sys.argv[2], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+class Fragile(FakeSystem):
+    def generate(self, model, requests, *more):
+        for number, result in enumerate(super().generate(model, requests, *more)):
+            if number and os.environ["RANK"] == "1" and first:
+                if how == "raise":
+                    raise RuntimeError("a defect")
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if how == "hang":
+                    time.sleep(300)
+            yield result
+def go():
+    with world("cpu", timedelta(seconds=4 if how == "hang" else 600)) as here:
+        run(job(folder, count=4, patience=20), Fragile(), lambda: None, here)
+    return 0
+sys.exit(guard(go, debug="--debug" in sys.argv))
+"""
+
+
+def ranks(folder, how, *torchrun):
+    """Two ranks under torchrun, the second of which comes to grief after its first clip: (code, stderr)."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "ranks.py"
+    script.write_text(RANKS.format(paths=", ".join(repr(str(p)) for p in (HERE.parent / "runner", ROOT))))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *torchrun]
+    process = spawn(script, folder, how, launcher=launcher)
+    told = process.communicate(timeout=500)[1]
+    return process.returncode, told
+
+
+def made(folder):
+    return [path.exists() for path in map(job(folder, 4).video, job(folder, 4).requests)]
+
+
+def test_c82_rank_killed_and_restarted(tmp_path):
+    code, told = ranks(tmp_path / "a", "kill", "--max-restarts=1")
+    assert code == 0, told
+    assert made(tmp_path / "a") == [True] * 4 and "0003-x_sample0" in told
+    assert "finished already" in told, "what was finished before is not made again"
+    run(job(tmp_path / "whole", 4), FakeSystem(), lambda: None)
+    assert clips(tmp_path / "a") == clips(tmp_path / "whole") and not leftovers(tmp_path)
+
+
+def test_c82_rank_raises(tmp_path):
+    code, told = ranks(tmp_path / "a", "raise")
+    assert code != 0 and "a defect" in told
+    assert made(tmp_path / "a")[2], "the clip that it had finished stays"
+    remove_leftovers(tmp_path / "a/out")
+    summary = run(job(tmp_path / "a", 4), FakeSystem(), lambda: None)
+    assert summary.skipped >= 1 and made(tmp_path / "a") == [True] * 4 and not leftovers(tmp_path)
+
+
+def test_c82_rank_hangs(tmp_path):
+    """Who waits for it gives up after its patience (24 hours in a command, 4 seconds here), and torchrun ends
+    them all."""
+    began = time.monotonic()
+    code, told = ranks(tmp_path / "a", "hang")
+    assert code != 0 and "another process of this run does not answer" in told, told
+    assert time.monotonic() - began < 280 and made(tmp_path / "a")[:3] == [True] * 3
+
+
+class Second(World):
+    """Rank 1 of 2, whose peer has said what is to be made."""
+
+    def broadcast(self, value=None):
+        return [0, 1], 0
+
+    def gather(self, value):
+        return [(1, {}), value]
+
+
+def test_c83_only_rank_0_writes_what_is_shared(tmp_path):
+    plan = job(tmp_path, 2)
+    plan.outdir.mkdir()
+    run(plan, FakeSystem(), lambda: None, Second(1, 2))
+    names = {path.name for path in plan.outdir.iterdir()}
+    assert names == {"0001-x_sample0.mp4", "0001-x_sample0.json"}, "its clip, no lock and no contact sheet"
+
+
+def test_c83_port_in_use(tmp_path, capsys, monkeypatch):
+    argv = sampling(prompt_folder(tmp_path / "in", "a red circle moves left"), tmp_path / "out")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **place}.items():
+            monkeypatch.setenv(name, value)
+        code, told = edg(capsys, *argv)
+    assert code == 4 and f"2 processes cannot meet at 127.0.0.1:{place['MASTER_PORT']}" in told
+    assert "choose another by --master_port" in told
+
+
+def test_c83_patience_is_a_day():
+    from edg.core.dist import PATIENCE
+
+    assert timedelta(hours=1) <= PATIENCE <= timedelta(days=1)

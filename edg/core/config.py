@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from edg.core.errors import BadFileError, UsageError, nearest
 
 C = TypeVar("C")
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)  # `3`, `a: !!int x`, ...
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -24,16 +26,16 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    path = Path(path)
+    path, assignments = Path(path), _assignments(overrides)
     try:
         loaded = OmegaConf.create(path.read_text(encoding="utf-8-sig"))
-        if overrides:
-            loaded = OmegaConf.merge(loaded, OmegaConf.from_dotlist(_assignments(overrides)))
+        if assignments:
+            loaded = OmegaConf.merge(loaded, OmegaConf.from_dotlist(assignments))
         value = OmegaConf.to_container(loaded, resolve=True)
     except (OSError, UnicodeDecodeError) as error:
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
-    except (YAMLError, OmegaConfBaseException, RecursionError) as error:
-        reason = " ".join(str(error).split())
+    except (YAMLError, OmegaConfBaseException, RecursionError, *MALFORMED) as error:
+        reason = " ".join(str(error).split())[:300] or "no mapping of settings"
         raise UsageError(f"{path} is not valid YAML: {reason}") from error
     if not isinstance(value, dict) or (len(value) == 1 and next(iter(value.values())) is None):
         raise UsageError(f"{path} holds {type(value).__name__}", expected="a mapping of settings")
@@ -147,13 +149,9 @@ def _convert_sequence(origin: type, arguments: tuple, value: Any, where: str) ->
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-4 as text
             return float(value)
-        except ValueError:
-            pass
     if hint is Path and isinstance(value, str):
         return Path(value)
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint in (int, float))

@@ -41,9 +41,9 @@ class SomeFailedError(EdgError):
     exit_code = SOME_FAILED
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: object, known) -> str:
     """The known name closest to `name`, as a phrase for an error message ("" when none is close)."""
     import difflib
 
-    hits = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hits = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"did you mean {hits[0]!r}?" if hits else ""

@@ -72,7 +72,7 @@ class Step:
             values = [
                 v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float | int)
             ]
-            if not all(math.isfinite(v) for v in values):
+            if not all(abs(v) < math.inf for v in values):
                 raise UsageError(f"{self.op}: {key} {value}", expected="a finite number")
             if key in SHARES and not all(0 <= v <= 1 for v in values):
                 raise UsageError(f"{self.op}: {key} {value}", expected="a number from 0 to 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -13,6 +14,7 @@ from edg.core.errors import BadFileError, UsageError, nearest
 
 C = TypeVar("C")
 MOST_VALUES = 100_000  # of a YAML file, aliases followed: a few lines can stand for 10^9
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)  # `3`, `a: !!int x`, ...
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -26,21 +28,22 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    path = Path(path)
+    path, assignments = Path(path), list(_assignments(overrides))
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if (count := _values_in(text)) > MOST_VALUES:
-            raise UsageError(f"{path} stands for {count:.3g} values", expected=f"at most {MOST_VALUES}")
-        loaded = OmegaConf.create(text)
-        for key, assigned in _assignments(overrides):
+        count = _values_in(text)
+        loaded = OmegaConf.create(text if count <= MOST_VALUES else {})
+        for key, assigned in assignments:
             told = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={assigned}"]))["value"]
             OmegaConf.update(loaded, key, told, merge=False)
         value = OmegaConf.to_container(loaded, resolve=True)
     except (OSError, UnicodeDecodeError) as error:
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
-    except (YAMLError, OmegaConfBaseException, RecursionError) as error:
-        reason = " ".join(str(error).split())
+    except (YAMLError, OmegaConfBaseException, RecursionError, *MALFORMED) as error:
+        reason = " ".join(str(error).split())[:300] or "no mapping of settings"
         raise UsageError(f"{path} is not valid YAML: {reason}") from error
+    if count > MOST_VALUES:
+        raise UsageError(f"{path} stands for {count:.3g} values", expected=f"at most {MOST_VALUES}")
     if not isinstance(value, dict) or list(value.values()) == [None]:  # a bare word is a key without value
         held = f"only {next(iter(value))!r}" if isinstance(value, dict) else f"a {type(value).__name__}"
         raise UsageError(f"{path} holds {held}", expected="a mapping of settings")
@@ -173,13 +176,9 @@ def _convert_sequence(origin: type, arguments: tuple, value: Any, where: str) ->
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-4 as text
             return float(value)
-        except ValueError:
-            pass
     if hint is Path and isinstance(value, str):
         return Path(value)
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint in (int, float))

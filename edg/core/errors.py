@@ -77,11 +77,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(phrase in text for phrase in NO_MEMORY)
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: object, known) -> str:
     """The known name closest to `name`, as a phrase for an error message ("" when none is close)."""
     import difflib
 
-    hits = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hits = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"did you mean {hits[0]!r}?" if hits else ""
 
 

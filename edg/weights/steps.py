@@ -73,7 +73,7 @@ class Step:
             values = [
                 v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float | int)
             ]
-            if not all(math.isfinite(v) and abs(v) <= LARGEST for v in values):
+            if not all(abs(v) <= LARGEST for v in values):
                 raise UsageError(
                     f"{self.op}: {key} {value}", expected=f"a finite number of at most {LARGEST:g}"
                 )

@@ -25,6 +25,9 @@ NET = {
 }
 
 
+ZEROS = "0" * 400  # a number that no float can hold
+
+
 def trees():
     for path in SOURCES:
         yield str(path.relative_to(ROOT)), list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
@@ -72,6 +75,30 @@ def test_a_bomb_of_yaml_aliases(tmp_path, command, depth):
     began = time.process_time()
     code, err = command(["merge", tmp_path / "bomb.yaml"])
     assert code == 2 and "is not valid YAML" in err and time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["3", "true", "1.5", "!!set {a}", "a: 0b_", "a: !!int x", "a: !!float x", "a: 9" + "9" * 5000, "a: ${b",
+     "!!python/object/apply:os.system ['touch x']"]
+)  # fmt: skip
+def test_yaml_that_is_no_mapping_of_settings(tmp_path, command, text):
+    """Found by `scripts/fuzz.py settings`, and what YAML of other libraries would run."""
+    (tmp_path / "x.yaml").write_text(text)
+    code, err = command(["merge", tmp_path / "x.yaml"])
+    assert code == 2 and "is not valid YAML" in err and len(err) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["{op: linear, 3: 4}", f"{{op: linear, weights: [1{ZEROS}, 1]}}", f"{{op: svd, rank: -1{ZEROS}}}",
+     "{op: extrapolate, alpha: .nan}", "{op: 3}", "3", "{op: extrapolate, 1.5: 0}"]
+)  # fmt: skip
+def test_recipes_that_are_no_recipes(tmp_path, command, step):
+    (tmp_path / "x.yaml").write_text(f"inputs: {{a: '', b: ''}}\noutputs: {{x: [{step}]}}")
+    code, err = command(["merge", tmp_path / "x.yaml"])
+    assert code == 2 and "expected" in err and len(err) < 2000
 
 
 def test_security_md_names_tests_that_are_there():

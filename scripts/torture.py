@@ -44,7 +44,7 @@ class Work:
     """What is tortured. prepare(folder of inputs, size); command(folder of inputs, folder of results);
     finished: endings of the files that must never go or change once they are there."""
 
-    prepare: Callable[[Path, int], None]
+    prepare: Callable[[Path, int], object]
     command: Callable[[Path, Path], list[str]]
     finished: tuple[str, ...]
     size: int
@@ -66,9 +66,7 @@ def train_command(inputs: Path, out: Path) -> list[str]:
 
 WORKS = {
     "merge": Work(write_pair, merge_command, (".pt", ".json"), 128),
-    "sample": Work(
-        lambda inputs, size: write_prompts(inputs, size) and None, sample_command, (".mp4", ".json"), 16
-    ),
+    "sample": Work(write_prompts, sample_command, (".mp4", ".json"), 16),
     "train": Work(write_training, train_command, (".safetensors",), 12),
 }
 

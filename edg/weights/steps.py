@@ -6,7 +6,6 @@ output; the arithmetic itself is in `ops`. The first input of a recipe is the ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar

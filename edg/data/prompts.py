@@ -172,6 +172,8 @@ def read_prompts(path: str | Path) -> list[str]:
 
 def _decode(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise BadFileError(f"{path} is not a file", expected="a text file")
         data = path.read_bytes()
     except OSError as error:
         raise BadFileError(f"cannot read {path}: {error.strerror}") from error

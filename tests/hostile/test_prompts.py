@@ -149,6 +149,14 @@ def test_c51_unreadable(sample, folder, monkeypatch, kind):
     ]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_c51_prompts_that_are_no_file(sample, folder, kind):
+    path = folder(["1.png"], None)
+    {"pipe": os.mkfifo, "folder": os.mkdir}[kind](path / "p.txt")
+    code, err, out = sample(path)
+    assert code == 3 and "p.txt is not a file" in err and not out.exists()
+
+
 def forbid(monkeypatch, path):
     """Nobody opens `path`."""
     real = open

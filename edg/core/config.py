@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from edg.core.errors import BadFileError, UsageError, nearest
 
 C = TypeVar("C")
+RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:[^}]*\}?")  # ${oc.env:HOME}: settings depend on nothing outside
 MOST_VALUES = 100_000  # of a YAML file, aliases followed: a few lines can stand for 10^9
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)  # `3`, `a: !!int x`, ...
 
@@ -31,8 +33,8 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     path, assignments = Path(path), list(_assignments(overrides))
     try:
         text = path.read_text(encoding="utf-8-sig")
-        count = _values_in(text)
-        loaded = OmegaConf.create(text if count <= MOST_VALUES else {})
+        count, calls = _values_in(text), RESOLVER.findall("\n".join([text, *overrides]))
+        loaded = OmegaConf.create(text if count <= MOST_VALUES and not calls else {})
         for key, assigned in assignments:
             told = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={assigned}"]))["value"]
             OmegaConf.update(loaded, key, told, merge=False)
@@ -42,6 +44,8 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     except (YAMLError, OmegaConfBaseException, RecursionError, *MALFORMED) as error:
         reason = " ".join(str(error).split())[:300] or "no mapping of settings"
         raise UsageError(f"{path} is not valid YAML: {reason}") from error
+    if calls:
+        raise UsageError(f"{path} asks for {calls[0]}", expected="values, and ${names} of other values")
     if count > MOST_VALUES:
         raise UsageError(f"{path} stands for {count:.3g} values", expected=f"at most {MOST_VALUES}")
     if not isinstance(value, dict) or list(value.values()) == [None]:  # a bare word is a key without value

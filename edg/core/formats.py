@@ -229,9 +229,9 @@ def _open_all(path: Path) -> list[Image.Image]:
 
     try:
         if path.is_dir():
-            pictures = [Image.open(file) for file in sorted(path.glob("*.png"))]
+            pictures = [Image.open(file, formats=["PNG"]) for file in sorted(path.glob("*.png"))]
         else:
-            with Image.open(path) as film:
+            with Image.open(path, formats=["GIF", "WEBP"]) as film:
                 pictures = [frame.copy() for frame in ImageSequence.Iterator(film)]
         for picture in pictures:
             picture.load()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
+# Every further decoder that Pillow has is code that a file called .png could reach.
+PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # One encoder thread, and no macroblock tree: with it x264 reads memory that it has not written (seen at 64x48
 # and below: one file in ten differs), without it the same frames give the same file.
 REPEATABLE = {"threads": "1", "mbtree": "0"}
@@ -43,7 +45,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=PICTURES) as image:
                 _need_reasonable_size(path, image.size)
                 image.load()
                 return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
@@ -68,8 +70,8 @@ def pictures_in(path: str | Path) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return getattr(image, "n_frames", 1)
+            with Image.open(path, formats=PICTURES) as image:  # in a photograph's MPO the others are previews
+                return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception as error:  # as above
         raise BadFileError(f"cannot read the image {path}: {error}") from error
 

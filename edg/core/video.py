@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 # Every further decoder that Pillow has is code that a file called .png could reach.
-PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # One encoder thread, and no macroblock tree: with it x264 reads memory that it has not written (seen at 64x48
 # and below: one file in ten differs), without it the same frames give the same file.
 REPEATABLE = {"threads": "1", "mbtree": "0"}

@@ -6,23 +6,19 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from edg.core.config import read_yaml
+from edg.core.errors import BadFileError, UsageError
+from edg.core.video import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [*sorted((ROOT / "edg").rglob("*.py")), ROOT / "run_merge.py", ROOT / "scripts" / "infer_multi.py"]
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler",
              "yaml.load", "yaml.unsafe_load", "marshal.loads", "os.system", "torch.hub.load", "torch.package",
              "dill.load", "joblib.load", "load_from_checkpoint"}  # fmt: skip
-NET = {
-    "urllib",
-    "http",
-    "socket",
-    "requests",
-    "httpx",
-    "aiohttp",
-    "ftplib",
-    "huggingface_hub",
-    "socketserver",
-}
+NET = {"urllib", "http", "socket", "requests", "httpx", "aiohttp", "ftplib", "huggingface_hub",
+       "socketserver"}  # fmt: skip
 
 
 ZEROS = "0" * 400  # a number that no float can hold
@@ -109,3 +105,23 @@ def test_security_md_names_tests_that_are_there():
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
     for path in re.findall(r"`((?:edg|scripts|tests)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_settings_read_nothing_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    path = tmp_path / "x.yaml"
+    path.write_text("a: ${oc.env:SECRET}\nb: 1\n")
+    with pytest.raises(UsageError, match=r"asks for \$\{oc.env:SECRET\}"):
+        read_yaml(path)
+    path.write_text("a: 1\nb: ${a}\n")
+    with pytest.raises(UsageError, match="asks for"):
+        read_yaml(path, ["a=${oc.env:SECRET}"])
+    assert read_yaml(path) == {"a": 1, "b": 1}
+
+
+def test_only_decoders_of_pictures_are_reached(tmp_path):
+    """An EPS file is a program for Ghostscript, whatever its name ends in."""
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(BadFileError, match="cannot identify"):
+        read_image(path)

@@ -70,7 +70,7 @@ def test_a_bomb_of_yaml_aliases(tmp_path, command, depth):
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
     began = time.process_time()
     code, err = command(["merge", tmp_path / "bomb.yaml"])
-    assert code == 2 and "is not valid YAML" in err and time.process_time() - began < 5
+    assert code == 2 and "stands for" in err and time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

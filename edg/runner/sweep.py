@@ -171,16 +171,32 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 def run_all(found: Sequence[Point]) -> dict[str, str]:
     """Sample every point; what failed, with its reason. Points that follow each other with the same sets
     share one network."""
-    from edg.runner.command import sample
-
     failed: dict[str, str] = {}
     keep: dict[str, Any] = {}
     for number, point in enumerate(found, 1):
         say(f"[{number}/{len(found)}] {point}")
         with _named(str(point), failed):
-            write_json(point.folder / "point.json", {"name": str(point), "options": dict(point.options)})
-            sample(point.args, keep)
+            _make(point, keep)
     return failed
+
+
+def _make(point: Point, keep: dict[str, Any]) -> None:
+    """Sample a point. Its point.json stays what it was where the clips that lie there are of other settings.
+    Raises EdgError."""
+    from edg.runner.command import sample
+
+    told, about = point.folder / "point.json", {"name": str(point), "options": dict(point.options)}
+    if not told.exists():
+        write_json(told, about)
+    try:
+        sample(point.args, keep)
+    except UsageError as error:
+        other = "another out=, or remove the point's folder" if "--overwrite" in error.fix else error.fix
+        raise UsageError(error.given, expected=error.expected, fix=other) from None
+    except SomeFailedError:
+        write_json(told, about)
+        raise
+    write_json(told, about)
 
 
 @contextmanager

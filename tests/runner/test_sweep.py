@@ -1,6 +1,7 @@
 """A grid of points: their names and flags, what fails, and going on after a kill."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -139,16 +140,34 @@ def test_killed_it_goes_on_and_makes_nothing_twice(sweep_file, tmp_path):
     def clips():
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/1000/[0-9]*.json")}
 
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not clips() and process.poll() is None:
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+    process.send_signal(how)
+    err = process.communicate()[1]
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "interrupted; nothing is left half-written" in err
+        assert "Traceback" not in err and not list(tmp_path.rglob(".edg-tmp*"))
     first = clips()
     assert 1 <= len(first) < 4, "killed too late, or it did not begin"
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     last = clips()
     assert len(last) == 4 and first.items() <= last.items()
+
+
+def test_other_options_in_the_same_folder_are_told_and_change_nothing(capsys, sweep_file, tmp_path):
+    path = sweep_file("{seed: [1, 2]}")
+    assert main(["sweep", path, "grid.seed=[1]"]) == 0
+    files = {
+        file: file.read_bytes() for file in tmp_path.glob("out/seed=1/**/*.*") if "scores" not in file.name
+    }
+    capsys.readouterr()
+    assert main(["sweep", path, "options.ddim_steps=3"]) == 5
+    err = capsys.readouterr().err
+    assert "1 of 2 points failed, first failure seed=1: " in err and "made with other settings" in err
+    assert "options.steps: 2 then, 3 now" in err and "another out=, or remove the point's folder" in err
+    assert "--overwrite" not in err and len(list(tmp_path.glob("out/seed=2/1000/*.mp4"))) == 2
+    assert files == {file: file.read_bytes() for file in files}, "point.json tells what its clips are"
 
 
 def test_it_ends_in_scores_and_a_report_of_the_points_that_were_made(

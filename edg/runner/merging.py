@@ -11,6 +11,7 @@ from typing import Any
 from edg.core.errors import UsageError
 from edg.core.records import cached_sha256
 from edg.runner import dials as measured
+from edg.runner import flags
 from edg.runner.dials import WORDS, Dials
 from edg.runner.progress import say
 from edg.systems.base import Spec
@@ -97,10 +98,28 @@ def tell(merging: Merging, args: argparse.Namespace, spec: Spec) -> None:
         return
     words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
     say(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
-    sampling = measured.find_dials(args.dials, spec.name).sampling
-    other = [f"--{name} {value:g}" for name, value in sampling.items() if getattr(args, name) != value]
-    if other:
+    dials = measured.find_dials(args.dials, spec.name)
+    known = flags.of_a_clip(spec) | dials.sampling
+    if "T" not in turned["stand_for"]:
+        known["T"] = dials.T
+    if other := _differing(args, known):
         say(f"  the curve was measured with {' '.join(other)}")
+    if args.T is not None and known["M"] > args.M <= args.T + 1:
+        say(f"  con alone makes the clip: the start M = {args.M} is not above T = {args.T}: no step is dyn's")
+
+
+def _differing(args: argparse.Namespace, known: Mapping[str, Any]) -> list[str]:
+    """The flags as `known`, of those that are given otherwise. None: as the model has it, but for T."""
+    found = []
+    for name, value in known.items():
+        given = getattr(args, name)
+        if (given is None and name != "T") or given == value or not (given or value):
+            continue
+        if value is None or value is False or value == "":
+            found.append(f"no --{name}")
+        else:
+            found.append(f"--{name} {value:g}" if isinstance(value, (int, float)) else f"--{name} {value}")
+    return found
 
 
 def _check_together(args: argparse.Namespace) -> None:

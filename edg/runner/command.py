@@ -154,6 +154,21 @@ def prepare(
     return Prepared(args, system, spec, sets, paths, requests, device, dtype, note)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raise EdgError for flags that are wrong whatever is in the files: all of them where --config or the
+    embedded weights tell the model, else those that need none."""
+    from edg import systems
+
+    system, inside = systems.get(systems.DEFAULT), merging.asked(args)
+    model = args.config or ("sprites" if inside and not (args.base or args.tuned) else None)
+    spec = find_spec(system, model, {}) if model else None
+    sets = merging.check(args, spec and spec.name) if inside else len(args.sets or "12")
+    if spec:
+        flags.sampling_options(args, system, spec, sets)
+        flags.check_numbers(args, spec)
+        flags.frame_size(args, spec)
+
+
 def request_for(args: argparse.Namespace, spec: Spec, options: Any, pair: Pair, name: str) -> Request:
     """The request of a clip as the flags say. Raises UsageError."""
 

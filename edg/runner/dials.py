@@ -111,8 +111,7 @@ class Dials:
             if turned is None:
                 continue
             dial: Dial = getattr(self, word)
-            if not 0 <= turned <= 1:
-                raise UsageError(f"--{word} {turned:g}", expected="a number from 0 to 1")
+            check_range(word, turned)
             try:
                 found[dial.moves] = dial.strength(turned)
             except UsageError as error:
@@ -120,6 +119,12 @@ class Dials:
                     f"--{word}: {error.given}", expected="a measured effect", fix=error.fix
                 ) from None
         return {name: round(value) if name == "T" else value for name, value in found.items()}
+
+
+def check_range(word: str, turned: float) -> None:
+    """Raise UsageError for a dial beyond its ends."""
+    if not 0 <= turned <= 1:
+        raise UsageError(f"--{word} {turned:g}", expected="a number from 0 to 1")
 
 
 def find_dials(name: str | None, model: str) -> Dials | None:

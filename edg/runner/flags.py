@@ -183,6 +183,18 @@ def _add_machine(group) -> None:
 # ---- what they mean ----------------------------------------------------------------------------------------
 
 
+def of_a_clip(spec: Spec) -> dict[str, Any]:
+    """The flags that change what is in a clip, beside prompt, image, seed and parameter sets, and what they
+    are while nobody gives them."""
+    parser = Parser()
+    for add in (_add_sampling, _add_approximations, _add_behaviour):
+        add(parser)
+    whole = {"height": spec.height, "width": spec.width, "video_length": spec.frames, "text_input": True}
+    return (
+        vars(parser.parse_args([])) | whole | {"size": None, "fit": None, "img_crop": False, "blend": "hard"}
+    )
+
+
 def ignored(args: argparse.Namespace) -> list[str]:
     """The flags given that the release knows and that mean nothing here."""
     return [f"--{name}" for name in IGNORED if getattr(args, name) is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from edg.core.errors import UsageError
 from edg.core.records import cached_sha256
 from edg.runner import dials as measured
+from edg.runner import flags
 from edg.runner.dials import WORDS, Dials
 from edg.runner.progress import say
 from edg.systems.base import Spec
@@ -38,20 +39,11 @@ def choose(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spe
 
     spec_of: the model of parameter sets by path.
     """
-    from edg.weights import recipe as recipes
-
     _check_together(args)
     paths = _inputs(args, spec_of)
     spec = spec_of(paths)
     dials = _dials(args, spec.name, paths)
-    name = args.recipe or (dials.recipe if dials else "edg")
-    recipe = recipes.load_recipe(name)
-    strengths = dials.strengths(args.motion, args.hold) if dials else {}
-    given = _strengths(args.strength or ())
-    if twice := sorted(strengths.keys() & given.keys()):
-        raise UsageError(f"--strength {twice[0]} beside the dial that moves it", expected="one of them")
-    for place, value in {**strengths, **given}.items():
-        recipe = recipe if place == "T" else recipes.adjusted(recipe, place, value)
+    name, recipe, strengths = _adjusted(args, dials)
     if dials and name == dials.recipe and args.T is None and args.switch_at is None and args.blend == "hard":
         args.T = strengths.get("T", dials.T)
     recipe = replace(recipe, inputs=_files_of(recipe, paths))
@@ -60,6 +52,32 @@ def choose(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spe
     if turned:
         note["dials"] = {**turned, "stand_for": strengths, "recipe": str(name), "measured_by": dials.command}
     return Merging(recipe, paths, note)
+
+
+def check(args: argparse.Namespace, model: str | None) -> int:
+    """How many sets the flags stand for, as far as that can be told without opening a file. model: None where
+    a file would tell it. Raises UsageError."""
+    _check_together(args)
+    if model is None and not args.recipe:
+        return 2
+    dials = _dials(args, model, {}) if model else None
+    return len(_adjusted(args, dials)[1].outputs)
+
+
+def _adjusted(args: argparse.Namespace, dials: Dials | None) -> tuple[str, Any, dict[str, float]]:
+    """(the recipe's name, the recipe with the numbers of dials and --strength, what the dials stand for).
+    Raises UsageError."""
+    from edg.weights import recipe as recipes
+
+    name = args.recipe or (dials.recipe if dials else "edg")
+    recipe = recipes.load_recipe(name)
+    strengths = dials.strengths(args.motion, args.hold) if dials else {}
+    given = _strengths(args.strength or ())
+    if twice := sorted(strengths.keys() & given.keys()):
+        raise UsageError(f"--strength {twice[0]} beside the dial that moves it", expected="one of them")
+    for place, value in {**strengths, **given}.items():
+        recipe = recipe if place == "T" else recipes.adjusted(recipe, place, value)
+    return name, recipe, strengths
 
 
 def open_sets(merging: Merging, args: argparse.Namespace, spec: Spec, aloud: bool) -> dict[str, Any]:
@@ -80,16 +98,38 @@ def tell(merging: Merging, args: argparse.Namespace, spec: Spec) -> None:
         return
     words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
     say(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
-    sampling = measured.find_dials(args.dials, spec.name).sampling
-    other = [f"--{name} {value:g}" for name, value in sampling.items() if getattr(args, name) != value]
-    if other:
+    dials = measured.find_dials(args.dials, spec.name)
+    known = flags.of_a_clip(spec) | dials.sampling
+    if "T" not in turned["stand_for"]:
+        known["T"] = dials.T
+    if other := _differing(args, known):
         say(f"  the curve was measured with {' '.join(other)}")
+    if args.T is not None and known["M"] > args.M <= args.T + 1:
+        say(f"  con alone makes the clip: the start M = {args.M} is not above T = {args.T}: no step is dyn's")
+
+
+def _differing(args: argparse.Namespace, known: Mapping[str, Any]) -> list[str]:
+    """The flags as `known`, of those that are given otherwise. None: as the model has it, but for T."""
+    found = []
+    for name, value in known.items():
+        given = getattr(args, name)
+        if (given is None and name != "T") or given == value or not (given or value):
+            continue
+        if value is None or value is False or value == "":
+            found.append(f"no --{name}")
+        else:
+            found.append(f"--{name} {value:g}" if isinstance(value, (int, float)) else f"--{name} {value}")
+    return found
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Raise UsageError for flags that say the same thing twice."""
+    """Raise UsageError for flags that say the same thing twice, or what they cannot say."""
     asking = next(f"--{name}" for name in ASK if getattr(args, name) is not None)
     turned = [f"--{word}" for word in WORDS if getattr(args, word) is not None]
+    _strengths(args.strength or ())
+    for word in WORDS:
+        if getattr(args, word) is not None:
+            measured.check_range(word, getattr(args, word))
     for name in FILES:
         if getattr(args, name):
             raise UsageError(f"{asking} with --{name}", expected="sets merged in memory, or files of them")
@@ -138,7 +178,7 @@ def _dials(args: argparse.Namespace, model: str, paths: Mapping[str, Path]) -> D
     return dials
 
 
-def _strengths(texts: list[str]) -> dict[str, float]:
+def _strengths(texts: Sequence[str]) -> dict[str, float]:
     """OUTPUT.SETTING=NUMBER as a table."""
     found: dict[str, float] = {}
     for text in texts:

@@ -55,7 +55,7 @@ class Point:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Run `edg sweep`; returns the exit code. Raises UsageError before anything is made for a flag that is
+    """Run `edg sweep`; returns the exit code. Raises EdgError before anything is made for a flag that is
     wrong anywhere in the grid, SomeFailedError at the end when points failed."""
     if world_from_environment().size > 1:
         fix = "run what --dry-run prints, each under torchrun"
@@ -123,10 +123,14 @@ def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def points(plan: Sweep) -> list[Point]:
-    """The grid's points, their flags checked. Raises UsageError naming the point."""
+    """The grid's points, their flags checked. Raises EdgError naming the point."""
+    from edg.runner.command import check
+
     parser = Parser(prog="edg sample")
     add_sample_arguments(parser)
+    _check_names(plan, parser)
     found: dict[str, Point] = {}
+    same: dict[str, str] = {}
     for values in itertools.product(*plan.grid.values()):
         chosen = dict(zip(plan.grid, values, strict=True))
         name = "_".join(_safe(f"{key}={_text(value)}") for key, value in chosen.items())
@@ -136,10 +140,37 @@ def points(plan: Sweep) -> list[Point]:
         folder = Path(plan.out) / name
         try:
             args = parser.parse_args([*flags_of(options), "--savedir", str(folder)])
-        except UsageError as error:
-            raise UsageError(f"{name}: {error.given}", expected=error.expected, fix=error.fix) from None
+            check(args)
+        except EdgError as error:
+            raise type(error)(f"{name}: {error.given}", expected=error.expected, fix=error.fix) from None
+        other = same.setdefault(_meaning(args), name)
+        if other != name:
+            raise UsageError(f"{other} and {name} are the same point", expected="every point once")
         found[name] = Point(folder, options, args)
     return list(found.values())
+
+
+def _check_names(plan: Sweep, parser: Parser) -> None:
+    """Raise UsageError for two names of one flag: ddim-steps and ddim_steps, frames and video_length."""
+    flag_of = {
+        name.lstrip("-").replace("-", "_"): action.dest
+        for action in parser._actions
+        for name in action.option_strings
+    }
+    known: dict[str, str] = {}
+    for name in (*plan.options, *plan.grid):
+        plain = name.replace("-", "_")
+        other = known.setdefault(flag_of.get(plain, plain), name)
+        if other != name:
+            raise UsageError(f"{other} and {name} are the same flag", expected="one of them")
+
+
+def _meaning(args: argparse.Namespace) -> str:
+    """What tells a point's clips from others', as text: all flags but the folder, numbers as numbers."""
+    strengths = sorted(
+        (place, float(value)) for place, _, value in (s.partition("=") for s in args.strength or ())
+    )
+    return repr({**vars(args), "savedir": None, "strength": strengths})
 
 
 def _safe(text: str) -> str:
@@ -173,16 +204,32 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 def run_all(found: Sequence[Point]) -> dict[str, str]:
     """Sample every point; what failed, with its reason. Points that follow each other with the same sets
     share one network."""
-    from edg.runner.command import sample
-
     failed: dict[str, str] = {}
     keep: dict[str, Any] = {}
     for number, point in enumerate(found, 1):
         say(f"[{number}/{len(found)}] {point}")
         with _named(str(point), failed):
-            write_json(point.folder / "point.json", {"name": str(point), "options": dict(point.options)})
-            sample(point.args, keep)
+            _make(point, keep)
     return failed
+
+
+def _make(point: Point, keep: dict[str, Any]) -> None:
+    """Sample a point. Its point.json stays what it was where the clips that lie there are of other settings.
+    Raises EdgError."""
+    from edg.runner.command import sample
+
+    told, about = point.folder / "point.json", {"name": str(point), "options": dict(point.options)}
+    if not told.exists():
+        write_json(told, about)
+    try:
+        sample(point.args, keep)
+    except UsageError as error:
+        other = "another out=, or remove the point's folder" if "--overwrite" in error.fix else error.fix
+        raise UsageError(error.given, expected=error.expected, fix=other) from None
+    except SomeFailedError:
+        write_json(told, about)
+        raise
+    write_json(told, about)
 
 
 @contextmanager

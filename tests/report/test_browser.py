@@ -237,6 +237,18 @@ def test_the_policy_stops_what_is_not_ours(folder, open_page):
     assert any("img-src" in text for text in page.told), "nor is anything asked of the net"
 
 
+def test_a_long_prompt_does_not_make_a_long_row(make, tmp_path, open_page):
+    """A word of 5,000 letters: all of it is there, by scrolling its heading."""
+    page = open_page(write_report([make.run(tmp_path / "a", clips=1, prompt="x" * 5000)], tmp_path / "r"))
+    assert page.locator("article.request").bounding_box()["height"] < 900
+    title = page.locator("article.request h2")
+    assert len(title.text_content()) == 5000
+    assert title.evaluate(
+        "(box) => box.scrollHeight > 4 * box.clientHeight && box.scrollWidth <= box.clientWidth"
+    )
+    assert page.told == []
+
+
 @pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
 def test_light_and_dark(folder, open_page, scheme, dark):
     page = open_page(folder / "report/index.html", color_scheme=scheme)

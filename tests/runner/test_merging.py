@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from edg.cli import main
+from edg.core.arguments import Parser
 from edg.core.config import to_yaml
+from edg.core.dist import world_from_environment
 from edg.core.records import sha256_file
+from edg.runner.command import prepare
 from edg.runner.dials import Dial, Dials, Point
+from edg.runner.flags import add_sample_arguments
 from edg.sprites import WEIGHTS
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +106,36 @@ def test_the_switch_of_the_dials_goes_with_their_recipe_alone(capsys, tmp_path, 
     command(capsys, *sample(prompts, tmp_path / "b", "--recipe", "edg", "--strength", "dyn.alpha=0.1"))
     assert record(tmp_path / "b")["settings"]["options"]["switch_at"] == [500]
     assert "dials" not in record(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "turned, other, told",
+    [
+        (("--motion", 0.5), (), ""),
+        (("--motion", 0.5), ("--T", 300, "--height", 32, "--frames", 8), ""),
+        (("--motion", 0.5), ("--blend", "soft"), "--blend hard --T 300"),
+        (("--motion", 0.5), ("--switch_at", 100), "--T 300"),
+        (("--motion", 0.5, "--hold", 1), ("--solver", "dpmpp"), "--solver ddim"),
+        (("--hold", 0.5), ("--ddim_eta", 0, "--loop"), "--ddim_eta 1 no --loop"),
+        (("--hold", 0.5), ("--frames", 9, "--no-text_input"), "--video_length 8 --text_input 1"),
+        (("--hold", 0.5), ("--M", 502), "--M 1000"),
+        (
+            ("--hold", 0.5),
+            ("--M", 501),
+            "--M 1000\n  con alone makes the clip: the start M = 501 is not above T = 500",
+        ),
+    ],
+)
+def test_what_is_not_as_the_curve_was_measured_is_told(capsys, tmp_path, prompts, dials, turned, other, told):
+    """Flags are checked and told before anything is read: the network is never loaded."""
+    parser = Parser()
+    add_sample_arguments(parser)
+    flags = sample(prompts, tmp_path, "--dials", dials, *turned, *other)[1:]
+    prepare(parser.parse_args([str(flag) for flag in flags]), world_from_environment())
+    err = capsys.readouterr().err
+    assert "dyn.alpha = 0" in err or "T = " in err
+    assert told in err and ("the curve was measured" in err) == bool(told), err
+    assert ("con alone" in err) == ("con alone" in told)
 
 
 WRONG = {

@@ -1,6 +1,7 @@
 """A grid of points: their names and flags, what fails, and going on after a kill."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +91,14 @@ WRONG = {
     "{savedir: [a]}": "savedir",
     "{seed: [1, 1]}": "two points are called seed=1",
     "{dyn: {alpha: [1]}, dyn.alpha: [2]}": "dyn.alpha twice",
+    "{dyn: {alpha: [1, 1.0]}}": "dyn.alpha=1 and dyn.alpha=1.0 are the same point",
+    "{ddim_eta: [1, 1.0]}": "ddim_eta=1 and ddim_eta=1.0 are the same point",
+    "{ddim-steps: [3]}": "ddim_steps and ddim-steps are the same flag",
+    "{frames: [8], video_length: [9]}": "frames and video_length are the same flag",
+    "{dyn: {alhpa: [0]}}": "dyn.alhpa=0: no dyn.alhpa in the recipe; .*; did you mean 'dyn.alpha'",
+    "{height: [32, 33]}": "height=33: --height 33; expected a multiple of",
+    "{ddim_eta: [0, -1]}": "ddim_eta=-1: eta is -1",
+    "{n_samples: [0]}": "n_samples=0: --n_samples 0; expected at least 1",
 }  # fmt: skip
 
 
@@ -98,6 +107,23 @@ def test_a_wrong_grid_is_told_before_anything_is_made(sweep_file, tmp_path, grid
     with pytest.raises(UsageError, match=WRONG[grid].replace("(", r"\(")):
         points(read(sweep_file(grid)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "grid, told",
+    [
+        ("{motion: [0, 2]}", "motion=2: --motion 2; expected a number from 0 to 1"),
+        ("{motion: [1], hold: [.nan]}", "motion=1_hold=nan: --hold nan; expected a number from 0 to 1"),
+        ("{motion: [1, 1.0]}", "motion=1 and motion=1.0 are the same point"),
+        ("{motion: [0.5], config: [dynamicrafter-512]}", "no curve was measured for dynamicrafter-512"),
+        ("{motion: [0.5], base: [a], tuned: [b]}", ""),  # which model they are is told when they are opened
+    ],
+)
+def test_dials_are_checked_before_anything_is_made(tmp_path, capsys, grid, told):
+    (tmp_path / "s.yaml").write_text(f"out: {tmp_path}/out\noptions: {{}}\ngrid: {grid}\n")
+    code = main(["sweep", str(tmp_path / "s.yaml"), "--dry-run"])
+    out, err = capsys.readouterr()
+    assert code == (2 if told else 0) and told in err and bool(out) != bool(told), err
 
 
 def test_an_unknown_key_and_an_unknown_sweep_name_the_nearest(sweep_file):
@@ -121,34 +147,54 @@ def test_it_is_one_process(capsys, sweep_file, tmp_path, monkeypatch, rank):
 
 
 def test_a_point_that_fails_is_named_and_the_rest_goes_on(capsys, sweep_file, tmp_path):
-    path = sweep_file("{dyn: {alpha: [0.5]}, height: [33, 32]}")
+    (tmp_path / "prompts").rename(tmp_path / "p")
+    path = sweep_file(f"{{dyn: {{alpha: [0.5]}}, prompt_dir: [none, {tmp_path}/p]}}")
+    Path(path).write_text(Path(path).read_text().replace(f"prompt_dir: {tmp_path}/prompts, ", ""))
     assert main(["sweep", path]) == 5
     err = capsys.readouterr().err
-    assert "1 of 2 points failed, first failure dyn.alpha=0.5_height=33" in err and "--height 33" in err
-    good = tmp_path / "out/dyn.alpha=0.5_height=32"
+    assert "1 of 2 points failed, first failure dyn.alpha=0.5_prompt_dir=none: " in err
+    (good,) = {found.parents[1] for found in tmp_path.glob("out/*/1000/*.mp4")}
     assert len(list(good.glob("1000/*.mp4"))) == 2
     told = json.loads((good / "point.json").read_text())
-    assert (
-        told["name"] == good.name and told["options"]["dyn.alpha"] == 0.5 and told["options"]["height"] == 32
-    )
+    assert told["name"] == good.name and told["options"]["dyn.alpha"] == 0.5
+    assert told["options"]["prompt_dir"] == f"{tmp_path}/p"
 
 
-def test_killed_it_goes_on_and_makes_nothing_twice(sweep_file, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_it_goes_on_and_makes_nothing_twice(sweep_file, tmp_path, how):
     command = [sys.executable, "-m", "edg", "sweep", sweep_file("{dyn: {alpha: [0, 1]}}")]
 
     def clips():
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/1000/[0-9]*.json")}
 
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not clips() and process.poll() is None:
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+    process.send_signal(how)
+    err = process.communicate()[1]
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "interrupted; nothing is left half-written" in err
+        assert "Traceback" not in err and not list(tmp_path.rglob(".edg-tmp*"))
     first = clips()
     assert 1 <= len(first) < 4, "killed too late, or it did not begin"
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     last = clips()
     assert len(last) == 4 and first.items() <= last.items()
+
+
+def test_other_options_in_the_same_folder_are_told_and_change_nothing(capsys, sweep_file, tmp_path):
+    path = sweep_file("{seed: [1, 2]}")
+    assert main(["sweep", path, "grid.seed=[1]"]) == 0
+    files = {
+        file: file.read_bytes() for file in tmp_path.glob("out/seed=1/**/*.*") if "scores" not in file.name
+    }
+    capsys.readouterr()
+    assert main(["sweep", path, "options.ddim_steps=3"]) == 5
+    err = capsys.readouterr().err
+    assert "1 of 2 points failed, first failure seed=1: " in err and "made with other settings" in err
+    assert "options.steps: 2 then, 3 now" in err and "another out=, or remove the point's folder" in err
+    assert "--overwrite" not in err and len(list(tmp_path.glob("out/seed=2/1000/*.mp4"))) == 2
+    assert files == {file: file.read_bytes() for file in files}, "point.json tells what its clips are"
 
 
 def test_it_ends_in_scores_and_a_report_of_the_points_that_were_made(

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -225,7 +226,8 @@ def _tell(error: EdgError, program: str, as_json: bool) -> int:
         time.sleep(GRACE)
     rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     line = json.dumps({"error": error.as_dict()}) if as_json else visible(f"{rank}{program}: error: {error}")
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a log on a full disk
+        print(line, file=sys.stderr, flush=True)
     return error.exit_code
 
 

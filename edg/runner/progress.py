@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import unicodedata
+from contextlib import suppress
 from typing import Any
 
 from edg.core.errors import visible
@@ -23,8 +24,14 @@ def say(text: str) -> None:
     """One line for the user, on stderr, with the rank in front where there are several."""
     size = os.environ.get("WORLD_SIZE", "1")
     rank = f"[rank {os.environ.get('RANK', '0')}] " if size != "1" else ""
-    sys.stderr.write(f"{WIPE if _on_terminal() else ''}{rank}{visible(text)}\n")
-    sys.stderr.flush()
+    _write(f"{WIPE if _on_terminal() else ''}{rank}{visible(text)}\n")
+
+
+def _write(text: str) -> None:
+    """Words for people. Where they cannot be written (a log on a full disk, a closed pipe) the work goes on."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _on_terminal() -> bool:
@@ -85,14 +92,12 @@ class Meter:
         return ", ".join(parts)
 
     def _draw(self, text: str) -> None:
-        sys.stderr.write(WIPE + fitted(text, _columns() - 1))
-        sys.stderr.flush()
+        _write(WIPE + fitted(text, _columns() - 1))
         self.drawn = True
 
     def close(self) -> None:
         if self.drawn:
-            sys.stderr.write(WIPE)
-            sys.stderr.flush()
+            _write(WIPE)
             self.drawn = False
 
 

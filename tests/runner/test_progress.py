@@ -144,3 +144,13 @@ run(job(Path({str(tmp_path)!r}), count=3, chunk=2), Telling(), lambda: None)
     shown = [line.split(WIPE)[-1].strip() for line in text.decode().split("\r\n")]
     assert [line.split()[0] for line in shown if line] == ["made", "made", "made", "3"]
     assert "clip 3/3, dyn 3/3, prompt 2" in text.decode()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+def test_a_log_on_a_full_disk_stops_nothing():
+    code = (
+        "from edg.runner.progress import Meter, say; say('x'); Meter().loading(); say('y'); print('went on')"
+    )
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True)
+    assert (run.returncode, run.stdout) == (0, "went on\n")

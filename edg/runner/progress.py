@@ -28,7 +28,7 @@ def say(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Words for people. Where they cannot be written (a log on a full disk, a closed pipe) the work goes on."""
+    """Words for people. Where they cannot be written (a log on a full disk) the work goes on."""
     with suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()

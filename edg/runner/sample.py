@@ -303,12 +303,14 @@ def _fail(job: Run, request: Request, reason: str) -> str:
 
 def record_of(job: Run, request: Request, status: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is written about a clip, but for its files."""
+    last = {} if request.last is None else {"last_image": str(request.last)}
     return {
         "id": request.id,
         "status": status,
         "settings_hash": hash_value(settings),
         "settings": settings,
         "image": str(request.image),
+        **last,
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **job.notes,
     }

@@ -51,6 +51,16 @@ def test_makes_everything_once(tmp_path):
     assert (summary.made, summary.skipped, log) == (0, 3, [])
 
 
+def test_a_record_names_both_images(tmp_path):
+    plan = job(tmp_path)
+    first, second, _ = plan.requests
+    plan.requests[0] = dataclasses.replace(first, last=second.image)
+    go(plan)
+    record = read_json(plan.record(first))
+    assert (record["image"], record["last_image"]) == (str(first.image), str(second.image))
+    assert "last_image" not in read_json(plan.record(second))
+
+
 def test_the_model_is_not_loaded_when_nothing_is_left(tmp_path):
     go(job(tmp_path))
     run(job(tmp_path), FakeSystem(), lambda: pytest.fail("loaded"))

@@ -89,8 +89,8 @@ def essence(path: Path) -> str:
 
 
 def start(command: Sequence[str], log: Path, largest_file: int | None = None) -> subprocess.Popen:
-    """Start a command in a group of its own; what it says is appended to `log`. largest_file: bytes, beyond
-    which every write fails as on a full disk (RLIMIT_FSIZE)."""
+    """Start a command in a group of its own, which ends with this process; what it says is appended to `log`.
+    largest_file: bytes, beyond which every write fails as on a full disk (RLIMIT_FSIZE)."""
     import resource
 
     def limit() -> None:
@@ -99,11 +99,17 @@ def start(command: Sequence[str], log: Path, largest_file: int | None = None) ->
 
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    tied = [sys.executable, "-m", "edg.core.process", str(os.getpid()), *command]
     with log.open("ab") as out:
         return subprocess.Popen(
-            list(command), cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True,
+            tied, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True,
             preexec_fn=limit if largest_file is not None else None,
         )  # fmt: skip
+
+
+def leave_on_sigterm() -> None:
+    """SIGTERM as an exception, so that temporary folders are removed on the way out."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> int:

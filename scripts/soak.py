@@ -26,7 +26,18 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from examine import EDG, ROOT, children, examine, kill, run, start, write_prompts, write_result  # noqa: E402
+from examine import (  # noqa: E402
+    EDG,
+    ROOT,
+    children,
+    examine,
+    kill,
+    leave_on_sigterm,
+    run,
+    start,
+    write_prompts,
+    write_result,
+)
 
 FULL = 4096  # bytes: no clip, no record and no contact sheet fits
 BAD_EVERY = 8  # of so many images one is bad; in a small lot, one of each kind
@@ -198,4 +209,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    leave_on_sigterm()
     sys.exit(main())

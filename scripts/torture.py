@@ -31,6 +31,7 @@ from examine import (  # noqa: E402
     essence,
     examine,
     kill,
+    leave_on_sigterm,
     start,
     write_pair,
     write_prompts,
@@ -197,4 +198,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    leave_on_sigterm()
     sys.exit(main())

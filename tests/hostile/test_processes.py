@@ -235,7 +235,7 @@ def test_c83_port_in_use(tmp_path, capsys, monkeypatch):
     assert "choose another by --master_port" in told
 
 
-def test_c83_patience_is_a_day():
+def test_c82_patience_is_a_day():
     from edg.core.dist import PATIENCE
 
     assert timedelta(hours=1) <= PATIENCE <= timedelta(days=1)

@@ -31,6 +31,7 @@ from bench import results  # noqa: E402
 from bench.results import Measured, apart, measure, ratio  # noqa: E402
 
 PEER, VERSION = "mergekit", "0.1.5"
+PEER_FLAGS = ["--lazy-unpickle", "--out-shard-size", "50M"]  # little memory: shards of 0.2 GB
 PEER_FOLDER = ROOT / ".bench-peer"
 ROOM = 4.1  # what lies on the disk at once, in inputs: both, two outputs, a little
 SCALING, DROP_RATE, SEED = 0.5, 0.7, 5
@@ -270,7 +271,7 @@ class Bench:
         path = self.work / "peer.yaml"
         path.write_text(json.dumps(recipe))
         program = self.peer.with_name("mergekit-pytorch")
-        return [program, path, self.work / "out", "--lazy-unpickle", "--quiet"]
+        return [program, path, self.work / "out", *PEER_FLAGS, "--quiet"]
 
     def _floor(self, nbytes: int) -> float:
         """Seconds in which dd reads the inputs, and writes and syncs so many bytes."""
@@ -345,9 +346,9 @@ def report(rows: Sequence[Row], bench: Bench, nbytes: int, count: int, args: arg
         "Floor: dd reads both inputs, then writes and syncs as many bytes as the output has",
         f"({floor:.2f} s for the first row). Goals at 2x10.4GB: the first row at most 1.3 x floor, 800 MB;",
         "against the peer at most 1.05 x its time and 1 x its memory. Checked: tensors of one output against",
-        f"the plain formula, to the last place. Peer: `mergekit-pytorch --lazy-unpickle` of {peer}, in an",
-        "environment of its own with this one's torch; its imports count, as edg's do. Its shard size is the",
-        "default (5B parameters), with which it keeps a whole output of this size in memory before writing.",
+        f"the plain formula, to the last place. Peer: `mergekit-pytorch {' '.join(PEER_FLAGS)}`",
+        f"of {peer}, in an environment of its own with this one's torch; its imports count, as edg's",
+        "do. The shards are small so that it may write as it goes.",
     ]
     return "\n".join(lines)
 

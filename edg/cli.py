@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from edg.core.arguments import Parser
+from edg.core.dist import world_from_environment
 from edg.core.errors import (
     DEFECT,
     INTERRUPTED,
@@ -32,11 +33,16 @@ GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others
 
 @dataclass(frozen=True)
 class Command:
-    """add and run are "module:function": one adds arguments to a parser, the other takes the parsed ones."""
+    """add and run are "module:function": one adds arguments to a parser, the other takes the parsed ones.
+    alone: of a command for one process, what to do instead of starting it under torchrun."""
 
     help: str
     add: str
     run: str
+    alone: str = ""
+
+
+ALONE = "run it without torchrun"
 
 
 COMMANDS = {
@@ -44,6 +50,7 @@ COMMANDS = {
         "checkpoints + recipe -> parameter sets",
         "edg.weights.commands:add_merge_arguments",
         "edg.weights.commands:merge_command",
+        ALONE,
     ),
     "sample": Command(
         "images + prompts -> clips, with one or several parameter sets",
@@ -54,9 +61,13 @@ COMMANDS = {
         "a grid over any options of sample -> a folder for each point, scores, a report",
         "edg.runner.sweep_flags:add_sweep_arguments",
         "edg.runner.sweep:sweep",
+        "run what --dry-run prints, each under torchrun",
     ),
     "demo": Command(
-        "a page on this machine where images are made to move", "edg.demo:add_arguments", "edg.demo:demo"
+        "a page on this machine where images are made to move",
+        "edg.demo:add_arguments",
+        "edg.demo:demo",
+        ALONE,
     ),
     "train": Command(
         "a configuration -> trained parameter sets",
@@ -77,21 +88,25 @@ COMMANDS = {
         "videos -> the file that sampling from M < 1000 starts from",
         "edg.systems.edg.encode_flags:add_analytic_arguments",
         "edg.systems.edg.analytic:analytic_command",
+        "run it as one; or `torchrun ... -m edg encode` first and give its folder as --data",
     ),
     "report": Command(
         "runs -> one page that shows their clips side by side, with scores and recipes",
         "edg.report.page:add_arguments",
         "edg.report.page:report",
+        ALONE,
     ),
     "export": Command(
         "a parameter set -> one complete file that other tools open",
         "edg.weights.export:add_export_arguments",
         "edg.weights.export:export_command",
+        ALONE,
     ),
     "score": Command(
         "a folder of clips -> numbers: motion, consistency, alignment, distances",
         "edg.runner.score:add_arguments",
         "edg.runner.score:score",
+        ALONE,
     ),
     "verify": Command("recompute the reference numbers", "edg.cli:add_verify_arguments", "edg.cli:verify"),
     "doctor": Command(
@@ -103,6 +118,7 @@ COMMANDS = {
         "download published checkpoints into CKPT_PATH",
         "edg.runner.fetch:add_arguments",
         "edg.runner.fetch:fetch",
+        ALONE,
     ),
     "completion": Command(
         "a script with which bash, zsh or fish completes commands, flags and values",
@@ -193,9 +209,10 @@ def _run(argv: list[str], program: str) -> int:
     if name not in COMMANDS:
         fix = nearest(name, COMMANDS) or "see edg --help"
         raise UsageError(f"edg has no command {name!r}", expected=", ".join(COMMANDS), fix=fix)
-    args = parser_of(name, program).parse_args(
-        rest
-    )  # before what runs is imported: mistakes are told at once
+    if COMMANDS[name].alone and world_from_environment().size > 1:
+        raise UsageError(f"edg {name} in several processes", expected="one", fix=COMMANDS[name].alone)
+    # before what runs is imported: mistakes are told at once
+    args = parser_of(name, program).parse_args(rest)
     return _load(COMMANDS[name].run)(args) or 0
 
 

@@ -340,3 +340,11 @@ def test_a_terminated_run_leaves_with_143(tmp_path, weights, prompts):
     run.send_signal(signal.SIGTERM)
     assert run.wait(60) == 143
     assert not list((tmp_path / "out/1000").glob(".edg-tmp*"))
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.alone])
+def test_a_command_for_one_process_says_so(monkeypatch, capsys, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([name, "--no-such-flag"]) == 2
+    error = capsys.readouterr().err
+    assert f"edg {name} in several processes; expected one; {COMMANDS[name].alone}" in error

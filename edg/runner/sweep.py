@@ -21,7 +21,6 @@ from typing import Any
 
 from edg.core import config
 from edg.core.arguments import Parser
-from edg.core.dist import world_from_environment
 from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
 from edg.core.records import write_json
 from edg.runner.flags import add_sample_arguments
@@ -57,9 +56,6 @@ class Point:
 def sweep(args: argparse.Namespace) -> int:
     """Run `edg sweep`; returns the exit code. Raises EdgError before anything is made for a flag that is
     wrong anywhere in the grid, SomeFailedError at the end when points failed."""
-    if world_from_environment().size > 1:
-        fix = "run what --dry-run prints, each under torchrun"
-        raise UsageError("edg sweep in several processes", expected="one", fix=fix)
     plan = read(args.sweep, args.settings)
     found = points(plan)
     if args.dry_run:

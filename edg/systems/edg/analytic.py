@@ -15,7 +15,6 @@ from torch import Tensor
 import edg
 from edg.core.config import to_dict
 from edg.core.device import choose
-from edg.core.dist import world_from_environment
 from edg.core.errors import BadFileError, UsageError
 from edg.core.seeding import generator
 from edg.diffusion.analytic_init import Moments
@@ -40,11 +39,6 @@ EVERY = 100  # clips between two lines of progress
 def analytic_command(args: argparse.Namespace) -> int:
     """Carry out `edg analytic-init`. --data may be a folder made by `edg encode`: then nothing is encoded.
     Raises EdgError."""
-    if world_from_environment().size > 1:
-        raise UsageError(
-            "edg analytic-init in several processes",
-            fix="run it as one; or `torchrun ... -m edg encode` first and give its folder as --data",
-        )
     if args.count is not None and args.count < 2:
         raise UsageError(f"--count {args.count}", expected="at least 2: one clip has no covariance")
     spec = load_spec(args.spec)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edg.core.errors import BadFileError, UsageError, nearest
+from edg.core import yaml_size
+from edg.core.errors import BadFileError, EdgError, UsageError, nearest
+from edg.core.records import read_small
 
 C = TypeVar("C")
-RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:[^}]*\}?")  # ${oc.env:HOME}: settings depend on nothing outside
-MOST_VALUES = 100_000  # of a YAML file, aliases followed: a few lines can stand for 10^9
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)  # `3`, `a: !!int x`, ...
 
 
@@ -32,44 +31,24 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
     path, assignments = Path(path), list(_assignments(overrides))
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        count, calls = _values_in(text), RESOLVER.findall("\n".join([text, *overrides]))
-        loaded = OmegaConf.create(text if count <= MOST_VALUES and not calls else {})
+        text = read_small(path, yaml_size.MOST_TEXT).decode("utf-8-sig")
+        yaml_size.check(text, overrides, path)
+        loaded = OmegaConf.create(text)
         for key, assigned in assignments:
             told = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={assigned}"]))["value"]
             OmegaConf.update(loaded, key, told, merge=False)
         value = OmegaConf.to_container(loaded, resolve=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
+    except EdgError:
+        raise
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"cannot read {path}: {error}") from error
     except (YAMLError, OmegaConfBaseException, RecursionError, *MALFORMED) as error:
         reason = " ".join(str(error).split())[:300] or "no mapping of settings"
         raise UsageError(f"{path} is not valid YAML: {reason}") from error
-    if calls:
-        raise UsageError(f"{path} asks for {calls[0]}", expected="values, and ${names} of other values")
-    if count > MOST_VALUES:
-        raise UsageError(f"{path} stands for {count:.3g} values", expected=f"at most {MOST_VALUES}")
     if not isinstance(value, dict) or list(value.values()) == [None]:  # a bare word is a key without value
         held = f"only {next(iter(value))!r}" if isinstance(value, dict) else f"a {type(value).__name__}"
         raise UsageError(f"{path} holds {held}", expected="a mapping of settings")
     return value
-
-
-def _values_in(text: str) -> int:
-    """How many values a YAML text stands for, every alias counted as what it is an alias of. Raises
-    YAMLError, RecursionError."""
-    import yaml
-
-    counts: dict[int, int] = {}
-
-    def count(node: Any) -> int:
-        if id(node) not in counts:
-            parts = node.value if isinstance(node.value, list) else ()
-            pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
-            counts[id(node)] = 1 + sum(count(inner) for pair in pairs for inner in pair)
-        return counts[id(node)]
-
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    return 0 if node is None else count(node)
 
 
 def _assignments(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from edg.core.errors import MachineError, UsageError, nearest
 if TYPE_CHECKING:
     import torch
 
+MOST_THREADS = 4096
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {
     "auto": "",
@@ -92,9 +93,12 @@ def fix_threads(count: int) -> None:
     """Compute with `count` CPU threads, whatever OMP_NUM_THREADS says (torchrun sets it to 1).
 
     Sums are split between threads, so another number gives other last bits; the same number, the same frames.
+    Raises UsageError for a number that no machine has.
     """
     import torch
 
+    if not 1 <= count <= MOST_THREADS:
+        raise UsageError(f"--threads {count}", expected=f"1 to {MOST_THREADS}")
     torch.set_num_threads(count)
 
 

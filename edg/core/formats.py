@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edg.core import video
-from edg.core.errors import BadFileError, UsageError, nearest
+from edg.core.errors import BadFileError, EdgError, UsageError, nearest
 from edg.core.records import atomic_folder, atomic_path, sha256_file
-from edg.core.video import read_frames, read_metadata, write_video
+from edg.core.video import need_reasonable_clip, read_frames, read_metadata, write_video
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,6 +68,8 @@ def is_clip(path: Path) -> bool:
 
 def _is_animated(path: Path) -> bool:
     """The flag of animation in the first chunk of a webp (VP8X), without decoding anything."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(21)
@@ -174,9 +176,17 @@ def read_clip(path: str | Path) -> np.ndarray:
     """All frames of a clip of any format as uint8 (T, H, W, 3). Viewers' formats (gif, webp) join frames that
     are equal. Raises BadFileError."""
     path = Path(path)
+    _need_files(path)
     if path.is_dir() or path.suffix.lower() in (".gif", ".webp"):
         return _stacked(path, _open_all(path))
     return read_frames(path)
+
+
+def _need_files(path: Path) -> None:
+    """Raise BadFileError for a pipe or a device, as a clip or among its frames: it would be waited for."""
+    for file in path.glob("*.png") if path.is_dir() else (path,):
+        if file.exists() and not file.is_file():
+            raise BadFileError(f"{file} is not a file")
 
 
 def read_timed(path: str | Path) -> tuple[np.ndarray, float]:
@@ -186,6 +196,7 @@ def read_timed(path: str | Path) -> tuple[np.ndarray, float]:
     path = Path(path)
     if path.is_dir():
         return read_clip(path), _told_rate(path)
+    _need_files(path)
     if path.suffix.lower() not in (".gif", ".webp"):
         return video.read_clip(path)
     pictures = _open_all(path)
@@ -219,7 +230,7 @@ def read_tags(path: str | Path) -> dict[str, str]:
     )
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -230,11 +241,16 @@ def _open_all(path: Path) -> list[Image.Image]:
     try:
         if path.is_dir():
             pictures = [Image.open(file, formats=["PNG"]) for file in sorted(path.glob("*.png"))]
+            for number, picture in enumerate(pictures, 1):
+                need_reasonable_clip(path, number, picture.size)
         else:
             with Image.open(path, formats=["GIF", "WEBP"]) as film:
+                need_reasonable_clip(path, getattr(film, "n_frames", 1), film.size)
                 pictures = [frame.copy() for frame in ImageSequence.Iterator(film)]
         for picture in pictures:
             picture.load()
+    except EdgError:
+        raise
     except Exception as error:  # Pillow's readers raise nearly every kind for broken files
         raise BadFileError(f"cannot read the clip {path}: {error}") from error
     if not pictures:

@@ -20,7 +20,9 @@ from typing import IO, Any
 from edg.core.errors import BadFileError, MachineError
 
 TEMPORARY = ".edg-tmp"
+FORMER = ".former"  # of a temporary folder: in it lies what a new folder takes the place of
 LOCK = ".edg.lock"
+SMALL = 16 << 20  # bytes of a record or of settings
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 _REFUSED |= {errno.ENAMETOOLONG}
@@ -71,23 +73,35 @@ def _temporary(path: Path) -> Path:
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success its files are flushed and it takes the place of
-    `path`, whose former content goes. On any exception `path` stays as it was. Raises MachineError."""
+    `path`, whose former content goes. On any exception `path` stays as it was; killed in between, it is put
+    back by `remove_leftovers`. Raises MachineError."""
     path = Path(path)
-    temporary, former = _temporary(path), _temporary(path)
+    temporary = _temporary(path)
+    former = temporary.with_suffix(FORMER)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for file in (*temporary.iterdir(), temporary):
             _sync(file)
-        with suppress(FileNotFoundError):
-            os.replace(path, former)
+        if os.path.lexists(path):
+            former.mkdir()
+            os.replace(path, former / path.name)
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
         raise machine_error(error, path) or error from error
     finally:
-        for left in (temporary, former):
-            remove(left)
+        _put_back(former)
+        remove(temporary)
+
+
+def _put_back(former: Path) -> None:
+    """Remove what a new folder took the place of, or put it back where that did not come."""
+    for kept in former.glob("*"):
+        if not os.path.lexists(former.parent / kept.name):
+            with suppress(OSError):
+                os.replace(kept, former.parent / kept.name)
+    remove(former)
 
 
 def remove(path: Path) -> None:
@@ -114,14 +128,14 @@ def remove_leftovers(folder: Path) -> int:
     """Remove temporary files of processes that no longer run (or older than a day); returns how many."""
     stale = [path for path in folder.glob(f"{TEMPORARY}-*") if _is_stale(path)]
     for path in stale:
-        remove(path)
+        (_put_back if path.suffix == FORMER else remove)(path)
     return len(stale)
 
 
 def _is_stale(path: Path) -> bool:
     host, _, rest = path.name[len(TEMPORARY) + 1 :].partition("-")
     pid = rest.partition("-")[0]
-    if host == _host() and pid.isdigit() and not _alive(int(pid)):
+    if host == _host() and pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
         return True
     with suppress(OSError):
         return time.time() - path.stat().st_mtime > 86400
@@ -152,11 +166,28 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def read_small(path: str | Path, most: int = SMALL) -> bytes:
+    """The bytes of a file of at most `most`. Raises BadFileError when it cannot be read, is larger, or is no
+    file: a pipe would be waited for, a device may have no end."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadFileError(f"{path} is not a file")
+            data = file.read(most + 1)
+    except OSError as error:
+        raise BadFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise BadFileError(f"cannot read {path}: {error}") from error
+    if len(data) > most:
+        raise BadFileError(f"{path} has more than {most >> 20} MB", expected="a small file of text")
+    return data
+
+
 def read_json(path: str | Path) -> Any:
     """The JSON in `path`; BadFileError when it is torn or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(read_small(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise BadFileError(f"cannot read {path} as JSON: {error}") from error
 
 
@@ -167,16 +198,20 @@ def hash_value(value: Any) -> str:
 
 
 def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
-    """sha256 of a file's bytes, read in blocks. Raises BadFileError when it cannot be read or is none: a pipe
-    would be waited for."""
-    digest = hashlib.sha256()
+    """sha256 of a file's bytes, read in blocks. Raises BadFileError when it cannot be read, grows meanwhile
+    (some of /proc never end) or is no file: a pipe would be waited for."""
+    digest, read = hashlib.sha256(), 0
     buffer = memoryview(bytearray(block))
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadFileError(f"{path} is not a file")
         with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
             while count := file.readinto(buffer):
                 digest.update(buffer[:count])
+                read += count
+                if read > size:
+                    raise BadFileError(f"{path} grows while it is read", expected=f"its {size} bytes")
     except OSError as error:
         raise BadFileError(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()
@@ -254,11 +289,11 @@ def lock_folder(
     patience: seconds to wait for a holder that may be on its way out; waiting(holder) is called once then.
     Raises MachineError naming the holder when another run has it still.
     """
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+    with _open_lock(folder / LOCK) as file:
         end, told = time.monotonic() + patience, False
-        while not _lock(file):
+        while not _locked(file):
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read(200).strip() or "another process"
             if time.monotonic() >= end:
                 raise MachineError(
                     f"{folder} is locked by {holder}", fix="wait for that run or choose another folder"
@@ -267,21 +302,45 @@ def lock_folder(
                 waiting(holder)
                 told = True
             time.sleep(0.2)
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         file.write(f"pid {os.getpid()} on host {platform.node()}\n")
         file.flush()
         yield
 
 
-def _lock(file: IO[str]) -> bool:
-    """Take the lock of an open file, True also on a file system without locks; False: another has it."""
+def _open_lock(path: Path) -> IO[str]:
+    """The lock's file, for reading and writing. What somebody else has put in its place, a link or a pipe, is
+    not touched: MachineError."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise MachineError(f"{path} is a link", fix="remove it, or choose another folder") from error
+        raise machine_error(error, path) or error from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise MachineError(f"{path} is not a file", fix="remove it, or choose another folder")
+    return open(handle, "r+", encoding="utf-8", errors="replace")
+
+
+def lock(handle: int) -> None:
+    """Take the lock of an open file, which goes with the process; nothing on a file system without locks.
+    Raises BlockingIOError when another process has it."""
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
             raise
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        lock(file.fileno())
+    except BlockingIOError:
+        return False
     return True

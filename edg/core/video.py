@@ -6,6 +6,7 @@ What a picture file becomes: EXIF rotation applied, transparency laid on white, 
 
 from __future__ import annotations
 
+import os
 import stat
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +21,15 @@ from edg.core.records import atomic_path
 
 if TYPE_CHECKING:
     import torch
+    from av.container import InputContainer
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
 # Every further decoder that Pillow has is code that a file called .png could reach.
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# A playlist called .mp4 would make FFmpeg read what it names, files and hosts.
+FILMS = "mov,mp4,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg"
+MAX_CLIP = 4 << 30  # bytes of decoded frames
 # One encoder thread, and no macroblock tree: with it x264 reads memory that it has not written (seen at 64x48
 # and below: one file in ten differs), without it the same frames give the same file.
 REPEATABLE = {"threads": "1", "mbtree": "0"}
@@ -222,7 +227,9 @@ def _encode(
     quality = {"crf": str(crf), **REPEATABLE} if kind == "mp4" else {"profile": "3", "threads": "1"}
     with (
         atomic_path(path) as temporary,
-        av.open(str(temporary), "w", format=kind, options={"movflags": "use_metadata_tags"}) as container,
+        av.open(
+            os.path.abspath(temporary), "w", format=kind, options={"movflags": "use_metadata_tags"}
+        ) as container,
     ):
         container.metadata.update(comment, **tags)
         rate = Fraction(fps).limit_denominator(1001)
@@ -235,14 +242,26 @@ def _encode(
         container.mux(stream.encode(None))
 
 
-def read_clip(path: str | Path) -> tuple[np.ndarray, float]:
-    """All frames of a video file as uint8 (T, H, W, 3), and its frames per second (0 where it does not say).
-    Raises BadFileError when it cannot be read."""
+def open_container(path: str | Path, **options: str) -> InputContainer:
+    """A video file for reading: this file and no other, whatever its name (`tcp:HOST:1.mp4` is an address to
+    FFmpeg) or its content asks for. Raises av.FFmpegError."""
     import av
 
+    bounds = {"protocol_whitelist": "file", "format_whitelist": FILMS}
+    return av.open(os.path.abspath(path), options={**bounds, **options})
+
+
+def read_clip(path: str | Path) -> tuple[np.ndarray, float]:
+    """All frames of a video file as uint8 (T, H, W, 3), and its frames per second (0 where it does not say).
+    Raises BadFileError when it cannot be read, or has more than 4 GB of frames."""
+    import av
+
+    frames: list[np.ndarray] = []
     try:
-        with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        with open_container(path) as container:
+            for frame in container.decode(video=0):
+                need_reasonable_clip(path, len(frames) + 1, (frame.width, frame.height))
+                frames.append(frame.to_ndarray(format="rgb24"))
             fps = float(container.streams.video[0].average_rate or 0)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -250,6 +269,13 @@ def read_clip(path: str | Path) -> tuple[np.ndarray, float]:
     if not frames:
         raise BadFileError(f"the video {path} holds no frame")
     return np.stack(frames), fps
+
+
+def need_reasonable_clip(path: str | Path, frames: int, size: tuple[int, int]) -> None:
+    """Raise BadFileError where so many frames of (width, height) do not belong into memory."""
+    _need_reasonable_size(Path(path), size)
+    if frames * size[0] * size[1] * 3 > MAX_CLIP:
+        raise BadFileError(f"{path} holds over {MAX_CLIP >> 30} GB of frames", expected="a clip")
 
 
 def read_frames(path: str | Path) -> np.ndarray:
@@ -262,7 +288,7 @@ def read_rate(path: str | Path) -> float:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or 0)
     except (av.FFmpegError, OSError, IndexError) as error:
@@ -277,7 +303,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             return dict(container.metadata)
     except (av.FFmpegError, OSError) as error:
         raise BadFileError(f"cannot read the video {path}: {error}") from error

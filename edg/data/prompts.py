@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError
+from edg.core.records import read_small
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 STEM_BYTES = 160
@@ -114,12 +115,16 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
     return images, [path for path in entries if path.suffix.lower() == ".txt"]
 
 
-def _need_inside(path: Path, folder: Path) -> None:
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path is a link to what lies outside the folder."""
     try:
-        inside = not path.is_symlink() or path.resolve().is_relative_to(folder.resolve())
+        return path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a link to itself leads nowhere: it fails when it is read
-        return
-    if not inside:
+        return False
+
+
+def _need_inside(path: Path, folder: Path) -> None:
+    if leads_out(path, folder):
         raise UsageError(
             f"{path.name} in {folder} links to {path.resolve()}",
             expected="files of the folder itself",
@@ -171,12 +176,7 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def _decode(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise BadFileError(f"{path} is not a file", expected="a text file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadFileError(f"cannot read {path}: {error.strerror}") from error
+    data = read_small(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)

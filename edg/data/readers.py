@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import stat
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 
 from edg.core.errors import BadFileError, MachineError
-from edg.core.video import MAX_PIXELS
+from edg.core.video import MAX_PIXELS, open_container
 
 Backend = Literal["auto", "decord", "pyav"]
 T = TypeVar("T", bound=Sequence[int])
@@ -125,7 +126,7 @@ class DecordReader:
         if decord is None:
             raise MachineError("decord is not installed", fix="pip install decord, or take the reader pyav")
         self.path = path
-        self._video = self._call(lambda: decord.VideoReader(str(path), num_threads=1))
+        self._video = self._call(lambda: decord.VideoReader(os.path.abspath(path), num_threads=1))
         self.frames = len(self._video)
         self.fps = float(self._video.get_avg_fps())
         self.size = self.get([0]).shape[1:3]
@@ -177,9 +178,7 @@ class PyAvReader:
             raise BadFileError(f"cannot read {self.path}: {reason}") from error
 
     def _open(self, **options: str):
-        import av
-
-        container = av.open(str(self.path), options=options)
+        container = open_container(self.path, **options)
         if not container.streams.video:
             container.close()
             raise BadFileError(f"{self.path} has no video stream")

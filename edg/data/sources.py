@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError, nearest
+from edg.core.records import read_small
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 # Where the file of a csv row lies under the root. DynamiCrafter's trainer and CIL's read the same WebVid csv,
@@ -177,11 +178,11 @@ def _caption(path: Path) -> str:
     text, data = path.with_suffix(".txt"), path.with_suffix(".json")
     try:
         if text.is_file():
-            return " ".join(text.read_text(encoding="utf-8-sig").split())
+            return " ".join(read_small(text).decode("utf-8-sig").split())
         if not data.is_file():
             return ""
-        value = json.loads(data.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(read_small(data).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise BadFileError(f"cannot read the caption of {path}: {error}") from error
     for name in ("caption", "text", "prompt"):
         if isinstance(value, dict) and isinstance(value.get(name), str):

@@ -59,6 +59,20 @@ def test_hashes(tmp_path):
     assert records.hash_value({"a": 1, "b": [2]}) == records.hash_value({"b": (2,), "a": 1})
 
 
+def test_a_file_without_an_end_is_not_hashed_for_ever():
+    with pytest.raises(BadFileError, match="grows while it is read"):
+        sha256_file("/proc/self/pagemap")
+
+
+def test_a_file_that_grows_while_it_is_hashed_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"1234567890")
+    told = os.stat(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"1234567890" * 9)
+    monkeypatch.setattr(os, "fstat", lambda handle: told)
+    with pytest.raises(BadFileError, match="grows while it is read.*its 10 bytes"):
+        sha256_file(tmp_path / "a", block=4)
+
+
 def test_cached_hash_follows_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a").write_bytes(b"abc")

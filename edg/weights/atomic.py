@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import tempfile
 from pathlib import Path
 
 from edg.core.errors import MachineError, UsageError
+from edg.core.records import hash_value, lock
 from edg.weights import pagecache
 
+LONG = 200  # bytes of a name
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -30,29 +31,38 @@ class AtomicFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            self.temporary = self.path.parent / f".{self.path.name}.edg-tmp.{os.getpid()}"
+            self.temporary = self.path.parent / f"{self._prefix}{os.getpid()}"
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
             self.fd = os.open(self.temporary, flags, 0o666)
             self.flusher: pagecache.Flusher | None = None
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self.fd)
+            if not self.temporary.exists():  # before it was locked, another process took it for a leftover
+                raise self._busy(self.temporary)
         except OSError as error:
             raise machine_error(self.path, error) from error
 
+    @property
+    def _prefix(self) -> str:
+        """Of the temporary's name, which must not be too long where the file's own is not."""
+        name = self.path.name
+        return f".{name if len(os.fsencode(name)) < LONG else hash_value(name)}.edg-tmp."
+
+    def _busy(self, other: Path) -> MachineError:
+        return MachineError(
+            f"{self.path} is being written by another process ({other.name})", fix="wait for it to end"
+        )
+
     def _remove_leftovers(self) -> None:
-        prefix = f".{self.path.name}.edg-tmp."
         for old in self.path.parent.iterdir():
-            if not old.name.startswith(prefix):
+            if not old.name.startswith(self._prefix):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(old, os.O_RDWR)
                 try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock(fd)
                     os.unlink(old)
                 except BlockingIOError as error:
-                    raise MachineError(
-                        f"{self.path} is being written by another process ({old.name})",
-                        fix="wait for it to end",
-                    ) from error
+                    raise self._busy(old) from error
                 finally:
                     os.close(fd)
 

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edg.core.errors import BadFileError, UsageError
+from edg.core.errors import BadFileError, UsageError, visible
 from edg.weights import keys
-from edg.weights.store import Weights, open_weights
+from edg.weights.store import DAMAGED, Weights, open_weights
 from edg.weights.tensors import TensorInfo
 
 Identify = Callable[[Mapping], str]
@@ -154,10 +154,10 @@ def info_command(args: argparse.Namespace, identify: Identify | None = None) -> 
         weights = open_weights(args.file, check_base=args.verify)
     except BadFileError:  # tell what is in the file even when its base is not there
         for line in describe(open_weights(args.file, join_base=False)):
-            print(line)
+            print(visible(line))
         raise
     for line in describe(weights, identify):
-        print(line)
+        print(visible(line))
     if args.names:
         import fnmatch
 
@@ -166,7 +166,8 @@ def info_command(args: argparse.Namespace, identify: Identify | None = None) -> 
                 info = weights.info(name)
                 print(f"  {name!r}  {list(info.shape)}  {info.dtype}")
     if args.verify:
-        print(f"{weights.verify()} checksums compared, all equal")
+        count = weights.verify()
+        print(f"{count} checksums compared, all equal" if count else "the file has no checksums to compare")
     return 0
 
 
@@ -193,7 +194,7 @@ def describe(weights: Weights, identify: Identify | None = None) -> list[str]:
     lines += [f"note        {note}" for note in weights.notes]
     try:
         return lines + _provenance(weights.provenance)
-    except (AttributeError, TypeError, ValueError):
+    except DAMAGED:
         return [*lines, "made by     a merge whose record is damaged"]
 
 

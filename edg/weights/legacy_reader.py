@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 
 from edg.core.errors import BadFileError
-from edg.weights.pickle_machine import PickleError, PickleMachine, StorageRef
+from edg.weights.pickle_machine import MAX_OPCODES, PickleError, PickleMachine, StorageRef
 from edg.weights.tensors import ITEMSIZE, InputFile
 from edg.weights.zip_reader import ZipEntry, foreign_note
 
@@ -22,11 +22,12 @@ MAX_PICKLES = 16 << 20  # bytes of the five together
 def open_legacy(file: InputFile) -> tuple[object, dict[str, ZipEntry], list[str]]:
     """(top object with TensorRef leaves, storages as entries `data/{key}`, notes). Raises BadFileError."""
     stream = io.BytesIO(file.read(0, min(file.size, MAX_PICKLES)))
-    found, foreign, storages = [], {}, {}
+    found, foreign, storages, left = [], {}, {}, MAX_OPCODES
     try:
         for place in range(5):  # magic number, protocol, system, the object, order of the storages
-            machine = PickleMachine(stream)
+            machine = PickleMachine(stream, left)
             found.append(machine.run()[0])
+            left = machine.left
             foreign |= machine.foreign
             storages |= machine.storages
             if place == 2:
@@ -61,9 +62,11 @@ def _entries(
     number of elements and the elements."""
     entries: dict[str, ZipEntry] = {}
     for key in order if isinstance(order, list) else ():
-        name, storage = f"data/{key}", storages.get(key) if isinstance(key, str) else None
+        if not isinstance(key, str):
+            raise _damaged(file, f"a storage called by a {type(key).__name__}")
+        name, storage = f"data/{key}", storages.get(key)
         if storage is None or name in entries or storage.dtype not in ("", *ITEMSIZE):
-            raise _damaged(file, f"an unexpected storage {str(storage or key)!r:.60}")
+            raise _damaged(file, f"an unexpected storage {key!r:.60}")
         (numel,) = struct.unpack("<q", file.read(at, 8))
         size = numel * ITEMSIZE.get(storage.dtype, 1)
         if not 0 <= size <= file.size - at - 8:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from edg.core.errors import BadFileError
+from edg.core.errors import BadFileError, visible
 from edg.weights.atomic import write_atomically
 from edg.weights.hashing import HashFollower
 from edg.weights.masks import BLOCK
@@ -70,7 +70,7 @@ def run(
 
 
 def to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def ties_of(plan: Plan, output: Output) -> dict[Step, TiesStatistics]:

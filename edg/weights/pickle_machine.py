@@ -19,7 +19,7 @@ MAX_OPCODES = 2_000_000
 MAX_DIMENSIONS = 64
 MAX_NAME = 1000  # characters of a class name
 PAIR = 8  # what an entry of a dict made in one call counts, in operations: its memory is that much larger
-KEY_TYPES = (str, int, float, bool, bytes, type(None))  # nothing whose hash could take long
+MAX_INT = 1 << 32  # of a key: larger ones can be chosen so that all of them meet in one place of a table
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16",
@@ -82,13 +82,14 @@ def load(data: bytes) -> tuple[object, dict[str, int]]:
 
 
 class PickleMachine:
-    """data: the pickle, or a stream that begins with one and is left behind its end. After `run`: foreign,
-    the names that were ignored; storages: what the tensors lie in, by key."""
+    """data: the pickle, or a stream that begins with one and is left behind its end. left: operations it may
+    take. After `run`: left, those not used; foreign, the names that were ignored; storages: what the tensors
+    lie in, by key."""
 
-    def __init__(self, data: bytes | BinaryIO):
+    def __init__(self, data: bytes | BinaryIO, left: int = MAX_OPCODES):
         self.data, self.stack, self.memo, self.foreign = data, [], {}, {}
         self.storages: dict[str, StorageRef] = {}
-        self.left = MAX_OPCODES
+        self.left = left
 
     def run(self) -> tuple[object, dict[str, int]]:
         try:
@@ -119,7 +120,10 @@ class PickleMachine:
         elif name in NEW_CONTAINER:
             stack.append(NEW_CONTAINER[name]())
         elif name in MEMO_PUT:
-            self.memo[len(self.memo) if arg is None else int(arg)] = stack[-1]
+            place = len(self.memo) if arg is None else int(arg)
+            if not is_key(place):
+                raise PickleError("a place in the memo that no pickle needs")
+            self.memo[place] = stack[-1]
         elif name in MEMO_GET:
             stack.append(self.memo[int(arg)])
         elif name.startswith("EXT"):
@@ -195,7 +199,7 @@ class PickleMachine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                if isinstance(key, KEY_TYPES):
+                if is_key(key):
                     self.spend(key_cost(key))
                     target[key] = value
 
@@ -217,6 +221,7 @@ class PickleMachine:
             raise PickleError("a class name that is no text")
         if len(name) + len(module) > MAX_NAME:
             raise PickleError(f"a class name of {len(name) + len(module)} characters")
+        self.spend(len(name) + len(module))  # three bytes make a new text of two from the memo
         self.stack.append(self.global_name(f"{module}.{name}"))
 
     def op_reduce(self, _):
@@ -318,18 +323,21 @@ def tensor_ref(storage, dtype, first, shape, strides):
     return TensorRef(storage, dtype, first, shape, strides)
 
 
+def is_key(key) -> bool:
+    """Whether an entry of a dict is kept. Nobody can choose texts whose hashes meet, but large numbers."""
+    return isinstance(key, (str, bytes, type(None))) or (isinstance(key, int) and -MAX_INT < key < MAX_INT)
+
+
 def key_cost(key) -> int:
     """Operations that hashing and comparing a key count: a long one takes as long as many short ones."""
-    if isinstance(key, (str, bytes)):
-        return len(key) >> 6
-    return key.bit_length() >> 8 if isinstance(key, int) else 0
+    return len(key) >> 6 if isinstance(key, (str, bytes)) else 0
 
 
 def make_dict(*args):
     made = {}
     pairs = args[-1] if args and isinstance(args[-1], (list, tuple)) else ()
     for pair in pairs:
-        if isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], KEY_TYPES):
+        if isinstance(pair, (list, tuple)) and len(pair) == 2 and is_key(pair[0]):
             made[pair[0]] = pair[1]
     return made
 

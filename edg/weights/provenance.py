@@ -66,14 +66,28 @@ def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
     files = {str(file.path): file.path for weights in inputs.values() for file in weights.files}
     sizes = {name: sum(file.size for file in weights.files) for name, weights in inputs.items()}
     for name, record in records.items():
-        known = {item["name"]: item for item in record.get("inputs", [])}
+        if not _is_ours(record):
+            return False
+        known = {item["name"]: item for item in record["inputs"]}
         same = record.get("output") == name and ("base" not in record) == full
-        same = same and _without_paths(record.get("recipe", {})) == _without_paths(to_dict(recipe))
+        same = same and _without_paths(record["recipe"]) == _without_paths(to_dict(recipe))
         if not same or {n: item["bytes"] for n, item in known.items()} != sizes:
             return False
     hashes = {path: cached_sha256(file) for path, file in files.items()}
     now = {name: input_record(name, weights, hashes)["sha256"] for name, weights in inputs.items()}
     return all(now == {i["name"]: i["sha256"] for i in record["inputs"]} for record in records.values())
+
+
+def _is_ours(record: dict) -> bool:
+    """Whether a record has the shape that a merge writes; what its fields say is another question."""
+    recipe, inputs = record.get("recipe"), record.get("inputs")
+    return (
+        isinstance(recipe, dict)
+        and isinstance(recipe.get("inputs"), dict)
+        and isinstance(inputs, list)
+        and all(isinstance(item, dict) and {"name", "bytes", "sha256"} <= item.keys() for item in inputs)
+        and all(isinstance(item["name"], str) for item in inputs)
+    )
 
 
 def _without_paths(recipe: Mapping) -> dict:

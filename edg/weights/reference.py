@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,14 @@ def candidates(owner: Path, base: dict) -> list[Path]:
     return list(dict.fromkeys([*found, recorded]))
 
 
-def complete(weights: Weights, open_weights: Callable[..., Weights], check: bool, depth: int = 8) -> Weights:
-    """Join `weights` with the base it names. Raises BadFileError when the base is missing or another one."""
+def complete(
+    weights: Weights,
+    known: Mapping[Path, Weights | None],
+    open_weights: Callable[[Path], Weights],
+    check: bool,
+) -> Weights:
+    """Join `weights` with the base it names. known: files that are open already, None for those that wait for
+    their own base. Raises BadFileError when the base is missing or another one."""
     from edg.weights.store import Weights
 
     base = weights.provenance["base"]
@@ -36,9 +42,10 @@ def complete(weights: Weights, open_weights: Callable[..., Weights], check: bool
         raise BadFileError(f"{weights.path}: its reference to a base is malformed")
     tried = []
     for path in candidates(weights.path, base):
-        if not path.exists() or path.resolve() == weights.path.resolve():
+        resolved = path.resolve()
+        if not path.exists() or (resolved in known and known[resolved] is None):
             continue
-        found = open_weights(path, check_base=check)
+        found = known.get(resolved) or open_weights(path)
         if check and sha256_weights(found) != base["sha256"]:
             tried.append(str(path))
             continue

@@ -12,10 +12,12 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError, EdgError
+from edg.core.records import read_small
 from edg.weights import keys, reference
 from edg.weights.legacy_reader import open_legacy
 from edg.weights.pickle_machine import TensorRef
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorInfo", "Weights", "open_weights", "write_pt", "write_safetensors"]
 INNER = ("state_dict", "module", "model", "params", "weights")  # tables that may hold the tensors
 MAX_TENSORS = 100_000
+MAX_INDEX = 64 << 20  # bytes
 DAMAGED = (
     ArithmeticError,
     AttributeError,
@@ -147,11 +150,18 @@ def open_weights(path: str | os.PathLike, *, check_base: bool = True, join_base:
     skips the check of the base's SHA-256 then, join_base=False shows only what is stored. Raises
     BadFileError (exit 3) for anything that is not a readable checkpoint.
     """
-    path = Path(path)
+    return _open_joined(Path(path), check_base, join_base, {})
+
+
+def _open_joined(path: Path, check_base: bool, join_base: bool, known: dict[Path, Weights | None]) -> Weights:
+    """known: bases found so far, None for a file whose base is being looked for: none is opened twice."""
+    known[path.resolve()] = None
     try:
         weights = _open(path)
         if join_base and weights.provenance.get("base"):
-            weights = reference.complete(weights, open_weights, check_base)
+            find = partial(_open_joined, check_base=check_base, join_base=True, known=known)
+            weights = reference.complete(weights, known, find, check_base)
+        known[path.resolve()] = weights
         return weights
     except EdgError:
         raise
@@ -295,7 +305,7 @@ def _gather_shards(
 
 def _weight_map(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        found = json.loads(read_small(path, MAX_INDEX))["weight_map"]
         good = all(isinstance(v, str) and Path(v).name == v and v not in ("", "..") for v in found.values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadFileError(f"{path} is no index of shards ({error})"[:300]) from error

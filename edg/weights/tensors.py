@@ -6,6 +6,7 @@ Nothing here imports torch until a tensor is really read, so `edg info` stays qu
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
 import struct
@@ -97,6 +98,8 @@ class InputFile:
             try:
                 count = os.preadv(self.fd, [buffer[done : done + (1 << 30)]], offset + done)
             except OSError as error:
+                if error.errno in (errno.EINVAL, errno.EOVERFLOW):  # an offset that no file has
+                    raise BadFileError(f"{self.path} is damaged: it names byte {offset}") from error
                 raise MachineError(f"reading {self.path} failed: {error.strerror}") from error
             if not count:
                 raise BadFileError(f"{self.path} ends at byte {offset + done}", expected="more data there")

@@ -266,16 +266,17 @@ COPIES = {
     + b"Nq\x000"
     + b"h\x01Nh\x00\x87q\x000" * 900
     + b"h\x01h\x00R0" * 200_000,
+    "class names of two texts": b"X"
+    + struct.pack("<I", 499)
+    + b"a" * 499
+    + b"q\x000"
+    + b"("
+    + b"h\x00h\x00\x93" * 300_000,
     "a long class name": b"X"
     + struct.pack("<I", 1 << 20)
     + b"a" * (1 << 20)
     + b"q\x000"
     + b"h\x00h\x00\x93" * 9999,
-    "a long number as key": b"}\x8b"
-    + struct.pack("<I", 1 << 20)
-    + b"\x7f" * (1 << 20)
-    + b"q\x000"
-    + b"h\x00Ns" * 99_999,
 }
 
 
@@ -287,6 +288,30 @@ def test_copying_what_is_in_the_memo_counts(tmp_path, case):
         pickle_machine.load(b"\x80\x02" + COPIES[case] + b"N.")
     assert time.monotonic() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+LONG_NUMBER = b"\x8b" + struct.pack("<I", 1 << 20) + b"\x7f" * (1 << 20)
+PRIME = (1 << 61) - 1  # Python's hash of an integer is its remainder
+EQUAL_HASHES = [b"\x8a\x0c" + (k * PRIME).to_bytes(12, "little") for k in range(1, 50_001)]
+NUMBERS = {
+    "long": b"}" + LONG_NUMBER + b"q\x000" + b"h\x00Ns" * 99_999,
+    "of one hash": b"}(" + b"".join(number + b"N" for number in EQUAL_HASHES) + b"u",
+    "of one hash, in pairs": b"ccollections\nOrderedDict\n("
+    + b"](" + b"".join(number + b"N\x86" for number in EQUAL_HASHES) + b"etR",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_that_are_slow_to_find_are_no_keys(case):
+    began = time.process_time()
+    assert pickle_machine.load(b"\x80\x02" + NUMBERS[case] + b".")[0] == {}
+    assert time.process_time() - began < 3
+
+
+def test_places_of_one_hash_in_the_memo():
+    code = b"N" + b"".join(b"p%d\n" % (k * PRIME) for k in range(1, 50_001))
+    with pytest.raises(pickle_machine.PickleError, match="memo"):
+        pickle_machine.load(b"\x80\x02" + code + b".")
 
 
 def test_a_bad_shape_is_not_printed():

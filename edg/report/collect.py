@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,13 @@ from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.records import read_json, sha256_file
+from edg.data.prompts import leads_out
 from edg.runner.clips import clips_by_name, find_named, one_of_each
 
 RESERVED = ("scores", "point")
 OF_A_CLIP = ("id", "prompt", "image_sha256")
+DEEPEST = 50  # lists and tables inside each other, in JSON that may be anybody's
+LARGEST, LONGEST = 1e100, 200e6  # a score, whose square is a number too; bytes of scores.jsonl
 
 
 @dataclass(frozen=True)
@@ -69,38 +71,66 @@ def _home(folder: Path) -> Path:
     """The folder that holds the clips: the given one, or the only one inside it that does (`output/1000`)."""
     if not folder.is_dir():
         raise BadFileError(f"{folder} is no folder", expected="a run's folder of clips")
-    if _stems(folder):
+    links: dict[str, str] = {}
+    if _stems(folder, links):
         return folder
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _stems(path))
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and not leads_out(path, folder))
+    inside = [path for path in below if _stems(path, links)]
     if len(inside) == 1:
         return inside[0]
     fix = f"give them one by one, such as {inside[0]}" if inside else "the folder that edg sample wrote into"
+    fix = next(iter(links.values())) if links and not inside else fix
     raise BadFileError(f"{folder} holds no clips", expected="videos or records of edg sample", fix=fix)
 
 
-def _stems(folder: Path) -> dict[str, list[Path]]:
-    """Clips and records by their names without an ending."""
+def _stems(folder: Path, problems: dict[str, str]) -> dict[str, list[Path]]:
+    """Clips and records by their names without an ending, but for links that lead out of the folder."""
     found = clips_by_name(folder)
     for path in folder.glob("*.json"):
         if path.stem not in RESERVED and path.is_file() and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
-    return dict(sorted(found.items()))
+    kept = {stem: [path for path in paths if _is_ours(path, problems)] for stem, paths in found.items()}
+    return {stem: paths for stem, paths in sorted(kept.items()) if paths}
+
+
+def _is_ours(path: Path, problems: dict[str, str]) -> bool:
+    """Whether a file, or every frame of a folder, lies in its folder: somebody else's run must not bring
+    this machine's files into a page that is sent around."""
+    parts = (path, *(sorted(path.iterdir()) if path.is_dir() else ()))
+    out = next((part for part in parts if leads_out(part, path.parent)), None)
+    if out:
+        problems[str(path)] = f"{out} is a link out of its folder: copy what it leads to into the folder"
+    return out is None
 
 
 def _point(folder: Path, problems: dict[str, str]) -> Mapping[str, Any] | None:
     for path in (folder / "point.json", folder.parent / "point.json"):
         if path.is_file():
-            value = _json(path, problems)
+            value = _json(path, problems) if _is_ours(path, problems) else None
             return value if isinstance(value, dict) else None
     return None
 
 
 def _json(path: Path, problems: dict[str, str]) -> Any:
     try:
-        return read_json(path)
+        return _shallow(read_json(path), path)
     except BadFileError as error:
         problems[str(path)] = str(error)
     return None
+
+
+def _shallow(value: Any, path: Path) -> Any:
+    """The value itself. Raises BadFileError for one that is nested deeper than what walks through it goes."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for one in level if isinstance(one, (dict, list)) for part in _parts(one)]
+    if level:
+        raise BadFileError(f"cannot read {path}: it is nested too deep", expected=f"up to {DEEPEST} levels")
+    return value
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Any:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _names(homes: Sequence[Path], points: Sequence[Mapping[str, Any] | None]) -> list[str]:
@@ -124,7 +154,7 @@ def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dic
     scores = _scores_of_clips(folder / "scores.jsonl", problems)
     clips: dict[str, Clip] = {}
     records: list[Mapping[str, Any]] = []
-    for stem, paths in _stems(folder).items():
+    for stem, paths in _stems(folder, problems).items():
         record = next((path for path in paths if path.suffix == ".json"), None)
         value = _json(record, problems) if record else {}
         videos = one_of_each([p for p in paths if p != record], value if isinstance(value, dict) else {})
@@ -138,7 +168,8 @@ def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dic
             clip_id = video.name if video and number else str(value.get("id", stem))
             clip_id = stem if clip_id in clips else clip_id  # a record that was copied
             clips[clip_id] = _clip(clip_id, video, record, value, scores, problems)
-    summary = _json(folder / "scores.json", problems) if (folder / "scores.json").is_file() else None
+    told = folder / "scores.json"
+    summary = _json(told, problems) if told.is_file() and _is_ours(told, problems) else None
     metrics = summary.get("metrics") if isinstance(summary, dict) else None
     kept = {str(k): v for k, v in metrics.items() if _is_summary(v)} if isinstance(metrics, dict) else {}
     return Run(
@@ -157,7 +188,7 @@ def _is_summary(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= LARGEST
 
 
 def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: dict[str, str]) -> Clip:
@@ -175,13 +206,16 @@ def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: di
 def _scores_of_clips(path: Path, problems: dict[str, str]) -> dict[str, tuple[dict[str, float], str]]:
     """scores.jsonl: the clip's file name -> its values by metric, and the sha256 of what was measured."""
     found: dict[str, tuple[dict[str, float], str]] = {}
+    if not path.is_file() or not _is_ours(path, problems):
+        return found
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in filter(None, map(str.strip, lines)):
-            row = json.loads(line)
+        if path.stat().st_size > LONGEST:
+            raise ValueError(f"it has more than {LONGEST / 1e6:.0f} MB")
+        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+            row = _shallow(json.loads(line), path)
             values = {str(k): float(v) for k, v in row["scores"].items() if is_number(v)}
             found[str(row["clip"])] = values, str(row.get("sha256") or "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problems[str(path)] = f"cannot read {path}: {error}"
     return found
 
@@ -221,4 +255,5 @@ def unchanged(path: Path, expected: str) -> bool:
 
 def in_order(name: str) -> list[Any]:
     """A key that sorts 2 before 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    parts = [(part, part.lstrip("0")) for part in re.split(r"(\d+)", name)]
+    return [(0, len(digits), digits) if part.isdecimal() else (1, 0, part) for part, digits in parts]

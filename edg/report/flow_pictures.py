@@ -19,6 +19,7 @@ from edg.core.errors import BadFileError
 from edg.core.formats import digest, read_timed
 from edg.core.records import atomic_path, read_json, sha256_file, write_text
 from edg.core.video import read_image, read_rate, write_video
+from edg.report.collect import is_number
 
 VERSION = 2  # of everything below: other pictures are made anew
 LIMIT = 0.05  # of the shorter side, per frame: the speed that has full colour
@@ -37,18 +38,28 @@ def clip_media(video: Path, media: Path) -> dict[str, Any]:
     strip, "curve": px/frame for each pair}. Raises BadFileError when the video cannot be read.
     """
     key = digest(video)[:KEY]
-    facts = _known(media / f"{key}.facts.json", media)
+    facts = _known(media, key)
     return facts or _make(video, media, key)
 
 
-def _known(path: Path, media: Path) -> dict[str, Any] | None:
-    """What was written last of all for this clip; None when a file of it is missing."""
+def _known(media: Path, key: str) -> dict[str, Any] | None:
+    """What was written last of all for this clip; None when a file of it is missing, or when it is not what
+    `_make` writes: the folder may be somebody else's."""
     with suppress(BadFileError):
-        facts = read_json(path)
-        current = isinstance(facts, dict) and facts.get("version") == VERSION
-        if current and all((media / name).is_file() for name in files_of(facts)):
+        facts = read_json(media / f"{key}.facts.json")
+        if _is_ours(facts, key) and all((media / name).is_file() for name in files_of(facts)):
             return facts
     return None
+
+
+def _is_ours(facts: Any, key: str) -> bool:
+    if not isinstance(facts, dict) or (facts.get("version"), facts.get("key")) != (VERSION, key):
+        return False
+    video, strip, flow, curve = (facts.get(part) for part in ("video", "strip", "flow", "curve"))
+    named = video in [key + ending for ending in PLAYED] and strip == f"{key}.strip.webp"
+    numbers = [facts.get(part) for part in ("n", "fps", "w", "h", "cells")]
+    numbers += curve if isinstance(curve, list) else [None]
+    return named and flow in ("", f"{key}.flow.webp") and all(map(is_number, numbers))
 
 
 def files_of(facts: dict[str, Any]) -> list[str]:
@@ -87,7 +98,7 @@ def _copy(video: Path, media: Path, key: str, frames: np.ndarray, rate: float) -
 
 def place(source: Path, target: Path) -> str:
     """A file in the media folder, as a hard link where that is possible; returns its name."""
-    if not target.exists():
+    if not target.is_file():
         try:
             os.link(source.resolve(), target)
         except OSError:

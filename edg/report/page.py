@@ -10,7 +10,7 @@ import json
 import mimetypes
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from edg.core.arguments import Parser
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
 from edg.core.records import ensure_writable, lock_folder, remove_leftovers, sha256_file, write_text
 from edg.report.collect import Clip, Run, collect, in_order, unchanged
+from edg.runner.clips import need_picture
 from edg.runner.progress import Meter, say
 
 PAGE, MEDIA = "index.html", "media"
@@ -64,11 +65,12 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
         media = Path(stack.enter_context(TemporaryDirectory(prefix="edg-report-"))) if inside else kept
         ensure_writable(media)
         remove_leftovers(media)
+        _forget(media, lambda path: path.is_symlink())  # whatever somebody else's folder has them lead to
         before = {path.name for path in media.iterdir()}
         data, names = page_data(found, media, problems)
         write_text(out / PAGE, fill(data, _embedded(media, names) if embed else None))
         if not embed:
-            _forget_others(media, names)
+            _forget(media, lambda path: path.name not in names)
     fresh = sum(name.endswith(".facts.json") for name in names - before)
     count = sum(len(run.clips) for run in found)
     say(f"{count} clips, {fresh} of them new to {out}, in {time.monotonic() - began:.1f} s")
@@ -193,6 +195,7 @@ def _image(clip: Clip, media: Path) -> dict[str, str]:
     try:
         if clip.image is None:
             return {"image_error": "the input image is not where the record says"}
+        need_picture(clip.image)
         if not unchanged(clip.image, str(clip.settings["image_sha256"])):
             return {"image_error": f"{clip.image} has changed since"}
         return {"image": image_media(clip.image, media)}
@@ -280,8 +283,8 @@ def _png(picture: Any) -> bytes:
     return file.getvalue()
 
 
-def _forget_others(media: Path, names: set[str]) -> None:
-    """Remove what an earlier page in this folder showed and this one does not."""
-    for path in media.iterdir():
-        if path.name not in names and OURS.fullmatch(path.name):
+def _forget(media: Path, is_old: Callable[[Path], bool]) -> None:
+    """Remove what an earlier page in this folder has left, but no file of another name than ours."""
+    for path in list(media.iterdir()):
+        if OURS.fullmatch(path.name) and is_old(path):
             path.unlink(missing_ok=True)

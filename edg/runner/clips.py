@@ -13,6 +13,11 @@ from edg.core.formats import VIDEOS, is_clip, stem_of
 from edg.core.records import sha256_file
 from edg.runner.files import named, read_record
 
+# What a record may name as its image: the endings of `video.PICTURES`, and the most bytes.
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURES += (".ppm", ".pgm", ".avif")
+LARGEST_PICTURE = 200e6
+
 
 @dataclass(frozen=True)
 class ClipFile:
@@ -28,15 +33,18 @@ class ClipFile:
 
     @property
     def id(self) -> str:
-        return str(self.record.get("id") or stem_of(self.path))
+        found = self.record.get("id")
+        return str(found) if found and isinstance(found, (str, int)) else stem_of(self.path)
 
     @property
     def prompt(self) -> str:
-        return str(self.settings.get("prompt") or "")
+        found = self.settings.get("prompt")
+        return found if _is_text(found) else ""
 
     @property
     def seed(self) -> int | None:
-        return self.settings.get("seed")
+        found = self.settings.get("seed")
+        return found if isinstance(found, int) else None
 
     @property
     def model(self) -> Mapping[str, str]:
@@ -68,6 +76,7 @@ class ClipFile:
         path = find_named(name, self.path.parent)
         if path is None:
             raise BadFileError(f"the input image {name!r} of {self.path.name} is not there")
+        need_picture(path)
         picture = read_image(path)
         expected = self.settings.get("image_sha256")
         if expected and sha256_file(path) != expected:
@@ -85,6 +94,15 @@ def find_named(name: Any, folder: Path) -> Path | None:
     with suppress(OSError, ValueError):  # no name of a file
         return next((place for place in places if place.exists()), None)
     return None
+
+
+def need_picture(path: Path) -> None:
+    """Raise BadFileError unless a file that a record names looks like a picture from outside: a record may
+    be somebody else's and name any file, some of which never end."""
+    size = path.stat().st_size if path.is_file() and path.suffix.lower() in PICTURES else 0
+    if not 0 < size <= LARGEST_PICTURE:
+        told = f"a png, jpg, webp, ... of at most {LARGEST_PICTURE / 1e6:.0f} MB"
+        raise BadFileError(f"the record's image {path} is no picture's file", expected=told)
 
 
 def _is_text(value: Any) -> bool:

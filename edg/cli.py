@@ -241,7 +241,7 @@ def _load(where: str):
 def _tell(error: EdgError, program: str, as_json: bool) -> int:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(GRACE)
-    rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    rank = f"[rank {os.environ.get('RANK', '0')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     line = json.dumps({"error": error.as_dict()}) if as_json else visible(f"{rank}{program}: error: {error}")
     with suppress(OSError):  # a log on a full disk
         print(line, file=sys.stderr, flush=True)

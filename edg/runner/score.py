@@ -48,6 +48,8 @@ def score(args: argparse.Namespace) -> int:
     """Run `edg score`; returns the exit code. Raises EdgError, SomeFailedError when a clip or a metric
     failed."""
     folder = Path(args.folder)
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed}", expected="0 or more")
     asked = asked_metrics(args.metrics)  # a misspelt one is told before anything is read
     found = find_clips(folder)
     if args.vbench_layout:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from edg.runner.flags import add_sample_arguments
 from edg.runner.progress import say
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "sweeps"
+MOST_POINTS = 10_000
 OWN = ("savedir", "overwrite", "strength")  # of the sweep's own making, or told another way
 TROUBLE = (EdgError, OSError, MemoryError, RuntimeError)
 
@@ -125,6 +127,8 @@ def points(plan: Sweep) -> list[Point]:
     parser = Parser(prog="edg sample")
     add_sample_arguments(parser)
     _check_names(plan, parser)
+    if (count := math.prod(map(len, plan.grid.values()))) > MOST_POINTS:
+        raise UsageError(f"a grid of {count:,} points", expected=f"at most {MOST_POINTS:,}")
     found: dict[str, Point] = {}
     same: dict[str, str] = {}
     for values in itertools.product(*plan.grid.values()):

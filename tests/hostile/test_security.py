@@ -42,6 +42,8 @@ def test_no_unpickler_and_no_evaluation():
     made = list(calls())
     assert [(file, name) for file, name, _ in made if name in RUNS_CODE] == []
     assert {name.rpartition(".")[2] for _, name, _ in made}.isdisjoint({"load_from_checkpoint", "Unpickler"})
+    taken = {node.module for _, nodes in trees() for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert taken.isdisjoint({"pickle", "marshal", "dill", "joblib"})
     loads = [keywords for _, name, keywords in made if name == "torch.load"]
     assert loads and all(keywords.get("weights_only") == "True" for keywords in loads)
     resumed = [keywords for _, name, keywords in made if "ckpt_path" in keywords]

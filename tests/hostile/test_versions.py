@@ -16,7 +16,7 @@ FIXES = [  # package, first good version, what
     ("pillow", "12.3.0", "CVE-2026-59199: writes out of bounds in paste and crop"),
     ("pytorch-lightning", "2.6.1", "CVE-2026-31221: load_from_checkpoint unpickles anything"),
     ("pytorch-lightning", "2.6.4", "GHSA-w37p-236h-pfx3: the wheels of 2.6.2 and 2.6.3 steal credentials"),
-    ("pytorch-lightning", "2.6.6", "GHSA-qqmf-gpg7-g8gw: load_from_checkpoint runs code by way of _instantiator"),
+    ("pytorch-lightning", "2.6.6", "GHSA-qqmf-gpg7-g8gw: load_from_checkpoint runs _instantiator"),
     ("omegaconf", "2.4.0", "aliases: a YAML file of 300 bytes fills the memory"),
     ("opencv-python-headless", "4.8.1.78", "CVE-2023-4863: libwebp writes out of bounds"),
     ("tqdm", "4.66.3", "CVE-2024-34062: its command evaluates arguments"),

@@ -185,8 +185,8 @@ def _damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as file:
             record = file.testzip()
-    except OSError as error:
-        raise BadFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, MemoryError) as error:  # the machine's trouble, not the file's
+        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error!r}") from error
     except Exception as error:  # zipfile and zlib raise many kinds for a damaged directory
         return str(error)
     return f"checksum of {record}" if record else ""

@@ -42,7 +42,7 @@ class Command:
     alone: str = ""
 
 
-ALONE = "run it without torchrun"
+ALONE = "run it without torchrun, or unset WORLD_SIZE"
 
 
 COMMANDS = {

@@ -31,7 +31,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
     path, assignments = Path(path), list(_assignments(overrides))
     try:
-        text = read_small(path, yaml_size.MOST_TEXT).decode("utf-8-sig")
+        text = read_small(path, yaml_size.MOST_BYTES).decode("utf-8-sig")
         yaml_size.check(text, overrides, path)
         loaded = OmegaConf.create(text)
         for key, assigned in assignments:

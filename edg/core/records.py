@@ -97,11 +97,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 def _put_back(former: Path) -> None:
     """Remove what a new folder took the place of, or put it back where that did not come."""
-    for kept in former.glob("*"):
-        if not os.path.lexists(former.parent / kept.name):
+    if former.is_symlink() or not former.is_dir():
+        return remove(former)
+    for kept in list(former.iterdir()):
+        if os.path.lexists(former.parent / kept.name):
+            remove(kept)
+        else:
             with suppress(OSError):
                 os.replace(kept, former.parent / kept.name)
-    remove(former)
+    with suppress(OSError):  # what could not be put back is kept
+        former.rmdir()
 
 
 def remove(path: Path) -> None:
@@ -138,7 +143,7 @@ def _is_stale(path: Path) -> bool:
     if host == _host() and pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
         return True
     with suppress(OSError):
-        return time.time() - path.stat().st_mtime > 86400
+        return time.time() - path.lstat().st_mtime > 86400
     return False
 
 
@@ -174,12 +179,14 @@ def read_small(path: str | Path, most: int = SMALL) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadFileError(f"{path} is not a file")
             data = file.read(most + 1)
+    except IsADirectoryError as error:
+        raise BadFileError(f"{path} is not a file") from error
     except OSError as error:
         raise BadFileError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:  # a NUL in the name
         raise BadFileError(f"cannot read {path}: {error}") from error
     if len(data) > most:
-        raise BadFileError(f"{path} has more than {most >> 20} MB", expected="a small file of text")
+        raise BadFileError(f"{path} has more than {most:,} bytes", expected="a small file of text")
     return data
 
 
@@ -212,8 +219,8 @@ def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
                 read += count
                 if read > size:
                     raise BadFileError(f"{path} grows while it is read", expected=f"its {size} bytes")
-    except OSError as error:
-        raise BadFileError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     return digest.hexdigest()
 
 
@@ -318,24 +325,27 @@ def _open_lock(path: Path) -> IO[str]:
         if error.errno == errno.ELOOP:
             raise MachineError(f"{path} is a link", fix="remove it, or choose another folder") from error
         raise machine_error(error, path) or error from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(handle)
-        raise MachineError(f"{path} is not a file", fix="remove it, or choose another folder")
+        raise MachineError(f"{path} is not a file of its own", fix="remove it, or choose another folder")
     return open(handle, "r+", encoding="utf-8", errors="replace")
 
 
-def lock(handle: int) -> None:
-    """Take the lock of an open file, which goes with the process; nothing on a file system without locks.
+def lock(handle: int) -> bool:
+    """Take the lock of an open file, which goes with the process; False on a file system without locks.
     Raises BlockingIOError when another process has it."""
     import fcntl
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     except BlockingIOError:
         raise
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
             raise
+        return False
 
 
 def _locked(file: IO[str]) -> bool:

@@ -28,7 +28,7 @@ MAX_PIXELS = 64_000_000
 # Every further decoder that Pillow has is code that a file called .png could reach.
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # A playlist called .mp4 would make FFmpeg read what it names, files and hosts.
-FILMS = "mov,mp4,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg"
+FILMS = "mov,mp4,matroska,webm,avi,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg,m4v,h264,hevc,ivf,mxf"
 MAX_CLIP = 4 << 30  # bytes of decoded frames
 # One encoder thread, and no macroblock tree: with it x264 reads memory that it has not written (seen at 64x48
 # and below: one file in ten differs), without it the same frames give the same file.

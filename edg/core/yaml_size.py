@@ -7,37 +7,53 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from edg.core.errors import UsageError
 
 NAME = re.compile(r"\$\{\s*(\.*)([\w-]+(?:\.[\w-]+|\[[\w-]+\])*)\s*\}")  # ${name}, ${a.b[0]}, ${.beside}
-OTHER = re.compile(r"\$\{[^}]*\}")  # what is left of ${oc.env:HOME}: settings depend on nothing outside
-MOST_VALUES = 100_000  # aliases followed
-MOST_TEXT = 4 << 20  # characters, aliases and names followed
+MOST_BYTES = 256 << 10  # of a file
+MOST_VALUES = 10_000  # aliases and names followed
+MOST_TEXT = 4 << 20  # characters, likewise
+TAGS = (
+    "tag:yaml.org,2002:pairs",
+    "tag:yaml.org,2002:omap",
+    "tag:yaml.org,2002:set",
+)  # keys that become values
 
 Place = tuple[str, ...]  # ("model", "layers", "0")
 
 
 def check(text: str, overrides: Sequence[str], path: Any) -> None:
     """Raise UsageError where `text` of the file `path` stands for too much, or asks for more than names of
-    its own values. overrides: `dotted.key=value`. Raises YAMLError and RecursionError, too."""
+    its own values. overrides: `dotted.key=value`. Raises YAMLError, ValueError and RecursionError, too."""
     import yaml
 
+    given = []
     for override in overrides:
-        _check_names(override, path)
+        key, _, value = override.partition("=")
+        given.append(_parts(key))
+        _check_names(value, path)
+        with suppress(yaml.YAMLError):  # told where it is assigned
+            for event in yaml.parse(value, Loader=yaml.SafeLoader):
+                _check_names(getattr(event, "value", ""), path)
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:
             return
-        if (count := _values(root, {})) > MOST_VALUES:
-            raise UsageError(f"{path} stands for {count:.3g} values", expected=f"at most {MOST_VALUES}")
+        _need_at_most(MOST_VALUES, _values(root, {}), "values", path)
         places: dict[Place, Any] = {}
-        _find_places(loader, root, (), places)
+        _find_places(loader, root, (), places, path)
     finally:
         loader.dispose()
-    _Sizes(places, [tuple(_parts(override.partition("=")[0])) for override in overrides], path).of(())
+    _Sizes(places, given, path).of(())
+
+
+def _need_at_most(most: int, count: int, what: str, path: Any) -> None:
+    if count > most:
+        raise UsageError(f"{path} stands for more than {most:,} {what}", expected="settings")
 
 
 def _values(node: Any, known: dict[int, int]) -> int:
@@ -49,58 +65,83 @@ def _values(node: Any, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _find_places(loader: Any, node: Any, place: Place, places: dict[Place, Any]) -> None:
+def _find_places(loader: Any, node: Any, place: Place, places: dict[Place, Any], path: Any) -> None:
+    if place in places:  # `true` and "true" are two keys, but one name
+        raise UsageError(f"{path}: {'.'.join(place)!r} occurs twice", expected="every name once")
+    if node.tag in TAGS:
+        raise ValueError(f"a {node.tag.rpartition(':')[2]}")
     places[place] = node
+    if node.id == "scalar":
+        return _check_names(node.value, path)
+    inner = enumerate(node.value)
     if node.id == "mapping":
-        loader.flatten_mapping(node)  # `<<: *other` becomes what it stands for
-        for key, value in node.value:
-            _find_places(loader, value, (*place, str(key.value)), places)
-    elif node.id == "sequence":
-        for index, value in enumerate(node.value):
-            _find_places(loader, value, (*place, str(index)), places)
+        loader.flatten_mapping(node)  # `<<: *other` becomes what it stands for, before what is said here
+        for key, _ in node.value:
+            if key.id != "scalar" or str(loader.construct_object(key)) != key.value:  # 0x1 is another 1
+                raise ValueError("a key that is no plain text or number")
+        node.value = list({(key.tag, key.value): (key, value) for key, value in node.value}.values())
+        inner = ((key.value, value) for key, value in node.value)
+    for name, value in inner:
+        _check_names(str(name), path)
+        _find_places(loader, value, (*place, str(name)), places, path)
 
 
 def _check_names(text: str, path: Any) -> None:
-    if found := OTHER.search(NAME.sub("", text)):
-        raise UsageError(f"{path} asks for {found[0]}", expected="values, and ${names} of other values")
+    left = NAME.sub("", text)
+    if (at := left.find("${")) >= 0:
+        asked = left[at : at + 60].partition("}")
+        given = f"{path} asks for {asked[0]}{asked[1]}"
+        raise UsageError(given, expected="values, and ${names} of other values")
 
 
-def _parts(name: str) -> list[str]:
-    return re.findall(r"[^.\[\]\s]+", name)
+def _parts(name: str) -> Place:
+    return tuple(re.findall(r"[^.\[\]\s]+", name))
 
 
 class _Sizes:
-    """Characters that each place stands for, its names followed."""
+    """(values, characters) that each place stands for, its names followed."""
 
     def __init__(self, places: dict[Place, Any], given: Sequence[Place], path: Any):
         self.places, self.given, self.path = places, given, path
-        self.known: dict[Place, int | None] = {}
+        self.known: dict[Place, tuple[int, int] | None] = {}
 
-    def of(self, place: Place) -> int:
-        if place in self.known:
-            if (size := self.known[place]) is None:
-                raise UsageError(f"{self.path}: {'.'.join(place)} stands for itself", expected="a value")
-            return size
-        self.known[place] = None
-        node = self.places[place]
-        if node.id == "scalar":
-            _check_names(node.value, self.path)
-            targets = [self._target(place, *found.groups()) for found in NAME.finditer(node.value)]
-            size = len(node.value) + sum(self.of(target) for target in targets if target is not None)
-        else:
-            numbers = range(len(node.value))
-            keys = [str(key.value) for key, _ in node.value] if node.id == "mapping" else map(str, numbers)
-            size = sum(1 + len(key) + self.of((*place, key)) for key in keys)
-        if size > MOST_TEXT:
-            raise UsageError(f"{self.path} stands for more than {MOST_TEXT} characters", expected="settings")
-        self.known[place] = size
+    def of(self, place: Place) -> tuple[int, int]:
+        if place not in self.known:
+            self.known[place] = None
+            self.known[place] = self._of(place)
+        if (size := self.known[place]) is None:
+            raise UsageError(f"{self.path}: {'.'.join(place)} stands for itself", expected="a value")
         return size
+
+    def _of(self, place: Place) -> tuple[int, int]:
+        node, values, characters = self.places[place], 1, 0
+        if node.id == "scalar":
+            characters = len(node.value)
+            inner = [self._target(place, *found.groups()) for found in NAME.finditer(node.value)]
+        elif node.id == "mapping":
+            characters = sum(len(key.value) for key, _ in node.value)
+            inner = [(*place, key.value) for key, _ in node.value]
+        else:
+            inner = [(*place, str(index)) for index in range(len(node.value))]
+        for one in inner:
+            if one is not None:
+                size = self.of(one)
+                values, characters = values + size[0], characters + size[1]
+                _need_at_most(MOST_VALUES, values, "values", self.path)
+                _need_at_most(MOST_TEXT, characters, "characters", self.path)
+        return values, characters
 
     def _target(self, place: Place, dots: str, name: str) -> Place | None:
         """The place of a name, None where an override gives it."""
         target = (*(place[: -len(dots)] if dots else ()), *_parts(name))
-        if target in self.places:
+        head = next((target[:n] for n in range(len(target), 0, -1) if target[:n] in self.places), ())
+        if head == target:
             return target
         if any(target[: len(g)] == g or g[: len(target)] == target for g in self.given):
             return None
+        if head and self.places[head].id == "scalar" and (alone := NAME.fullmatch(self.places[head].value)):
+            beyond = self._target(head, *alone.groups())  # `all: ${train}`, then `${all.lr}`
+            if beyond is None:
+                return None
+            return self._target((), "", ".".join((*beyond, *target[len(head) :])))
         raise UsageError(f"{self.path} asks for ${{{dots}{name}}}", expected="the name of another value")

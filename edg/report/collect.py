@@ -74,8 +74,8 @@ def _home(folder: Path) -> Path:
     links: dict[str, str] = {}
     if _stems(folder, links):
         return folder
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and not leads_out(path, folder))
-    inside = [path for path in below if _stems(path, links)]
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    inside = [path for path in below if _is_near(path, links, path) and _stems(path, links)]
     if len(inside) == 1:
         return inside[0]
     fix = f"give them one by one, such as {inside[0]}" if inside else "the folder that edg sample wrote into"
@@ -96,7 +96,10 @@ def _stems(folder: Path, problems: dict[str, str]) -> dict[str, list[Path]]:
 def _is_ours(path: Path, problems: dict[str, str]) -> bool:
     """Whether a file, or every frame of a folder, lies in its folder: somebody else's run must not bring
     this machine's files into a page that is sent around."""
-    parts = (path, *(sorted(path.iterdir()) if path.is_dir() else ()))
+    return _is_near(path, problems, path, *(sorted(path.iterdir()) if path.is_dir() else ()))
+
+
+def _is_near(path: Path, problems: dict[str, str], *parts: Path) -> bool:
     out = next((part for part in parts if leads_out(part, path.parent)), None)
     if out:
         problems[str(path)] = f"{out} is a link out of its folder: copy what it leads to into the folder"

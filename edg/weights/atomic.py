@@ -59,8 +59,8 @@ class AtomicFile:
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(old, os.O_RDWR)
                 try:
-                    lock(fd)
-                    os.unlink(old)
+                    if lock(fd):
+                        os.unlink(old)
                 except BlockingIOError as error:
                     raise self._busy(old) from error
                 finally:

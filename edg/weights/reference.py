@@ -29,7 +29,7 @@ def candidates(owner: Path, base: dict) -> list[Path]:
 
 def complete(
     weights: Weights,
-    known: Mapping[Path, Weights | None],
+    known: Mapping[str, Weights | None],
     open_weights: Callable[[Path], Weights],
     check: bool,
 ) -> Weights:
@@ -42,10 +42,10 @@ def complete(
         raise BadFileError(f"{weights.path}: its reference to a base is malformed")
     tried = []
     for path in candidates(weights.path, base):
-        resolved = path.resolve()
-        if not path.exists() or (resolved in known and known[resolved] is None):
+        place = os.path.realpath(path)
+        if not path.exists() or (place in known and known[place] is None):
             continue
-        found = known.get(resolved) or open_weights(path)
+        found = known[place] if place in known else open_weights(path)
         if check and sha256_weights(found) != base["sha256"]:
             tried.append(str(path))
             continue

@@ -153,15 +153,16 @@ def open_weights(path: str | os.PathLike, *, check_base: bool = True, join_base:
     return _open_joined(Path(path), check_base, join_base, {})
 
 
-def _open_joined(path: Path, check_base: bool, join_base: bool, known: dict[Path, Weights | None]) -> Weights:
+def _open_joined(path: Path, check_base: bool, join_base: bool, known: dict[str, Weights | None]) -> Weights:
     """known: bases found so far, None for a file whose base is being looked for: none is opened twice."""
-    known[path.resolve()] = None
     try:
+        place = os.path.realpath(path)
+        known[place] = None
         weights = _open(path)
         if join_base and weights.provenance.get("base"):
             find = partial(_open_joined, check_base=check_base, join_base=True, known=known)
             weights = reference.complete(weights, known, find, check_base)
-        known[path.resolve()] = weights
+        known[place] = weights
         return weights
     except EdgError:
         raise

@@ -1,5 +1,6 @@
 """Small files that ask for much: memory, time, other files, other hosts. None gets it."""
 
+import errno
 import json
 import os
 import pickle
@@ -51,7 +52,7 @@ def quick():
     "text",
     ['a: "\\u0024{oc.env:SECRET}"', 'a: "\\x24{oc.env:SECRET}"', 'a: "$\\\n  {oc.env:SECRET}"',
      "a: ${${b}:SECRET}\nb: oc.env", "a: [x, {b: '${oc.env:SECRET}'}]", "a: ${oc.decode:'${b}'}\nb: 1",
-     'b: &b {x: "\\u0024{oc.env:SECRET}"}\na: {<<: *b}']
+     'b: &b {x: "\\u0024{oc.env:SECRET}"}\na: {<<: *b}', "a${oc.env:SECRET}: 1"]
 )  # fmt: skip
 def test_no_spelling_reads_the_environment(tmp_path, monkeypatch, text):
     monkeypatch.setenv("SECRET", "hunter2")
@@ -84,6 +85,41 @@ def test_names_of_names_stop_at_four_megabytes(tmp_path, case):
         read_yaml(tmp_path / "x.yaml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['true: ${oc.env:HOME}\n"true": x', "0x1: 2\n1: 3", 'a: !!pairs ["${oc.env:HOME}": 1]',
+     "a: !!omap [b: 1]", "1: a\n'1': b", "? [a, b]\n: 1"]
+)  # fmt: skip
+def test_two_keys_of_one_name_and_keys_that_become_values(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UsageError, match="occurs twice|is not valid YAML|asks for"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_an_override_reads_nothing_from_outside_in_any_spelling(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: 1")
+    with pytest.raises(UsageError, match="asks for"):
+        read_yaml(tmp_path / "x.yaml", ['a="\\x24{oc.env:HOME}"'])
+
+
+@pytest.mark.parametrize(
+    "text", ["a: " + "${" * 100_000, "a: '" + "${a" * 80_000 + "'", "a: ${" + " " * 200_000]
+)
+def test_names_that_never_end(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UsageError):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_names_of_lists_of_lists_stop_at_ten_thousand_values(tmp_path):
+    lines = ["a0:", *["- {}"] * 900]
+    for level in (1, 2):
+        lines += [f"a{level}:", *[f"- ${{a{level - 1}}}"] * 20]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="more than 10,000 values"):
+        read_yaml(tmp_path / "x.yaml")
+
+
 def test_a_value_that_stands_for_itself(tmp_path):
     (tmp_path / "x.yaml").write_text("a: ${b}\nb: x${a}")
     with pytest.raises(UsageError, match="stands for itself"):
@@ -91,12 +127,14 @@ def test_a_value_that_stands_for_itself(tmp_path):
 
 
 def test_names_that_are_honest_are_followed(tmp_path):
-    text = "root: out\nsub: {name: '${root}/x', twice: '${.name} ${sub.name}', up: '${..root}'}\n"
+    text = "all: ${sub}\nbeyond: ${all.name}\nroot: out\n"
+    text += "sub: {name: '${root}/x', twice: '${.name} ${sub.name}', up: '${..root}'}\n"
     (tmp_path / "x.yaml").write_text(
         text + "items: [1, '${root}']\nlast: ${items[1]} ${items.0}\nnew: ${given}"
     )
     found = read_yaml(tmp_path / "x.yaml", ["given=7"])
     assert found["sub"] == {"name": "out/x", "twice": "out/x out/x", "up": "out"}
+    assert found["beyond"] == "out/x" and found["all"] == found["sub"]
     assert found["last"] == "out 1" and found["new"] == 7
     with pytest.raises(UsageError, match=r"asks for \$\{given\}"):
         read_yaml(tmp_path / "x.yaml")
@@ -157,10 +195,12 @@ def test_the_lock_follows_no_link_and_waits_for_no_pipe(tmp_path):
     with pytest.raises(MachineError, match="is a link"), lock_folder(tmp_path / "a"):
         pass
     assert victim.read_text() == "precious"
-    (tmp_path / "b").mkdir()
-    os.mkfifo(tmp_path / "b" / LOCK)
-    with pytest.raises(MachineError, match="is not a file"), lock_folder(tmp_path / "b"):
-        pass
+    for name, make in (("b", os.mkfifo), ("c", lambda path: os.link(victim, path))):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / LOCK)
+        with pytest.raises(MachineError, match="is not a file of its own"), lock_folder(tmp_path / name):
+            pass
+    assert victim.read_text() == "precious"
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------
@@ -202,6 +242,26 @@ def test_a_base_of_a_base_of_a_base(tmp_path):
             write_safetensors(tmp_path / f"{name}{level}.safetensors", {"a": torch.zeros(1)}, meta)
         size += (tmp_path / f"r{level}.safetensors").stat().st_size
     assert open_weights(tmp_path / "r0.safetensors", check_base=False)["a"].item() == 0
+
+
+def test_bases_without_a_tensor_are_opened_once_too(tmp_path, monkeypatch):
+    from edg.weights import store
+
+    opened = []
+    monkeypatch.setattr(store, "_open", lambda path, real=store._open: opened.append(path) or real(path))
+    for level in range(12, -1, -1):
+        base = {"path": f"/nowhere/w{level + 1}.safetensors", "relative": f"r{level + 1}.safetensors"}
+        record = {"base": {**base, "sha256": "0" * 64, "bytes": 1}, "recipe": {}} if level < 12 else {}
+        for name in "rw":
+            write_safetensors(tmp_path / f"{name}{level}.safetensors", {}, {"edg": json.dumps(record)})
+    with pytest.raises(BadFileError):
+        open_weights(tmp_path / "r0.safetensors", check_base=False)
+    assert len(opened) <= 26
+
+
+def test_a_link_to_itself_is_no_checkpoint(tmp_path, command):
+    (tmp_path / "x.safetensors").symlink_to(tmp_path / "x.safetensors")
+    assert command(["info", tmp_path / "x.safetensors"])[0] == 3
 
 
 def test_two_files_that_are_each_others_base(tmp_path):
@@ -268,6 +328,37 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_former(tmp_path, monkeyp
         (folder / "000.png").write_text("new")
     monkeypatch.undo()
     assert (clip / "000.png").exists() and os.listdir(tmp_path) == ["clip"]
+
+
+def test_a_link_that_looks_like_a_leftover_is_not_followed(tmp_path):
+    """It would bring every file of the folder it leads to over here."""
+    home, run = tmp_path / "home", tmp_path / "run"
+    home.mkdir()
+    run.mkdir()
+    (home / "id_rsa").write_text("secret")
+    for name in (f"{TEMPORARY}-00000000-1-ab{FORMER}", f"{TEMPORARY}-00000000-1-cd"):
+        (run / name).symlink_to(home)
+        os.utime(run / name, (0, 0), follow_symlinks=False)
+    assert remove_leftovers(run) == 2
+    assert os.listdir(home) == ["id_rsa"] and not os.listdir(run)
+
+
+def test_what_cannot_be_put_back_is_kept(tmp_path, monkeypatch):
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    (clip / "000.png").write_text("old")
+    replace = os.replace
+
+    def fails(source, target):
+        if target == clip:
+            raise OSError(errno.EIO, "input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError), atomic_folder(clip) as folder:
+        (folder / "000.png").write_text("new")
+    kept = list(tmp_path.rglob("000.png"))
+    assert len(kept) == 1 and kept[0].read_text() == "old"
 
 
 def test_a_folder_whose_writer_was_killed_between_two_renames_comes_back(tmp_path):

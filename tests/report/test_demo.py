@@ -184,7 +184,7 @@ def test_closing_the_tab_stops_the_denoising(browser, server, page):
     put(page, steps=1)
     page.click("#go")
     words(page, r"dyn \d|seed 123")
-    assert time.monotonic() - began < (60 * int(minutes) + int(seconds)) / 2
+    assert time.monotonic() - began < 60 * int(minutes) + int(seconds), "else it waited for its turn"
     clip(page)
 
 

@@ -40,6 +40,7 @@ from edg.weights import merge  # noqa: E402
 from edg.weights.store import open_weights  # noqa: E402
 
 SWITCH_AT = 300
+PREVIEWS = ("a linear map", "a tiny decoder")
 INTERVALS = ((0, 700), (300, 1000), (300, 700))
 
 
@@ -52,7 +53,7 @@ class Row:
     like: str
     options: Mapping[str, Any]
     seed: int = 0
-    preview: bool = False
+    preview: str = ""  # by what: a linear map, or a tiny decoder
     seconds: list[float] = field(default_factory=list)
     videos: list[np.ndarray] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
@@ -70,7 +71,7 @@ def rows_of(steps: int) -> list[Row]:
     return [
         Row(random, random, {}),
         Row("the same, another seed", random, {}, seed=1),
-        Row("the same, preview", random, {}, preview=True),
+        *(Row(f"the same, preview by {what}", random, {}, preview=what) for what in PREVIEWS),
         *(Row(f"DDIM, {n} steps", random, {"steps": n}) for n in fewer),
         *(Row(name, random, options) for name, options in (inside | reused).items()),
         Row(fixed, fixed, {"eta": 0.0}),
@@ -91,7 +92,8 @@ def load(folder: Path, device: str, batch: int) -> Any:
     for recipe in recipes([arm], path_of):
         merge.run(recipe, folder, full=True, warn=lambda _: None)
     sets = {f"{k}_{name_of(what)}": open_weights(path_of(name_of(what))) for k, what in enumerate(arm.sets)}
-    return EdgSystem().load(SPRITES, sets, device=device, resident=True, batch_size=batch)
+    how = {"batch_size": batch, "preview_decoder": WEIGHTS / "tiny_decoder.safetensors"}
+    return EdgSystem().load(SPRITES, sets, device=device, resident=True, **how)
 
 
 def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
@@ -106,12 +108,14 @@ def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
 def measure(rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> None:
     """Every row on every batch of images, one batch after another."""
     model, clips = load(folder, args.device, args.batch), held_out(args.images_seed, args.images)
+    decoder = model.tiny_decoder
     images = images_of(clips, folder)
     common = SamplingOptions(steps=args.steps, switch_at=(SWITCH_AT,), guidance_scale=args.guidance)
     for first in range(0, len(clips), args.batch):
         part = range(first, min(first + args.batch, len(clips)))
         for row in rows:
             options = dataclasses.replace(common, **row.options)
+            model.tiny_decoder = decoder if row.preview == PREVIEWS[1] else None
             make(row, model, [request(clips[k], images[k], row.seed, options) for k in part])
             row.judgements += [judge(row.videos[k], clips[k]) for k in part]
         print(f"{part.stop} of {len(clips)} images", file=sys.stderr, flush=True)
@@ -162,7 +166,7 @@ def preview_error(row: Row) -> float:
 def text_of(rows: Sequence[Row], args: argparse.Namespace) -> str:
     by_name = {row.name: row for row in rows}
     table = results.table(HEAD, [told(row, by_name[row.like], rows[0]) for row in rows])
-    preview = next(row for row in rows if row.preview)
+    apart = [f"{preview_error(row):.1f} by {row.preview}" for row in rows if row.preview]
     random, fixed = dict.fromkeys(row.like for row in rows)
     return f"""
 {args.images} images in batches of {args.batch}, guidance scale {args.guidance:g}, T = {SWITCH_AT}, fp32, on
@@ -173,8 +177,8 @@ def text_of(rows: Sequence[Row], args: argparse.Namespace) -> str:
 Times as fast: as the first row. Direction: as the caption tells; kept: colour and shape; first frame: mean
 absolute error in levels of 255; in brackets 95 % intervals over the images. Difference: |a - b| / |b| of the
 frames, b those of `{random}`, for deterministic rows of `{fixed}`. A random run in other steps draws other
-noise: there, as with another seed, the judgements say more than the difference. The last preview is
-{preview_error(preview):.1f} levels of 255 (mean absolute) from the clip at its size.
+noise: there, as with another seed, the judgements say more than the difference. The last preview's distance
+from the clip at its size, mean absolute in levels of 255: {", ".join(apart)}.
 """
 
 

@@ -115,11 +115,11 @@ def requests(count: int, options: SamplingOptions) -> list[Request]:
     ]
 
 
-def parameter_sets(count: int, resident: bool = False, batch: int = 1) -> ParameterSets:
+def parameter_sets(count: int, **how: bool | int) -> ParameterSets:
     """`count` sets in turn: the fine-tuned network, base, the fine-tuned, ..."""
     files = {name: open_weights(WEIGHTS / f"{name}.safetensors") for name in ("tuned", "base")}
     sets = {f"set{i}": list(files.values())[i % 2] for i in range(count)}
-    return ParameterSets(SPRITES.with_adapter(), sets, resident=resident, batch_size=batch)
+    return ParameterSets(SPRITES.with_adapter(), sets, **how)
 
 
 def sampling(steps: int, sets: int = 2) -> SamplingOptions:
@@ -130,10 +130,13 @@ def sampling(steps: int, sets: int = 2) -> SamplingOptions:
 
 
 def run_ours(
-    prompts: int, steps: int, sets: int, batch: int, rank: int = 0, ranks: int = 1
+    prompts: int, steps: int, sets: int, batch: int, rank: int = 0, ranks: int = 1, compiled: bool = False
 ) -> tuple[float, list]:
-    networks = parameter_sets(sets, batch=batch)
+    """(seconds without compilation, clips) of one rank's share."""
+    networks = parameter_sets(sets, batch_size=batch, compiled=compiled)
     mine = requests(prompts, sampling(steps, sets))[rank::ranks]
+    if compiled:
+        list(generate(networks, requests(1, sampling(sets, sets))))
     began = time.perf_counter()
     made = [result.frames for result in generate(networks, mine)]
     return time.perf_counter() - began, made
@@ -160,10 +163,10 @@ def naive_clip(sets: ParameterSets, request: Request):
     return to_frames(decode(sets.use(1), clip, options), options)
 
 
-def run_apart(prompts: int, steps: int, batch: int, ranks: int) -> tuple[float, list]:
+def run_apart(prompts: int, steps: int, batch: int, ranks: int, compiled: bool) -> tuple[float, list]:
     """The folder dealt out to `ranks` processes that share the cores, as by torchrun; the slowest counts."""
     with process(kept=True, count=ranks) as several:
-        jobs = [several.submit(run_ours, prompts, steps, 2, batch, rank, ranks) for rank in range(ranks)]
+        jobs = [several.submit(run_ours, prompts, steps, 2, batch, k, ranks, compiled) for k in range(ranks)]
         seconds, made = zip(*(job.result() for job in jobs), strict=True)
     return max(seconds), [made[i % ranks][i // ranks] for i in range(prompts)]
 
@@ -173,14 +176,16 @@ def folder(prompts: int, steps: int, batch: int) -> str:
         expected, frames = one.submit(run_naive, prompts, steps).result()
     rows = [["as released, one at a time, two networks", show_rate(prompts, expected), "1.00"]]
     cores = usable_cores()
-    for size, ranks in dict.fromkeys([(1, 1), (batch, 1), (batch, cores)]):
-        seconds, made = run_apart(prompts, steps, size, ranks)
+    ways = [(1, 1, False), (batch, 1, False), (batch, cores, False), (batch, cores, True)]
+    for size, ranks, compiled in dict.fromkeys(ways):
+        seconds, made = run_apart(prompts, steps, size, ranks, compiled)
         apart_most = max(int(abs(a.astype(int) - b).max()) for a, b in zip(frames, made, strict=True))
         if apart_most > 2:  # of 255
             sys.exit(f"scale.py: the frames of {size} clips per call differ by {apart_most} of 255")
         told = f"edg, {size} per call, one network"
         if ranks > 1:
             told = f"edg, {size} per call, {ranks} processes with a thread and a network each"
+        told += ", --compile, which is not counted" if compiled else ""
         rows.append([told, show_rate(prompts, seconds), f"{expected / seconds:.2f}"])
     head = [f"{prompts} prompts, {steps} guided steps", "clips a minute", "times the released loop"]
     return results.table(head, rows)

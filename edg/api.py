@@ -33,7 +33,7 @@ FLAGS = {
     "spec": "config", "dyn": "dynamic_path", "con": "consistency_path",
 }  # fmt: skip
 #: What run.sh makes of the embedded model: docs/sprites.md found it best.
-SPRITES = {"recipe": "edg_temporal_conv", "T": 300, "guidance": 1.0}
+SPRITES = {"recipe": "edg_temporal_conv", "T": 300, "guidance": 1.0, "preview_decoder": "sprites"}
 DIALS = ("motion", "hold")
 RECIPES = ("recipe", "T")  # what a dial chooses where nobody else did
 FOLDERS = (

@@ -72,6 +72,7 @@ class Prepared:
 
         args, spec = self.args, self.spec
         how = {"resident": is_resident(args), "low_memory": args.low_memory, "compiled": args.compile}
+        how["preview_decoder"] = preview_decoder(args)
         device, dtype = str(self.device), dtype_name(self.dtype)
         same = hash_value([identities, to_dict(spec), device, dtype, args.bs, how])
         if keep is not None and same in keep:
@@ -112,7 +113,7 @@ class Prepared:
             chunk=args.chunk,
             overwrite=args.overwrite,
             patience=PATIENCE,
-            preview=args.preview,
+            preview=args.preview or args.preview_decoder is not None,
         )
 
 
@@ -148,7 +149,7 @@ def prepare(
         for pair in pairs
         for i in range(args.n_samples)
     ]
-    system.check(spec, sets, requests)
+    system.check(spec, sets, requests, preview_decoder(args))
     args.bs = min(args.bs, args.chunk, len(requests))
     note = inside.note if inside else {}
     return Prepared(args, system, spec, sets, paths, requests, device, dtype, note)
@@ -167,6 +168,15 @@ def check(args: argparse.Namespace) -> None:
         flags.sampling_options(args, system, spec, sets)
         flags.check_numbers(args, spec)
         flags.frame_size(args, spec)
+
+
+def preview_decoder(args: argparse.Namespace) -> str | None:
+    """The file that --preview_decoder names."""
+    from edg.runner.fetch import SOURCES
+    from edg.sprites import WEIGHTS
+
+    known = {"sprites": WEIGHTS / "tiny_decoder.safetensors", "taesd": SOURCES["taesd"].path}
+    return str(known[name]) if (name := args.preview_decoder) in known else name
 
 
 def request_for(args: argparse.Namespace, spec: Spec, options: Any, pair: Pair, name: str) -> Request:

@@ -39,6 +39,7 @@ SOURCES = {
     "analytic-init": Source(
         "GraceZhao/DynamiCrafter-Analytic-Init", "initial_noise_512.pt", "dynamicrafter_analytic_init"
     ),
+    "taesd": Source("madebyollin/taesd", "taesd_decoder.safetensors", "taesd"),
 }
 
 

@@ -73,6 +73,11 @@ def _add_files(group) -> None:
     group.add_argument("--fps", type=float, default=8, help="of the written files (8)")
     group.add_argument("--crf", type=int, default=10, help="of the mp4: 0 best, 51 worst (10)")
     add_switch(group, "--preview", help="ID.preview.png: the clip as predicted so far, while it is made")
+    group.add_argument(
+        "--preview_decoder",
+        metavar="FILE",
+        help="--preview at the clip's size, by a tiny decoder: sprites, taesd (`edg fetch taesd`), or a file",
+    )
     add_switch(group, "--overwrite", help="make clips again that were made with other settings")
 
 

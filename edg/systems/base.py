@@ -201,7 +201,10 @@ class System(Protocol):
         batch_size: int = 1,
         low_memory: bool = False,
         compiled: bool = False,
-    ) -> Any: ...
+        preview_decoder: str | Path | None = None,
+    ) -> Any:
+        """preview_decoder: what `watch` is shown with, where the system has such a thing."""
+        ...
 
     def plan(
         self,
@@ -219,7 +222,13 @@ class System(Protocol):
         or not."""
         ...
 
-    def check(self, spec: Any, sets: Mapping[str, Any], requests: Sequence[Request]) -> None: ...
+    def check(
+        self,
+        spec: Any,
+        sets: Mapping[str, Any],
+        requests: Sequence[Request],
+        preview_decoder: str | Path | None = None,
+    ) -> None: ...
 
     def generate(
         self,

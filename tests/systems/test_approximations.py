@@ -23,7 +23,6 @@ from edg.systems.edg.generate import generate
 from edg.systems.edg.load import load_model
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.preview import apply_map, preview_map
 from edg.systems.edg.reuse import DeepFeature, deep_feature
 from edg.weights.store import open_weights
 
@@ -178,28 +177,6 @@ def test_previews_show_the_clip_six_times(model):
     errors = [np.abs(small - shrunk).mean() for _, _, small in told]
     one_colour = np.abs(shrunk.mean((0, 1, 2)) - shrunk).mean()
     assert errors[-1] < errors[0] and errors[-1] < one_colour
-
-
-def test_the_map_of_the_image_serves_the_clip_as_well_as_the_best_linear_map():
-    network = load_model(SPRITES, open_weights(WEIGHTS / "base.safetensors"))
-    video = clip_tensors(held_out(2000, 1), "tuned")["frames"][0]
-    with torch.no_grad():
-        latents = network.encode_frames(video.transpose(0, 1)).mean.transpose(0, 1)
-        decoded = network.decode_latents(latents[None])[0]
-    small = apply_map(preview_map(latents[:, 0], video[:, 0]), latents)
-    wanted = decoded.unflatten(3, (8, 4)).unflatten(2, (8, 4)).mean((3, 5))
-    cells = torch.cat([latents, torch.ones(1, *latents.shape[1:])]).flatten(1).T
-    best = (cells @ torch.linalg.lstsq(cells, wanted.flatten(1).T).solution).T.reshape(wanted.shape)
-    assert (small - wanted).abs().mean() < 1.1 * (best - wanted).abs().mean()
-
-
-def test_the_map_is_the_one_the_image_was_made_by():
-    random = torch.Generator().manual_seed(3)
-    latent, true = torch.randn(4, 6, 5, generator=random), torch.randn(5, 3, generator=random)
-    image = apply_map(true, latent[:, None])[:, 0]
-    torch.testing.assert_close(preview_map(latent, image), true, atol=5e-3, rtol=0)
-    flat = preview_map(torch.zeros(4, 6, 5), torch.full((3, 48, 40), 0.25))
-    torch.testing.assert_close(apply_map(flat, latent[:, None]), torch.full((3, 1, 6, 5), 0.25))
 
 
 @pytest.mark.parametrize(

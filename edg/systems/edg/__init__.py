@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.systems.base import Plan, Progress, Request, Result, Watch
@@ -53,6 +54,7 @@ class EdgSystem:
         batch_size: int = 1,
         low_memory: bool = False,
         compiled: bool = False,
+        preview_decoder: str | Path | None = None,
     ) -> Any:
         """Parameter sets (name -> weights, in their order of use) on `device`; dtype None is float32."""
         import torch
@@ -69,6 +71,7 @@ class EdgSystem:
             batch_size=batch_size,
             low_memory=low_memory,
             compiled=compiled,
+            preview_decoder=preview_decoder,
         )
 
     def plan(
@@ -83,12 +86,22 @@ class EdgSystem:
         spec = with_adapter_of(spec, sets.values())
         return plan(spec, request, sets=len(sets), dtype=dtype or torch.float32, **how)
 
-    def check(self, spec: Any, sets: Mapping[str, Any], requests: Sequence[Request]) -> None:
-        """Raise EdgError for whatever would stop these requests; reads names and shapes only."""
+    def check(
+        self,
+        spec: Any,
+        sets: Mapping[str, Any],
+        requests: Sequence[Request],
+        preview_decoder: str | Path | None = None,
+    ) -> None:
+        """Raise EdgError for whatever would stop these requests; reads names and shapes only, but for the
+        decoder."""
         from edg.systems.edg.generate import check
         from edg.systems.edg.load import with_adapter_of
+        from edg.systems.edg.preview import read_tiny_decoder
 
         check(with_adapter_of(spec, sets.values()), sets, requests)
+        if preview_decoder is not None:
+            read_tiny_decoder(preview_decoder, spec)
 
     def generate(
         self,

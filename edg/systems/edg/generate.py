@@ -35,7 +35,7 @@ from edg.systems.edg.load import check as check_weights
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.preview import apply_map, preview_map
+from edg.systems.edg.preview import TinyDecoder, preview
 from edg.systems.edg.reuse import deep_feature
 from edg.systems.edg.spec import ModelSpec
 
@@ -153,7 +153,8 @@ def denoise_all(
         with sets.only("denoise", use):
             for batch, what in zip(batches, told, strict=True):
                 denoise = denoiser(sets, use, what, steps, options)
-                advance(batch, denoise, steps, name, report, watch)
+                look = watch and partial(show, batch, watch, sets.tiny_decoder)
+                advance(batch, denoise, steps, name, report, look)
 
 
 def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
@@ -333,7 +334,7 @@ def advance(
     steps: Sequence[Step],
     name: str,
     report: Callable[[str, int, int, Request], None],
-    watch: Watch | None = None,
+    look: Callable[[State], None] | None = None,
 ) -> None:
     """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
     options: SamplingOptions = batch[0].request.options
@@ -346,8 +347,8 @@ def advance(
     walk = ddim(denoise, x, steps, noise) if options.solver == "ddim" else dpmpp(denoise, x, steps)
     for done, state in enumerate(walk):
         report(name, done + 1, len(steps), batch[0].request)
-        if watch and (state.step.index + 1) * SHOWN % options.steps < SHOWN:
-            show(batch, state, watch)
+        if look and (state.step.index + 1) * SHOWN % options.steps < SHOWN:
+            look(state)
         for clip, latent in zip(batch, state.x, strict=True):
             if not clip.error and not torch.isfinite(latent).all():
                 clip.error = f"the latent is not finite after timestep {state.step.t} with {name}"
@@ -357,12 +358,12 @@ def advance(
         clip.x_1CTHW = latent[None]
 
 
-def show(batch: Sequence[Clip], state: State, watch: Watch) -> None:
-    """Tell `watch` of every clip's predicted x0, small."""
+def show(batch: Sequence[Clip], watch: Watch, decoder: TinyDecoder | None, state: State) -> None:
+    """Tell `watch` what every clip's predicted x0 looks like."""
     once = {clip.request.id: (clip, x0) for clip, x0 in zip(batch, state.x0, strict=True)}
     for clip, x0 in once.values():
-        colours = preview_map(clip.concat_1CTHW[0, :, 0], clip.image_13HW[0])
-        watch(clip.request, f"t = {state.step.t}", to_uint8(apply_map(colours, x0)))
+        frames = preview(x0, clip.concat_1CTHW[0, :, 0], clip.image_13HW[0], decoder)
+        watch(clip.request, f"t = {state.step.t}", to_uint8(frames))
 
 
 def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> Float[Tensor, "3 t h w"]:

@@ -1,14 +1,36 @@
-"""Latents -> small frames without the autoencoder: a linear map, fitted to the clip's own image."""
+"""What a clip will look like, before it is decoded: by a linear map fitted to its own image, of the latent's
+size, or by a tiny decoder, of the clip's."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from edg.core.errors import BadFileError
+from edg.systems.edg.spec import ModelSpec
 
 RIDGE = 1e-3  # of the mean square of a latent: an image of one colour has no unique map
+BLOCKS = 3  # of a level
+
+
+def preview(
+    x0_CTHW: Float[Tensor, "c t h w"],
+    image_latent_CHW: Float[Tensor, "c h w"],
+    image_3HW: Float[Tensor, "3 high wide"],
+    decoder: TinyDecoder | None = None,
+) -> Float[Tensor, "3 t h_out w_out"]:
+    """Frames of a predicted latent, about [-1, 1], on the CPU; without decoder they are of the latent's
+    size."""
+    if decoder is None:
+        return apply_map(preview_map(image_latent_CHW, image_3HW), x0_CTHW)
+    frames = x0_CTHW.float().transpose(0, 1).split(1)  # one by one: at full size a frame is large
+    return torch.cat([decoder(frame).cpu() for frame in frames]).transpose(0, 1)
 
 
 def preview_map(latent_CHW: Float[Tensor, "c h w"], image_3HW: Float[Tensor, "3 high wide"]) -> Tensor:
@@ -34,3 +56,74 @@ def apply_map(
         einsum(slope, latent_CTHW.float().cpu(), "c rgb, c t h w -> rgb t h w")
         + constant[:, None, None, None]
     )
+
+
+# ---- a tiny decoder ----------------------------------------------------------------------------------------
+
+
+class SoftClamp(nn.Module):
+    """3 tanh(x / 3)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * torch.tanh(x / 3)
+
+
+class ResidualReLU(nn.Module):
+    """relu(x + conv(x)), conv three 3x3 convolutions with ReLU in between."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        first, second, third = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.conv = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.conv(x))
+
+
+class TinyDecoder(nn.Sequential):
+    """Latents (N, channels, h, w), scaled as the network has them -> images (N, 3, f h, f w), about [-1, 1],
+    f = 2^levels.
+
+    The layout and parameter names of TAESD's decoder (O. Boer Bohan, github.com/madebyollin/taesd), which was
+    distilled from the autoencoder that DynamiCrafter uses: 4 channels, width 64, 3 levels.
+    """
+
+    def __init__(self, channels: int = 4, width: int = 64, levels: int = 3):
+        layers = [SoftClamp(), nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        for _ in range(levels):
+            layers += [ResidualReLU(width) for _ in range(BLOCKS)]
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+        super().__init__(*layers, ResidualReLU(width), nn.Conv2d(width, 3, 3, padding=1))
+
+    def forward(self, z_NCHW: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h_out w_out"]:
+        return 2 * super().forward(z_NCHW) - 1
+
+
+def read_tiny_decoder(path: str | Path, spec: ModelSpec, device: torch.device | str = "cpu") -> TinyDecoder:
+    """The decoder of a file in TAESD's names or those of diffusers' AutoencoderTiny, in float32. Raises
+    BadFileError where it is none, or not one for the spec's latents."""
+    from edg.weights.store import open_weights
+
+    weights = open_weights(path)
+    stored = {ours: key for key in weights if (ours := taesd_name(key))}
+    given = {ours: tuple(weights.info(key).shape) for ours, key in stored.items()}
+    levels = spec.latent_factor.bit_length() - 1
+    with torch.device("meta"):
+        decoder = TinyDecoder(spec.latent_channels, max(given.get("1.bias", ()), default=1), levels)
+    wanted = {key: tuple(value.shape) for key, value in decoder.state_dict().items()}
+    if wanted != given:
+        wrong = next(key for key in sorted(wanted.keys() | given) if wanted.get(key) != given.get(key))
+        raise BadFileError(
+            f"{path}: no tiny decoder for {spec.name}, {wrong} is {given.get(wrong, 'missing')}",
+            expected=f"TAESD's names, {spec.latent_channels} channels, {levels} levels",
+            fix="`edg fetch taesd` gets the one for DynamiCrafter",
+        )
+    decoder.load_state_dict({ours: weights[key].float() for ours, key in stored.items()}, assign=True)
+    return decoder.to(device).eval().requires_grad_(False)
+
+
+def taesd_name(key: str) -> str | None:
+    """A parameter's name in TAESD's decoder; diffusers does not count the clamp. None for another's."""
+    if found := re.fullmatch(r"decoder\.layers\.(\d{1,3})(\..+)", key):
+        return f"{int(found[1]) + 1}{found[2]}"
+    return key if re.fullmatch(r"\d{1,3}\..+", key) else None

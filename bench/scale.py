@@ -29,17 +29,11 @@ from edg.core.device import fix_threads, keep_memory, usable_cores  # noqa: E402
 from edg.data.prompts import read_folder  # noqa: E402
 from edg.diffusion.prediction import to_x0  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
-from edg.systems.edg.generate import (  # noqa: E402
-    advance,
-    condition_batch,
-    decode,
-    generate,
-    plan_of_sets,
-    start,
-    to_frames,
-)
+from edg.systems.edg.clip import condition_batch, decode, start, to_frames  # noqa: E402
+from edg.systems.edg.generate import advance, generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
 from edg.systems.edg.parameters import ParameterSets  # noqa: E402
+from edg.systems.edg.plan import plan_of_sets  # noqa: E402
 from edg.systems.edg.presets import SPRITES  # noqa: E402
 from edg.weights.store import open_weights  # noqa: E402
 

@@ -30,7 +30,9 @@ from edg.sprites.tracker import track
 from edg.sprites.world import Clip, caption, held_out, render, words_of
 from edg.systems.base import Request
 from edg.systems.edg import EdgSystem
-from edg.systems.edg.generate import condition_sets, decode, denoiser, plan_of_sets, start, to_frames
+from edg.systems.edg.clip import decode, start, to_frames
+from edg.systems.edg.generate import condition_sets, denoiser
+from edg.systems.edg.plan import plan_of_sets
 from edg.systems.edg.presets import SPRITES
 from edg.weights import merge
 from edg.weights.recipe import Recipe

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from edg.core.video import fit_image
 from edg.systems.base import Request
+from edg.systems.edg.clip import Clip, condition_batch, decode
 from edg.systems.edg.condition import Noise
-from edg.systems.edg.generate import Clip, condition_batch, decode, denoise_all
+from edg.systems.edg.generate import denoise_all
 from edg.systems.edg.load import build
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets

@@ -15,7 +15,7 @@ from edg.core.video import write_video
 from edg.data.order import Keyed, Order, collate
 from edg.systems.edg import analytic, cache, encode
 from edg.systems.edg.cache import CachedClips
-from edg.systems.edg.generate import read_initial_noise
+from edg.systems.edg.clip import read_initial_noise
 from edg.systems.edg.load import build, load_model
 from edg.systems.edg.presets import SPRITES
 from edg.weights.writers import write_safetensors

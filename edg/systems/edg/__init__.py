@@ -95,8 +95,8 @@ class EdgSystem:
     ) -> None:
         """Raise EdgError for whatever would stop these requests; reads names and shapes only, but for the
         decoder."""
-        from edg.systems.edg.generate import check
         from edg.systems.edg.load import with_adapter_of
+        from edg.systems.edg.plan import check
         from edg.systems.edg.preview import read_tiny_decoder
 
         check(with_adapter_of(spec, sets.values()), sets, requests)

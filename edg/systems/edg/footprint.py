@@ -23,11 +23,13 @@ from torch.utils.flop_counter import flop_registry
 
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.systems.base import PhaseCost, Plan, Request
-from edg.systems.edg.generate import Clip, condition_sets, denoiser, latent_shape, make_plan
+from edg.systems.edg.clip import Clip, latent_shape
+from edg.systems.edg.generate import condition_sets, denoiser
 from edg.systems.edg.load import build
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import OneNetwork
+from edg.systems.edg.plan import make_plan
 from edg.systems.edg.residence import parameters_of
 from edg.systems.edg.spec import ModelSpec
 from edg.systems.edg.unet import layout

@@ -6,55 +6,34 @@ requests -> condition -> latents -> frames. Read `generate` first; it is the who
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from edg.core.device import out_of_memory
-from edg.core.errors import BadFileError, EdgError, UsageError, is_out_of_memory
-from edg.core.seeding import generator
-from edg.core.video import fit_image, read_image, to_uint8
-from edg.diffusion.analytic_init import analytic_init
-from edg.diffusion.ddim import State, Step, ddim, ddim_plan
+from edg.core.errors import is_out_of_memory
+from edg.core.video import to_uint8
+from edg.diffusion.ddim import State, Step, ddim
 from edg.diffusion.dpm import dpmpp
 from edg.diffusion.guidance import Branches, guided, in_interval, side_by_side
 from edg.diffusion.prediction import Denoiser, to_x0
-from edg.diffusion.schedule import Schedule, make_schedule
-from edg.diffusion.switch import blend, phases
+from edg.diffusion.switch import blend
 from edg.systems.base import Progress, Request, Result, Watch
-from edg.systems.edg.condition import Condition, Noise, conditions, image_latent
-from edg.systems.edg.load import build
-from edg.systems.edg.load import check as check_weights
-from edg.systems.edg.model import LatentVideoModel
+from edg.systems.edg.clip import Clip, condition_batch, decode, start, to_frames
+from edg.systems.edg.condition import Condition
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
+from edg.systems.edg.plan import plan_of_sets
 from edg.systems.edg.preview import TinyDecoder, preview
 from edg.systems.edg.reuse import deep_feature
-from edg.systems.edg.spec import ModelSpec
 
 T = TypeVar("T")
 SHOWN = 6  # times that `watch` is told of a clip
 SMALLER = "the memory was too small: made one clip and one frame at a time"
-
-
-@dataclass
-class Clip:
-    """A request on its way: its image, its own source of noise, and its latent so far."""
-
-    request: Request
-    image_13HW: Float[Tensor, "1 3 h w"]
-    noise: Noise
-    x_1CTHW: Float[Tensor, "1 c t h_latent w_latent"]
-    concat_1CTHW: Float[Tensor, "1 c t h_latent w_latent"] | None = None
-    last_13HW: Float[Tensor, "1 3 h w"] | None = None  # of the last frame, None: the image again
-    error: str = ""
 
 
 @torch.no_grad()
@@ -157,118 +136,6 @@ def denoise_all(
                 advance(batch, denoise, steps, name, report, look)
 
 
-def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
-    """Which parameter sets act on which steps: [(set indices, steps)], the noisiest first."""
-    if options.blend == "soft" and not sets.resident:
-        raise UsageError("a soft blend with swapped parameter sets", fix="use --resident")
-    return make_plan(sets.schedule, len(sets.names), options)
-
-
-def make_plan(schedule: Schedule, count: int, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
-    """The plan of `count` parameter sets. Raises UsageError when the settings do not fit their number."""
-    if len(options.switch_at) != count - 1:
-        raise UsageError(
-            f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
-            expected=f"{count - 1} of them (one between each two sets)",
-        )
-    if options.blend == "soft" and count != 2:
-        raise UsageError(f"a soft blend of {count} parameter sets", expected="exactly two")
-    released = options.timesteps == "released"
-    eta = options.eta if options.solver == "ddim" else 0.0
-    try:
-        plan = ddim_plan(schedule, options.steps, options.spacing, eta, options.start, released=released)
-    except ValueError as error:
-        raise UsageError(str(error), fix="choose other --ddim_steps, --M or --timestep_spacing") from error
-    if options.blend == "soft":
-        return [([0, 1], plan)]
-    return [([index], steps) for index, steps in phases(plan, options.switch_at)]
-
-
-def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> None:
-    """Raise EdgError for whatever would stop `generate` with these sets and requests; reads nothing large."""
-    skeleton = build(spec)
-    for weights in sets.values():
-        check_weights(skeleton, weights)
-    schedule = make_schedule(spec.schedule, spec.parameterization)
-    for options, shape in {(r.options, latent_shape(spec, r)): None for r in requests}:
-        options.check()
-        check_length(spec, shape[2])
-        make_plan(schedule, len(sets), options)
-        if options.analytic_init is not None:
-            read_initial_noise(Path(options.analytic_init), shape)
-
-
-def check_length(spec: ModelSpec, frames: int) -> None:
-    """Raise UsageError where the network has no place for so many frames."""
-    unet = spec.unet
-    if (unet.use_causal_attention or unet.use_relative_position) and frames > unet.temporal_length:
-        raise UsageError(
-            f"{frames} frames", expected=f"at most {unet.temporal_length}, the reach of {spec.name}"
-        )
-
-
-def clip_noise(request: Request) -> Noise:
-    """N(0, 1) from (seed, request id, what it is for): the same for any order, rank, chunk or resume."""
-
-    def noise(*what: object, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
-        return torch.randn(tuple(shape), generator=generator(request.seed, request.id, *what))
-
-    return noise
-
-
-def latent_shape(spec: ModelSpec, request: Request) -> tuple[int, int, int, int, int]:
-    """(1, C, T, H/f, W/f) of a request's latent."""
-    height, width = (size // spec.latent_factor for size in (request.height, request.width))
-    return 1, spec.latent_channels, request.frames, height, width
-
-
-def start(sets: ParameterSets, request: Request) -> Clip:
-    """A request's image in [-1, 1] and its initial noise; an unreadable image is the clip's error."""
-    options, noise = request.options, clip_noise(request)
-    x = noise("x_T", shape=latent_shape(sets.spec, request))
-    if options.analytic_init is not None:
-        expectation, spread = read_initial_noise(Path(options.analytic_init), x.shape)
-        x = analytic_init(expectation, spread, sets.schedule, options.start, x)
-    try:
-        pixels = read_pixels(request.image, request)
-        last = read_pixels(request.last, request) if options.interp and request.last else None
-    except EdgError as error:
-        no_image = torch.zeros(1, 3, request.height, request.width)
-        return Clip(request, no_image, noise, x, error=str(error))
-    last = None if last is None else last.to(sets.device)
-    return Clip(request, pixels.to(sets.device), noise, x.to(sets.device), last_13HW=last)
-
-
-def read_pixels(path: Path, request: Request) -> Float[Tensor, "1 3 h w"]:
-    """A picture file in [-1, 1] at the request's size. Raises BadFileError."""
-    crop, pad = request.options.crop, request.options.pad
-    return fit_image(read_image(path), request.height, request.width, crop=crop, pad=pad)[None]
-
-
-def read_initial_noise(
-    path: Path, shape: Sequence[int]
-) -> tuple[Float[Tensor, "1 c t h w"], Float[Tensor, "*shape"] | float]:
-    """(E[x0], trace of its covariance per dimension) of a published Analytic-Init file (Zhao et al. 2024).
-
-    Raises BadFileError for another kind of file, UsageError when it was made for another size or length.
-    """
-    from edg.weights.store import open_weights
-
-    file = open_weights(path)
-    number = file.metadata.get("Tr_Cov_d")  # a plain number, or a tensor
-    if "Expectation_X0" not in file or ("Tr_Cov_d" not in file and number is None):
-        raise BadFileError(
-            f"{path} holds {', '.join(list(file)[:3])}", expected="an initial noise: Expectation_X0, Tr_Cov_d"
-        )
-    expectation = file["Expectation_X0"].float()
-    if tuple(expectation.shape) != tuple(shape):
-        raise UsageError(
-            f"{path} is an initial noise of shape {tuple(expectation.shape)}",
-            expected=f"{tuple(shape)} for this size and length",
-        )
-    return expectation, file["Tr_Cov_d"].float() if number is None else float(number)
-
-
 def condition_sets(
     sets: ParameterSets, use: Sequence[int], batch: Sequence[Clip], options: SamplingOptions
 ) -> list[Mapping[str, Condition]]:
@@ -301,31 +168,6 @@ def denoiser(
     if options.guided and options.guidance_interval is not None:
         denoise = in_interval(denoise, guided(predict(["full"]), [1.0]), *options.guidance_interval)
     return to_x0(denoise, sets.schedule, sets.spec.parameterization)
-
-
-def condition_batch(
-    network: LatentVideoModel, index: int, batch: Sequence[Clip], options: SamplingOptions
-) -> dict[str, Condition]:
-    """Conditions of parameter set `index` for a batch of clips, with that set's own encoders.
-
-    The image's latent is drawn once per clip and kept for the sets that follow, unless `sample_per_set`.
-    """
-    images = torch.cat([clip.image_13HW for clip in batch])
-    per_set = options.image_latent == "sample_per_set"
-    if per_set or any(clip.concat_1CTHW is None for clip in batch):
-        draw = f"set{index}" if per_set else "shared"
-        noises, frames = [clip.noise for clip in batch], batch[0].request.frames
-        ends = [clip.image_13HW if clip.last_13HW is None else clip.last_13HW for clip in batch]
-        ends = None if all(clip.last_13HW is None for clip in batch) else torch.cat(ends)
-        latents = image_latent(network, images, frames, options, noises, draw, ends)
-        for clip, latent in zip(batch, latents, strict=True):
-            clip.concat_1CTHW = latent[None]
-    concat = torch.cat([clip.concat_1CTHW for clip in batch])
-    scaled = options.guidance_scale != 1 or options.image_guidance_scale is not None
-    lost = options.con_prompt == "empty" and scaled and index > 0  # so does the release, by accident
-    told = options.text_input and not lost
-    prompts = [clip.request.prompt if told else "" for clip in batch]
-    return conditions(network, prompts, images, concat, options)
 
 
 def advance(
@@ -364,17 +206,3 @@ def show(batch: Sequence[Clip], watch: Watch, decoder: TinyDecoder | None, state
     for clip, x0 in once.values():
         frames = preview(x0, clip.concat_1CTHW[0, :, 0], clip.image_13HW[0], decoder)
         watch(clip.request, f"t = {state.step.t}", to_uint8(frames))
-
-
-def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> Float[Tensor, "3 t h w"]:
-    """Latent -> video (3, T, H, W), about [-1, 1]; frame by frame with `perframe_ae`."""
-    chunk = 1 if options.perframe_ae else clip.request.frames
-    return network.decode_latents(clip.x_1CTHW, chunk)[0].float().cpu()
-
-
-def to_frames(
-    video_3THW: Float[Tensor, "3 t h w"], options: SamplingOptions
-) -> UInt8[np.ndarray, "t_kept h w 3"]:
-    """Video -> uint8 (T, H, W, 3); a loop leaves out its last frame, which equals the first."""
-    frames = to_uint8(video_3THW)
-    return frames[:-1] if options.loop else frames

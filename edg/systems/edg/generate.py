@@ -23,8 +23,8 @@ from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
 from edg.diffusion.ddim import State, Step, ddim, ddim_plan
-from edg.diffusion.dpm import dpmpp
 from edg.diffusion.guidance import Branches, guided, in_interval, side_by_side
+from edg.diffusion.multistep import dpmpp, unipc
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import blend, phases
@@ -343,7 +343,8 @@ def advance(
         drawn = [clip.noise("step", step.index, shape=(1, *shape[1:])) for clip in batch]
         return torch.cat(drawn).to(x.device)
 
-    walk = ddim(denoise, x, steps, noise) if options.solver == "ddim" else dpmpp(denoise, x, steps)
+    multistep = {"dpmpp": dpmpp, "unipc": unipc}.get(options.solver)
+    walk = multistep(denoise, x, steps) if multistep else ddim(denoise, x, steps, noise)
     for done, state in enumerate(walk):
         report(name, done + 1, len(steps), batch[0].request)
         if watch and (state.step.index + 1) * SHOWN % options.steps < SHOWN:

@@ -77,6 +77,7 @@ def rows_of(steps: int) -> list[Row]:
         Row(fixed, fixed, {"eta": 0.0}),
         *(Row(f"DDIM, {n} steps, eta 0", fixed, {"eta": 0.0, "steps": n}) for n in fewer),
         *(Row(few.format(n), fixed, {"solver": "dpmpp", "steps": n}) for n in fewer),
+        *(Row(f"UniPC, {n} steps", fixed, {"solver": "unipc", "steps": n}) for n in fewer if n < most),
         Row(f"{few.format(fair)}, guidance in 300..700, reuse 2", fixed, together),
     ]
 

@@ -95,6 +95,7 @@ def test_the_whole_way(capsys, tmp_path, weights, prompts):
         ["--reuse", 2],
         ["--guidance_interval", 200, 700],
         ["--solver", "dpmpp"],
+        ["--solver", "unipc"],
         ["--reuse", 2, "--guidance_interval", 200, 700, "--bs", 1000],
     ],
 )

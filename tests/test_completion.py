@@ -46,7 +46,7 @@ def test_bash_commands_and_flags(tmp_path):
 def test_bash_values(tmp_path):
     assert ask_bash(tmp_path, "edg", "sample", "--solver", "d") == ["ddim", "dpmpp"]
     assert ask_bash(tmp_path, "edg", "sample", "--solver", "=", "dp") == ["dpmpp"]
-    assert ask_bash(tmp_path, "edg", "sample", "--solver", "=") == ["ddim", "dpmpp"]
+    assert ask_bash(tmp_path, "edg", "sample", "--solver", "=") == ["ddim", "dpmpp", "unipc"]
     assert ask_bash(tmp_path, "edg", "completion", "z") == ["zsh"]
     assert ask_bash(tmp_path, "edg", "sample", "--seed", "") == []
 

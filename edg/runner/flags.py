@@ -145,8 +145,8 @@ def _add_sampling(group) -> None:
 
 def _add_approximations(group) -> None:
     group.add_argument(
-        "--solver", choices=("ddim", "dpmpp"), default="ddim",
-        help="dpmpp: DPM-Solver++(2M), deterministic, for few steps (ddim)",
+        "--solver", choices=("ddim", "dpmpp", "unipc"), default="ddim",
+        help="dpmpp: DPM-Solver++(2M), unipc: UniPC-2; deterministic, for few steps (ddim)",
     )  # fmt: skip
     group.add_argument(
         "--guidance_interval", nargs=2, type=int, metavar=("LO", "HI"), help="guide at LO <= t <= HI alone"

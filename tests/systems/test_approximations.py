@@ -28,6 +28,7 @@ from edg.weights.store import open_weights
 
 FRAMES = SPRITES.frames
 OPTIONS = SamplingOptions(steps=6, guidance_scale=3.0)
+MULTISTEP = pytest.mark.parametrize("solver", ["dpmpp", "unipc"])
 
 
 @pytest.fixture(scope="module")
@@ -151,17 +152,21 @@ def test_the_network_on_its_own_deep_feature_is_itself(spec, weights, inputs):
         assert 0 < (later - model.predict(x + 0.1, t - 10, context, concat)).abs().max() < full.abs().max()
 
 
-def test_a_set_of_its_own_history(model):
-    """Each set begins with a step of first order: with one step for each, dpmpp is deterministic DDIM."""
-    both = [sample(model, steps=2, solver=solver, eta=0.0) for solver in ("ddim", "dpmpp")]
+@MULTISTEP
+def test_a_set_of_its_own_history(model, solver):
+    """Each set begins with a step of first order: with one step for each, both are deterministic DDIM."""
+    both = [sample(model, steps=2, solver=name, eta=0.0) for name in ("ddim", solver)]
     assert np.array_equal(*both)
-    assert np.array_equal(sample(model, solver="dpmpp", eta=0.0), sample(model, solver="dpmpp", eta=1.0))
-    assert not np.array_equal(sample(model, solver="dpmpp"), sample(model, eta=0.0))
+    assert np.array_equal(sample(model, solver=solver, eta=0.0), sample(model, solver=solver, eta=1.0))
+    others = {"ddim", "dpmpp", "unipc"} - {solver}
+    ours = sample(model, solver=solver)
+    assert not any(np.array_equal(ours, sample(model, solver=name, eta=0.0)) for name in others)
 
 
-def test_more_steps_lead_dpmpp_and_ddim_to_the_same_clip(model):
+@MULTISTEP
+def test_more_steps_lead_to_the_clip_of_ddim(model, solver):
     far, near = (
-        np.abs(sample(model, solver="dpmpp", steps=steps).astype(float) - exact).mean()
+        np.abs(sample(model, solver=solver, steps=steps).astype(float) - exact).mean()
         for exact in [sample(model, eta=0.0, steps=40).astype(float)]
         for steps in (4, 16)
     )

@@ -18,8 +18,8 @@ from edg.core.device import out_of_memory
 from edg.core.errors import is_out_of_memory
 from edg.core.video import to_uint8
 from edg.diffusion.ddim import State, Step, ddim
-from edg.diffusion.dpm import dpmpp
 from edg.diffusion.guidance import Branches, guided, in_interval, side_by_side
+from edg.diffusion.multistep import dpmpp, unipc
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.switch import blend
 from edg.systems.base import Progress, Request, Result, Watch
@@ -186,7 +186,8 @@ def advance(
         drawn = [clip.noise("step", step.index, shape=(1, *shape[1:])) for clip in batch]
         return torch.cat(drawn).to(x.device)
 
-    walk = ddim(denoise, x, steps, noise) if options.solver == "ddim" else dpmpp(denoise, x, steps)
+    multistep = {"dpmpp": dpmpp, "unipc": unipc}.get(options.solver)
+    walk = multistep(denoise, x, steps) if multistep else ddim(denoise, x, steps, noise)
     for done, state in enumerate(walk):
         report(name, done + 1, len(steps), batch[0].request)
         if look and (state.step.index + 1) * SHOWN % options.steps < SHOWN:

@@ -21,9 +21,9 @@ class SamplingOptions:
     that of the last frame (its first one where it has none); loop: the first image is.
     blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.
     start: M, sampling starts at timestep M-1. frame_stride: the fps (or stride) condition; None: default.
-    Approximations, off by default (docs/speed.md): solver "dpmpp" is deterministic, eta does not count;
-    guidance_interval: (LO, HI), guided while LO <= t <= HI alone; reuse: N, the deep levels of the network
-    run at every N-th step.
+    Approximations, off by default (docs/speed.md): solvers "dpmpp" and "unipc" are deterministic, eta does
+    not count; guidance_interval: (LO, HI), guided while LO <= t <= HI alone; reuse: N, the deep levels of the
+    network run at every N-th step.
     """
 
     steps: int = 50
@@ -46,7 +46,7 @@ class SamplingOptions:
     con_prompt: Literal["prompt", "empty"] = "prompt"
     image_latent: Literal["mode", "shared_sample", "sample_per_set"] = "shared_sample"
     timesteps: Literal["clean", "released"] = "clean"
-    solver: Literal["ddim", "dpmpp"] = field(default="ddim", metadata=LATER)
+    solver: Literal["ddim", "dpmpp", "unipc"] = field(default="ddim", metadata=LATER)
     guidance_interval: tuple[int, int] | None = field(default=None, metadata=LATER)
     reuse: int = field(default=1, metadata=LATER)
     pad: bool = field(default=False, metadata=LATER)

@@ -93,8 +93,7 @@ def load(folder: Path, device: str, batch: int) -> Any:
     for recipe in recipes([arm], path_of):
         merge.run(recipe, folder, full=True, warn=lambda _: None)
     sets = {f"{k}_{name_of(what)}": open_weights(path_of(name_of(what))) for k, what in enumerate(arm.sets)}
-    how = {"batch_size": batch, "preview_decoder": WEIGHTS / "tiny_decoder.safetensors"}
-    return EdgSystem().load(SPRITES, sets, device=device, resident=True, **how)
+    return EdgSystem().load(SPRITES, sets, device=device, resident=True, batch_size=batch)
 
 
 def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
@@ -109,14 +108,12 @@ def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
 def measure(rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> None:
     """Every row on every batch of images, one batch after another."""
     model, clips = load(folder, args.device, args.batch), held_out(args.images_seed, args.images)
-    decoder = model.tiny_decoder
     images = images_of(clips, folder)
     common = SamplingOptions(steps=args.steps, switch_at=(SWITCH_AT,), guidance_scale=args.guidance)
     for first in range(0, len(clips), args.batch):
         part = range(first, min(first + args.batch, len(clips)))
         for row in rows:
             options = dataclasses.replace(common, **row.options)
-            model.tiny_decoder = decoder if row.preview == PREVIEWS[1] else None
             make(row, model, [request(clips[k], images[k], row.seed, options) for k in part])
             row.judgements += [judge(row.videos[k], clips[k]) for k in part]
         print(f"{part.stop} of {len(clips)} images", file=sys.stderr, flush=True)
@@ -131,7 +128,8 @@ def make(row: Row, model: Any, requests: Sequence[Request]) -> None:
         row.previews[request.id] = small
 
     began = time.perf_counter()
-    made = list(EdgSystem().generate(model, requests, None, watch if row.preview else None))
+    decoder = WEIGHTS / "tiny_decoder.safetensors" if row.preview == PREVIEWS[1] else None
+    made = list(EdgSystem().generate(model, requests, None, watch if row.preview else None, decoder))
     row.seconds.append((time.perf_counter() - began) / len(requests))
     if failed := [result.error for result in made if result.frames is None]:
         raise SystemExit(f"{row.name}: {failed[0]}")

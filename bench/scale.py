@@ -109,10 +109,13 @@ def requests(count: int, options: SamplingOptions) -> list[Request]:
     ]
 
 
-def parameter_sets(count: int, **how: bool | int) -> ParameterSets:
+def parameter_sets(
+    count: int, resident: bool = False, batch_size: int = 1, compiled: bool = False
+) -> ParameterSets:
     """`count` sets in turn: the fine-tuned network, base, the fine-tuned, ..."""
     files = {name: open_weights(WEIGHTS / f"{name}.safetensors") for name in ("tuned", "base")}
     sets = {f"set{i}": list(files.values())[i % 2] for i in range(count)}
+    how = {"resident": resident, "batch_size": batch_size, "compiled": compiled}
     return ParameterSets(SPRITES.with_adapter(), sets, **how)
 
 

@@ -22,7 +22,7 @@ from edg.core.errors import EdgError, UsageError, nearest
 from edg.core.formats import FORMATS, write_clip
 from edg.core.video import read_image, write_image
 from edg.data.prompts import Pair
-from edg.runner.command import check_bases, identity, prepare
+from edg.runner.command import check_bases, identity, prepare, preview_decoder
 from edg.runner.files import tags
 from edg.runner.progress import Meter
 from edg.runner.sample import record_of
@@ -33,7 +33,7 @@ FLAGS = {
     "spec": "config", "dyn": "dynamic_path", "con": "consistency_path",
 }  # fmt: skip
 #: What run.sh makes of the embedded model: docs/sprites.md found it best.
-SPRITES = {"recipe": "edg_temporal_conv", "T": 300, "guidance": 1.0, "preview_decoder": "sprites"}
+SPRITES = {"recipe": "edg_temporal_conv", "T": 300, "guidance": 1.0}
 DIALS = ("motion", "hold")
 RECIPES = ("recipe", "T")  # what a dial chooses where nobody else did
 FOLDERS = (
@@ -118,7 +118,8 @@ class Model:
         try:
             network = ready.load(identities, self._kept, aloud=False)
             meter.begin(0, [request.id])
-            result = next(iter(ready.system.generate(network, [request], progress or meter, watch)))
+            shown = {"watch": watch, "preview_decoder": preview_decoder(args)} if watch else {}
+            result = next(iter(ready.system.generate(network, [request], progress or meter, **shown)))
         finally:
             meter.close()
         if result.frames is None:

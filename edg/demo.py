@@ -92,7 +92,8 @@ def studio_of(args: argparse.Namespace) -> Any:
     if not paths:
         from edg.sprites import WEIGHTS
 
-        name, flags, base = "sprites", SPRITES, {"guidance": SPRITES["guidance"]}
+        name, flags = "sprites", {**SPRITES, "preview_decoder": "sprites"}
+        base = {"guidance": SPRITES["guidance"], "preview_decoder": "sprites"}
         base_file, kept = WEIGHTS / "base.safetensors", None
     else:
         name, base, kept = "dynamicrafter-512", {"frame_stride": 24, "perframe_ae": True}, {}

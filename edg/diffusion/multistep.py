@@ -44,8 +44,9 @@ def unipc(
     """`dpmpp`, and every prediction first corrects the step that led to its x: UniPC-2 with
     B(h) = exp(h) - 1 ("bh2") in data prediction, whose predictor is DPM-Solver++(2M).
 
-    The order is 3 (theorem 3.1). The last step is not corrected, which would take one more network call, and
-    neither is the last one before another parameter set: `State.x` is the latent before its correction.
+    The order is 3 (theorem 3.1) on steps of like length in lambda. The last step is not corrected, which
+    would take one more network call, and neither is the last one before another parameter set: `State.x` is
+    the latent before its correction.
     Arguments and errors are those of `dpmpp`.
     """
     return walk(denoise_x0, x, plan, before, reach, corrected=True)

@@ -72,7 +72,6 @@ class Prepared:
 
         args, spec = self.args, self.spec
         how = {"resident": is_resident(args), "low_memory": args.low_memory, "compiled": args.compile}
-        how["preview_decoder"] = preview_decoder(args)
         device, dtype = str(self.device), dtype_name(self.dtype)
         same = hash_value([identities, to_dict(spec), device, dtype, args.bs, how])
         if keep is not None and same in keep:
@@ -114,6 +113,7 @@ class Prepared:
             overwrite=args.overwrite,
             patience=PATIENCE,
             preview=args.preview or args.preview_decoder is not None,
+            preview_decoder=preview_decoder(args),
         )
 
 
@@ -168,15 +168,21 @@ def check(args: argparse.Namespace) -> None:
         flags.sampling_options(args, system, spec, sets)
         flags.check_numbers(args, spec)
         flags.frame_size(args, spec)
+        system.check(spec, {}, [], preview_decoder(args))
 
 
 def preview_decoder(args: argparse.Namespace) -> str | None:
-    """The file that --preview_decoder names."""
+    """The file that --preview_decoder names. Raises UsageError for one that is to be fetched first."""
     from edg.runner.fetch import SOURCES
     from edg.sprites import WEIGHTS
 
-    known = {"sprites": WEIGHTS / "tiny_decoder.safetensors", "taesd": SOURCES["taesd"].path}
-    return str(known[name]) if (name := args.preview_decoder) in known else name
+    name, taesd = args.preview_decoder, SOURCES["taesd"].path
+    if name == "taesd" and not taesd.exists():
+        raise UsageError(f"--preview_decoder taesd, and no {taesd}", fix="edg fetch taesd")
+    if name == "":
+        raise UsageError("--preview_decoder is empty", expected="sprites, taesd or a file")
+    known = {"sprites": str(WEIGHTS / "tiny_decoder.safetensors"), "taesd": str(taesd)}
+    return known.get(name, name)
 
 
 def request_for(args: argparse.Namespace, spec: Spec, options: Any, pair: Pair, name: str) -> Request:

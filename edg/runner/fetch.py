@@ -88,7 +88,9 @@ def is_complete(source: Source) -> bool:
 
 
 def describe(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size else "complete already"
+    if not size:
+        return "complete already"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def need_network() -> None:

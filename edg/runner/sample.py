@@ -32,6 +32,7 @@ from edg.systems.base import Request, Result, Watch
 
 SHEET = "contact_sheet.png"
 SHEET_ROWS = 64
+PREVIEW = 160, 512  # pixels: between these a preview's frames are as wide as they come
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Run:
     overwrite: bool = False
     patience: float = 0  # seconds to wait for another run that holds the folder
     preview: bool = False  # ID.preview.png, while a clip is made
+    preview_decoder: str | None = None  # that it is made with
     formats: tuple[str, ...] = ("mp4",)
 
     def video(self, request: Request) -> Path:
@@ -220,8 +222,10 @@ def _make(
             meter.loading()
             model = load()
         meter.begin(start, [request.id for request in chunk])
-        watch = _previews(job) if job.preview else None
-        for result in system.generate(model, ready, meter, watch) if ready else ():
+        shown = {"watch": _previews(job)} if job.preview else {}
+        if job.preview_decoder is not None:
+            shown["preview_decoder"] = job.preview_decoder
+        for result in system.generate(model, ready, meter, **shown) if ready else ():
             reason = _save(job, result, time.monotonic() - began, len(ready))
             if reason:
                 failed[result.request.id] = _fail(job, result.request, reason)
@@ -231,14 +235,17 @@ def _make(
 
 def _previews(job: Run) -> Watch:
     """One sheet for each clip, a row for each moment; a sheet that cannot be written stops no clip."""
+    import numpy as np
+
     from edg.core.video import contact_sheet, write_image
 
-    rows: dict[str, list[tuple[str, Any]]] = {}
+    rows: dict[str, list[Any]] = {}
 
     def watch(request: Request, moment: str, frames: Any) -> None:
-        rows.setdefault(request.id, []).append((moment, frames))
+        width = min(max(frames.shape[2], PREVIEW[0]), PREVIEW[1])
+        rows.setdefault(request.id, []).append(contact_sheet([(moment, frames)], width=width))
         with suppress(OSError, EdgError):
-            write_image(job.outdir / f"{request.id}.preview.png", contact_sheet(rows[request.id]))
+            write_image(job.outdir / f"{request.id}.preview.png", np.concatenate(rows[request.id]))
 
     return watch
 

@@ -98,7 +98,8 @@ class Progress(Protocol):
         ...
 
 
-#: (request, moment in words, frames uint8 (T, h, w, 3)): a clip as it is predicted so far, small.
+#: (request, moment in words, frames uint8 (T, h, w, 3)): a clip as it is predicted so far, of
+#: any size.
 Watch = Callable[[Request, str, np.ndarray], None]
 
 
@@ -201,10 +202,7 @@ class System(Protocol):
         batch_size: int = 1,
         low_memory: bool = False,
         compiled: bool = False,
-        preview_decoder: str | Path | None = None,
-    ) -> Any:
-        """preview_decoder: what `watch` is shown with, where the system has such a thing."""
-        ...
+    ) -> Any: ...
 
     def plan(
         self,
@@ -236,8 +234,10 @@ class System(Protocol):
         requests: Sequence[Request],
         progress: Progress | None = None,
         watch: Watch | None = None,
+        preview_decoder: str | Path | None = None,
     ) -> Iterator[Result]:
-        """watch: told a few times what every clip will look like, where the system can tell."""
+        """watch: told a few times what every clip will look like, where the system can tell; with the file of
+        a decoder where it takes one."""
         ...
 
     def embedder(self, spec: Any, weights: Mapping[str, Any], *, device: Any = "cpu") -> Embedder:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from edg.api import load
 from edg.cli import main
 from edg.core.errors import BadFileError
 from edg.core.video import read_image
+from edg.diffusion.ddim import State, Step
 from edg.sprites import WEIGHTS
 from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
+from edg.systems.base import Request
+from edg.systems.edg.clip import Clip
+from edg.systems.edg.generate import generate, show
 from edg.systems.edg.load import load_model
+from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameters import OneNetwork
 from edg.systems.edg.presets import PRESETS, SPRITES
 from edg.systems.edg.preview import TinyDecoder, apply_map, preview, preview_map, read_tiny_decoder
 from edg.verify.rules import input_tensor, weight
 from edg.weights.store import open_weights
 
 SD = PRESETS["dynamicrafter-512"]
+TINY = WEIGHTS / "tiny_decoder.safetensors"
+IMAGE = Path(__file__).parents[2] / "prompts/sprites/05-red-circle.png"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +94,7 @@ def test_a_decoder_of_taesd_computes_what_diffusers_does(taesd, tmp_path, names)
 
 
 def test_a_clip_is_shown_frame_by_frame_at_its_size(network):
-    decoder = read_tiny_decoder(WEIGHTS / "tiny_decoder.safetensors", SPRITES)
+    decoder = read_tiny_decoder(TINY, SPRITES)
     pictures = clip_tensors(held_out(2000, 2)[1:], "tuned")["frames"][0].transpose(0, 1)
     with torch.no_grad():
         z = network.encode_frames(pictures).mean * SPRITES.scale_factor
@@ -104,6 +114,9 @@ def test_a_clip_is_shown_frame_by_frame_at_its_size(network):
         ({"1.weight": torch.zeros(64, 16, 3, 3)}, "1.weight is (64, 16, 3, 3)"),  # of another latent space
         ({"20.weight": torch.zeros(64, 3)}, "20.weight is (64, 3)"),
         ({"7.weight": None}, "7.weight is missing"),
+        ({"1.bias": torch.zeros(0)}, "1.bias is (0,)"),
+        ({"1.bias": torch.zeros(0, 2**30)}, "1.bias is (0, 1073741824)"),
+        ({"1.bias": torch.zeros(4000)}, "1.bias is (4000,)"),
     ],
 )
 def test_another_decoder_is_refused(taesd, tmp_path, change, wrong):
@@ -114,37 +127,84 @@ def test_another_decoder_is_refused(taesd, tmp_path, change, wrong):
     assert wrong in str(told.value)
 
 
+@pytest.mark.parametrize("value", [torch.full((64,), torch.nan), torch.zeros(64, dtype=torch.int8)])
+def test_weights_that_are_no_numbers_are_refused(taesd, tmp_path, value):
+    save_file(taesd | {"1.bias": value}, tmp_path / "x.safetensors")
+    with pytest.raises(BadFileError, match="1.bias holds what is no finite number"):
+        read_tiny_decoder(tmp_path / "x.safetensors", SD)
+
+
 def test_a_checkpoint_is_no_decoder():
     with pytest.raises(BadFileError, match="no tiny decoder for sprites, 1.bias is missing"):
         read_tiny_decoder(WEIGHTS / "base.safetensors", SPRITES)
 
 
-def test_the_flag_asks_for_previews_at_the_size_of_the_clip(tmp_path, capsys):
-    flags = [
-        "sample",
-        "--config",
-        "sprites",
-        "--ddim_steps",
-        "6",
-        "--savedir",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
-    flags += ["--prompt_dir", str(one_prompt(tmp_path / "prompts")), "--recipe", "edg_temporal_conv"]
-    assert main([*flags, "--preview_decoder", str(tmp_path / "none.pt")]) == 3
+# ---- while clips are made ----------------------------------------------------------------------------------
+
+
+def made(network, image, decoder=None):
+    """(frames, what was shown) of a short run."""
+    shown = []
+    request = Request("0", "a red circle", image, 1, 8, 32, 32, SamplingOptions(steps=6, switch_at=()))
+    (result,) = generate(OneNetwork(network), [request], None, lambda *told: shown.append(told[2]), decoder)
+    return result.frames, shown
+
+
+def test_the_decoder_shows_the_clip_and_changes_nothing(network):
+    plain, small = made(network, IMAGE)
+    frames, shown = made(network, IMAGE, TINY)
+    assert np.array_equal(frames, plain)
+    assert all(one.shape == frames.shape for one in shown) and all(one.shape[1:3] == (8, 8) for one in small)
+    assert np.abs(shown[-1].astype(float) - frames).mean() < 3
+
+
+def test_what_is_shown_is_the_clean_sample_whatever_the_dynamic_rescale(network):
+    """The state of a rescaled schedule holds scale times the sample."""
+    picture = read_pixels(IMAGE)
+    with torch.no_grad():
+        clean = network.encode_frames(picture).mean.transpose(0, 1)[None] * SPRITES.scale_factor
+    request = Request("0", "", IMAGE, 1, 1, 32, 32, SamplingOptions())
+    clip = Clip(request, picture, noise=None, x_1CTHW=clean, concat_1CTHW=clean)
+    shown = []
+    for scale in (1.0, 0.3):
+        step = Step(0, 999, 0.1, 0.2, 0.0, scale, scale)
+        show(lambda *told: shown.append(told[2]), None, [clip], State(step, clean, clean * scale))
+    assert np.abs(shown[0].astype(int) - shown[1]).max() <= 1
+
+
+def test_without_room_for_the_decoder_the_map_shows_the_clip(network, monkeypatch):
+    def full(self, z):
+        raise MemoryError
+
+    monkeypatch.setattr(TinyDecoder, "forward", full)
+    frames, shown = made(network, IMAGE, TINY)
+    assert frames is not None and all(one.shape[1:3] == (8, 8) for one in shown)
+
+
+def test_the_flag_asks_for_previews_and_a_wrong_one_is_told_first(tmp_path, capsys):
+    flags = ["sample", "--config", "sprites", "--ddim_steps", "2", "--device", "cpu"]
+    flags += ["--savedir", str(tmp_path / "out"), "--prompt_dir", str(one_prompt(tmp_path / "prompts"))]
+    flags += ["--recipe", "edg_temporal_conv"]
+    for wrong, code in ((str(tmp_path / "none.pt"), 3), ("", 2), ("taesd", 2)):
+        assert main([*flags, "--preview_decoder", wrong]) == code
+    assert "edg fetch taesd" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert main([*flags, "--preview_decoder", "sprites"]) == 0
-    (sheet,) = tmp_path.glob("*/*.preview.png")
-    rows, columns = 6, SPRITES.frames
-    height, width, _ = read_image(sheet).shape
-    assert height >= rows * SPRITES.height and width >= columns * SPRITES.width
+    assert len(list(tmp_path.glob("out/*/*.preview.png"))) == 1
+
+
+def test_from_python_too():
+    shown = []
+    flags = {"steps": 2, "preview_decoder": "sprites", "device": "cpu"}
+    load("sprites").animate(IMAGE, "a red circle", watch=lambda *told: shown.append(told[2].shape), **flags)
+    assert set(shown) == {(8, 32, 32, 3)}
+
+
+def read_pixels(path):
+    return torch.tensor(read_image(path)).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def one_prompt(folder):
-    from shutil import copy
-
     folder.mkdir()
-    root = Path(__file__).parents[2] / "prompts/sprites"
-    copy(root / "05-red-circle.png", folder)
+    copy(IMAGE, folder)
     (folder / "prompts.txt").write_text("a red circle moves left\n")
     return folder

@@ -54,7 +54,6 @@ class EdgSystem:
         batch_size: int = 1,
         low_memory: bool = False,
         compiled: bool = False,
-        preview_decoder: str | Path | None = None,
     ) -> Any:
         """Parameter sets (name -> weights, in their order of use) on `device`; dtype None is float32."""
         import torch
@@ -71,7 +70,6 @@ class EdgSystem:
             batch_size=batch_size,
             low_memory=low_memory,
             compiled=compiled,
-            preview_decoder=preview_decoder,
         )
 
     def plan(
@@ -109,10 +107,11 @@ class EdgSystem:
         requests: Sequence[Request],
         progress: Progress | None = None,
         watch: Watch | None = None,
+        preview_decoder: str | Path | None = None,
     ) -> Iterator[Result]:
         from edg.systems.edg.generate import generate
 
-        return generate(model, requests, progress, watch)
+        return generate(model, requests, progress, watch, preview_decoder)
 
     def embedder(self, spec: Any, weights: Mapping[str, Any], *, device: Any = "cpu") -> Towers:
         """CLIP's towers, see `embedding.load_towers`."""

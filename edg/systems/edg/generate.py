@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -28,10 +29,11 @@ from edg.systems.edg.condition import Condition
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
 from edg.systems.edg.plan import plan_of_sets
-from edg.systems.edg.preview import TinyDecoder, preview
+from edg.systems.edg.preview import TinyDecoder, preview, read_tiny_decoder
 from edg.systems.edg.reuse import deep_feature
 
 T = TypeVar("T")
+Look = Callable[[Sequence[Clip], State], None]
 SHOWN = 6  # times that `watch` is told of a clip
 SMALLER = "the memory was too small: made one clip and one frame at a time"
 
@@ -42,17 +44,24 @@ def generate(
     requests: Sequence[Request],
     progress: Progress | None = None,
     watch: Watch | None = None,
+    preview_decoder: str | Path | None = None,
 ) -> Iterator[Result]:
     """Make the requests' clips, all of them one phase at a time: a parameter set is read once per call.
 
     Results come in the order of the requests; one that failed carries its reason instead of frames. Requests
-    with other options, size or length than their neighbours form a call of their own.
+    with other options, size or length than their neighbours form a call of their own. preview_decoder: what
+    `watch` is shown with, see `preview.read_tiny_decoder`.
     """
+    look = None
+    if watch:
+        tiny = preview_decoder is not None
+        decoder = read_tiny_decoder(preview_decoder, sets.spec, sets.device) if tiny else None
+        look = partial(show, watch, decoder)
     groups = groupby(requests, key=lambda r: (r.options, r.frames, r.height, r.width))
     alike = [list(group) for _, group in groups]
     report = Counted(progress, sum(count_steps(sets, group) for group in alike))
     for group in alike:
-        yield from _generate_alike(sets, group, report, watch)
+        yield from _generate_alike(sets, group, report, look)
 
 
 class Counted:
@@ -74,13 +83,13 @@ def count_steps(sets: ParameterSets, requests: Sequence[Request]) -> int:
 
 
 def _generate_alike(
-    sets: ParameterSets, requests: list[Request], report: Counted, watch: Watch | None
+    sets: ParameterSets, requests: list[Request], report: Counted, look: Look | None
 ) -> Iterator[Result]:
     options: SamplingOptions = requests[0].options
 
     def denoised() -> list[Clip]:
         clips = [start(sets, request) for request in requests]
-        denoise_all(sets, clips, options, report, watch)
+        denoise_all(sets, clips, options, report, look)
         return clips
 
     clips = sparingly(sets, denoised)
@@ -116,7 +125,7 @@ def denoise_all(
     clips: Sequence[Clip],
     options: SamplingOptions,
     report: Callable[[str, int, int, Request], None] = lambda *_: None,
-    watch: Watch | None = None,
+    look: Look | None = None,
 ) -> None:
     """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them.
     In each, the encoders have the device first, for all clips, and then the denoiser.
@@ -132,7 +141,6 @@ def denoise_all(
         with sets.only("denoise", use):
             for batch, what in zip(batches, told, strict=True):
                 denoise = denoiser(sets, use, what, steps, options)
-                look = watch and partial(show, batch, watch, sets.tiny_decoder)
                 advance(batch, denoise, steps, name, report, look)
 
 
@@ -176,7 +184,7 @@ def advance(
     steps: Sequence[Step],
     name: str,
     report: Callable[[str, int, int, Request], None],
-    look: Callable[[State], None] | None = None,
+    look: Look | None = None,
 ) -> None:
     """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
     options: SamplingOptions = batch[0].request.options
@@ -191,7 +199,7 @@ def advance(
     for done, state in enumerate(walk):
         report(name, done + 1, len(steps), batch[0].request)
         if look and (state.step.index + 1) * SHOWN % options.steps < SHOWN:
-            look(state)
+            look(batch, state)
         for clip, latent in zip(batch, state.x, strict=True):
             if not clip.error and not torch.isfinite(latent).all():
                 clip.error = f"the latent is not finite after timestep {state.step.t} with {name}"
@@ -201,9 +209,16 @@ def advance(
         clip.x_1CTHW = latent[None]
 
 
-def show(batch: Sequence[Clip], watch: Watch, decoder: TinyDecoder | None, state: State) -> None:
-    """Tell `watch` what every clip's predicted x0 looks like."""
-    once = {clip.request.id: (clip, x0) for clip, x0 in zip(batch, state.x0, strict=True)}
+def show(watch: Watch, decoder: TinyDecoder | None, batch: Sequence[Clip], state: State) -> None:
+    """Tell `watch` what every clip's predicted x0 looks like; without the decoder where there is no room."""
+    clean = state.x0 / state.step.scale_prev  # the dynamic rescale's factor off
+    once = {clip.request.id: (clip, x0) for clip, x0 in zip(batch, clean, strict=True)}
     for clip, x0 in once.values():
-        frames = preview(x0, clip.concat_1CTHW[0, :, 0], clip.image_13HW[0], decoder)
+        of_clip = (x0, clip.concat_1CTHW[0, :, 0], clip.image_13HW[0])
+        try:
+            frames = preview(*of_clip, decoder)
+        except (MemoryError, RuntimeError) as error:
+            if decoder is None or not is_out_of_memory(error):
+                raise
+            frames = preview(*of_clip)
         watch(clip.request, f"t = {state.step.t}", to_uint8(frames))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ import torch
 from edg.diffusion.schedule import Schedule
 from edg.systems.edg import load
 from edg.systems.edg.model import LatentVideoModel
-from edg.systems.edg.preview import read_tiny_decoder
 from edg.systems.edg.residence import Residence
 from edg.systems.edg.spec import ModelSpec
 
@@ -29,8 +27,7 @@ class ParameterSets:
     each set, on the device for good, and both cost nothing. low_memory: the network waits in main memory
     even then, the denoiser's layers visit the device one at a time, the autoencoder takes frames and guidance
     its branches one by one. compiled: the denoiser by torch.compile, once for a shape; parameters and
-    contexts may change, and `generate` fills up a batch that lacks clips. preview_decoder: the file of a
-    decoder for what is shown while clips are made.
+    contexts may change, and `generate` fills up a batch that lacks clips.
     """
 
     def __init__(
@@ -44,7 +41,6 @@ class ParameterSets:
         batch_size: int = 1,
         low_memory: bool = False,
         compiled: bool = False,
-        preview_decoder: str | Path | None = None,
     ):
         self.spec, self.sets = spec, dict(sets)
         self.names = tuple(self.sets)
@@ -53,7 +49,6 @@ class ParameterSets:
         self.one_branch_at_a_time, self.compiled = low_memory, compiled
         self.residence = Residence(self.device, layer_by_layer=low_memory)
         self._lent = self._shrunk = False
-        self.tiny_decoder = preview_decoder and read_tiny_decoder(preview_decoder, spec, self.device)
         home = self.device if resident and not low_memory else "cpu"
         first = self.names[: None if resident else 1]
         self._networks = {name: load.load_model(spec, self.sets[name], home, dtype) for name in first}
@@ -123,7 +118,6 @@ class OneNetwork:
     resident: bool = True
     compiled: bool = False
     shrunk: bool = False
-    tiny_decoder: None = None
 
     @property
     def spec(self) -> ModelSpec:

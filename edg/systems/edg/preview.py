@@ -17,6 +17,7 @@ from edg.systems.edg.spec import ModelSpec
 
 RIDGE = 1e-3  # of the mean square of a latent: an image of one colour has no unique map
 BLOCKS = 3  # of a level
+WIDEST = 1024  # channels
 
 
 def preview(
@@ -108,17 +109,22 @@ def read_tiny_decoder(path: str | Path, spec: ModelSpec, device: torch.device | 
     stored = {ours: key for key in weights if (ours := taesd_name(key))}
     given = {ours: tuple(weights.info(key).shape) for ours, key in stored.items()}
     levels = spec.latent_factor.bit_length() - 1
+    (width, *_) = *given.get("1.bias", ()), 0
     with torch.device("meta"):
-        decoder = TinyDecoder(spec.latent_channels, max(given.get("1.bias", ()), default=1), levels)
+        decoder = TinyDecoder(spec.latent_channels, width if 0 < width <= WIDEST else 1, levels)
     wanted = {key: tuple(value.shape) for key, value in decoder.state_dict().items()}
     if wanted != given:
         wrong = next(key for key in sorted(wanted.keys() | given) if wanted.get(key) != given.get(key))
         raise BadFileError(
             f"{path}: no tiny decoder for {spec.name}, {wrong} is {given.get(wrong, 'missing')}",
             expected=f"TAESD's names, {spec.latent_channels} channels, {levels} levels",
-            fix="`edg fetch taesd` gets the one for DynamiCrafter",
+            fix="--preview_decoder sprites" if spec.name == "sprites" else "edg fetch taesd",
         )
-    decoder.load_state_dict({ours: weights[key].float() for ours, key in stored.items()}, assign=True)
+    tensors = {ours: weights[key] for ours, key in stored.items()}
+    odd = [key for key, t in tensors.items() if not (t.is_floating_point() and torch.isfinite(t).all())]
+    if odd:
+        raise BadFileError(f"{path}: {odd[0]} holds what is no finite number", expected="a trained decoder")
+    decoder.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
     return decoder.to(device).eval().requires_grad_(False)
 
 

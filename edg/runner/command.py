@@ -168,7 +168,8 @@ def check(args: argparse.Namespace) -> None:
         flags.sampling_options(args, system, spec, sets)
         flags.check_numbers(args, spec)
         flags.frame_size(args, spec)
-        system.check(spec, {}, [], preview_decoder(args))
+        if args.preview_decoder is not None:
+            system.check(spec, {}, [], preview_decoder(args))
 
 
 def preview_decoder(args: argparse.Namespace) -> str | None:

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from edg.api import load
-from edg.cli import main
+from edg.cli import main, parser_of
 from edg.core.errors import BadFileError
 from edg.core.video import read_image
 from edg.diffusion.ddim import State, Step
+from edg.runner.command import check
 from edg.sprites import WEIGHTS
 from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
@@ -190,6 +191,13 @@ def test_the_flag_asks_for_previews_and_a_wrong_one_is_told_first(tmp_path, caps
     assert "edg fetch taesd" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert main([*flags, "--preview_decoder", "sprites"]) == 0
     assert len(list(tmp_path.glob("out/*/*.preview.png"))) == 1
+
+
+def test_a_wrong_file_is_told_when_flags_are_checked_as_of_a_sweep(tmp_path):
+    flags = ["--config", "sprites", "--recipe", "edg_temporal_conv", "--preview_decoder"]
+    check(parser_of("sample").parse_args([*flags, str(TINY)]))
+    with pytest.raises(BadFileError, match="no tiny decoder"):
+        check(parser_of("sample").parse_args([*flags, str(WEIGHTS / "base.safetensors")]))
 
 
 def test_from_python_too():

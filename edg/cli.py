@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "sample": Command(
         "images + prompts -> clips, with one or several parameter sets",
-        "edg.runner.flags:add_sample_arguments",
+        "edg.runner.sample_flags:add_sample_arguments",
         "edg.runner.command:sample",
     ),
     "sweep": Command(

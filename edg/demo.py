@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edg.core.arguments import Parser
-from edg.core.errors import MachineError
+from edg.core.errors import EdgError, MachineError
 
 EXAMPLES = 8
 LOOPBACK = "127.0.0.1"
@@ -53,8 +55,17 @@ def demo(args: argparse.Namespace) -> int:
                 f"warning: whoever reaches {host}:{port} can use this machine; there is no password",
                 flush=True,
             )
+        threading.Thread(target=import_ahead, daemon=True).start()
         serve(studio, listener, examples(studio.name))
     return 0
+
+
+def import_ahead() -> None:
+    """What takes seconds to import, before the first visitor asks for a clip; who asks is told what fails."""
+    from edg.systems.edg.encoders import open_clip
+
+    with suppress(EdgError):
+        open_clip()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -137,7 +148,6 @@ def turnable(dials: Any) -> dict[str, str]:
 
 def examples(name: str) -> list[tuple[str, str]]:
     """(image, prompt) of the prompts that come with the model."""
-    from edg.core.errors import EdgError
     from edg.data.prompts import read_folder
     from edg.runner.command import default_prompts
 

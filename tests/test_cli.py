@@ -224,7 +224,7 @@ def test_every_released_flag_is_known(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "--help"])
     from edg.core.arguments import Parser
-    from edg.runner.flags import add_sample_arguments
+    from edg.runner.sample_flags import add_sample_arguments
 
     add_sample_arguments(parser := Parser())
     assert {f"--{name}" for name in RELEASED.split()} <= set(parser._option_string_actions)
@@ -233,7 +233,8 @@ def test_every_released_flag_is_known(capsys):
 def test_flags_mean_the_options_of_their_names():
     from edg import systems
     from edg.core.arguments import Parser
-    from edg.runner.flags import add_sample_arguments, sampling_options
+    from edg.runner.flags import sampling_options
+    from edg.runner.sample_flags import add_sample_arguments
 
     add_sample_arguments(parser := Parser())
     system = systems.get()

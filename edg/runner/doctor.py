@@ -15,7 +15,8 @@ from edg.core.errors import EdgError, MachineError
 from edg.runner import plan
 from edg.runner.command import find_spec
 from edg.runner.fetch import free_bytes, present
-from edg.runner.flags import add_sample_arguments, checkpoints
+from edg.runner.flags import checkpoints
+from edg.runner.sample_flags import add_sample_arguments
 
 GB = 1e9
 PACKAGES = (

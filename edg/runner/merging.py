@@ -11,7 +11,7 @@ from typing import Any
 from edg.core.errors import UsageError
 from edg.core.records import cached_sha256
 from edg.runner import dials as measured
-from edg.runner import flags
+from edg.runner import sample_flags
 from edg.runner.dials import WORDS, Dials
 from edg.runner.progress import say
 from edg.systems.base import Spec
@@ -99,7 +99,7 @@ def tell(merging: Merging, args: argparse.Namespace, spec: Spec) -> None:
     words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
     say(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
     dials = measured.find_dials(args.dials, spec.name)
-    known = flags.of_a_clip(spec) | dials.sampling
+    known = sample_flags.of_a_clip(spec) | dials.sampling
     if "T" not in turned["stand_for"]:
         known["T"] = dials.T
     if other := _differing(args, known):

@@ -24,8 +24,8 @@ from edg.core import config
 from edg.core.arguments import Parser
 from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
 from edg.core.records import write_json
-from edg.runner.flags import add_sample_arguments
 from edg.runner.progress import say
+from edg.runner.sample_flags import add_sample_arguments
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "sweeps"
 MOST_POINTS = 10_000

@@ -12,7 +12,7 @@ from edg.core.dist import world_from_environment
 from edg.core.records import sha256_file
 from edg.runner.command import prepare
 from edg.runner.dials import Dial, Dials, Point
-from edg.runner.flags import add_sample_arguments
+from edg.runner.sample_flags import add_sample_arguments
 from edg.sprites import WEIGHTS
 
 ROOT = Path(__file__).parents[2]

@@ -185,14 +185,30 @@ class TemporalAttention(nn.Module):
         return p @ v + torch.einsum("bhij,ijd->bhid", p, self.relative_position_v(frames))
 
 
+class SplitLinear(nn.Linear):
+    """W x + b; with `parts` as so many tensors that share its features out."""
+
+    def forward(self, x: Float[Tensor, "... d_in"], parts: int = 1) -> Tensor | tuple[Tensor, ...]:
+        if parts == 1:
+            return super().forward(x)
+        cut = zip(self.weight.chunk(parts), self.bias.chunk(parts), strict=True)
+        return tuple(F.linear(x, weight, bias) for weight, bias in cut)
+
+
 class GEGLU(nn.Module):
+    """value * gelu(gate), where `proj` makes both. In place where nothing is learned: these are the largest
+    tensors of a step."""
+
     def __init__(self, width_in: int, width_out: int):
         super().__init__()
-        self.proj = nn.Linear(width_in, 2 * width_out)
+        self.proj = SplitLinear(width_in, 2 * width_out)
 
     def forward(self, x: Float[Tensor, "b l d_in"]) -> Float[Tensor, "b l d_out"]:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return F.gelu(gate).mul_(value)
+        if torch.is_grad_enabled() or not isinstance(self.proj, SplitLinear):  # LoRA may stand in its place
+            value, gate = self.proj(x).chunk(2, dim=-1)
+            return F.gelu(gate).mul_(value)
+        value, gate = self.proj(x, parts=2)
+        return torch.ops.aten.gelu_(gate).mul_(value)
 
 
 class FeedForward(nn.Module):

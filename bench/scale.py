@@ -133,7 +133,7 @@ def run_ours(
     networks = parameter_sets(sets, batch_size=batch, compiled=compiled)
     mine = requests(prompts, sampling(steps, sets))[rank::ranks]
     if compiled:
-        list(generate(networks, requests(1, sampling(sets, sets))))
+        list(generate(networks, requests(batch, sampling(sets, sets))))
     began = time.perf_counter()
     made = [result.frames for result in generate(networks, mine)]
     return time.perf_counter() - began, made
@@ -168,9 +168,16 @@ def run_apart(prompts: int, steps: int, batch: int, ranks: int, compiled: bool) 
     return max(seconds), [made[i % ranks][i // ranks] for i in range(prompts)]
 
 
+def floor(prompts: int, steps: int) -> float:
+    """Seconds of the operations of all steps, as edg makes them, at the rate of a large matrix product."""
+    setting = step.Setting("sprites", "edg", "cpu", "fp32", usable_cores())
+    return prompts * steps * step.count_flops(step.make_step(setting)) / step.matmul_rate(setting)
+
+
 def folder(prompts: int, steps: int, batch: int) -> str:
     with process(kept=False) as one:
         expected, frames = one.submit(run_naive, prompts, steps).result()
+        least = one.submit(floor, prompts, steps).result()
     rows = [["as released, one at a time, two networks", show_rate(prompts, expected), "1.00"]]
     cores = usable_cores()
     ways = [(1, 1, False), (batch, 1, False), (batch, cores, False), (batch, cores, True)]
@@ -184,6 +191,8 @@ def folder(prompts: int, steps: int, batch: int) -> str:
             told = f"edg, {size} per call, {ranks} processes with a thread and a network each"
         told += ", --compile, which is not counted" if compiled else ""
         rows.append([told, show_rate(prompts, seconds), f"{expected / seconds:.2f}"])
+    told = "the floor: edg's steps alone, at the rate of matrix products"
+    rows.append([told, show_rate(prompts, least), f"{expected / least:.2f}"])
     head = [f"{prompts} prompts, {steps} guided steps", "clips a minute", "times the released loop"]
     return results.table(head, rows)
 

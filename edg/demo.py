@@ -46,9 +46,10 @@ def demo(args: argparse.Namespace) -> int:
     listener = listen(args.host, args.port)
     with listener, studio_of(args) as studio:
         os.environ |= environment(studio.folder)
-        from edg.report.demo import serve
+        from edg.report.demo import server
 
         host, port = listener.getsockname()[:2]
+        page = server(studio, host, examples(studio.name))
         print(f"edg demo: {studio.name} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
         if not host.startswith("127."):
             print(
@@ -56,7 +57,7 @@ def demo(args: argparse.Namespace) -> int:
                 flush=True,
             )
         threading.Thread(target=import_ahead, daemon=True).start()
-        serve(studio, listener, examples(studio.name))
+        page.run(sockets=[listener])
     return 0
 
 
@@ -64,7 +65,7 @@ def import_ahead() -> None:
     """What takes seconds to import, before the first visitor asks for a clip; who asks is told what fails."""
     from edg.systems.edg.encoders import open_clip
 
-    with suppress(EdgError):
+    with suppress(Exception):
         open_clip()
 
 

@@ -5,7 +5,6 @@ Whoever imports this has set `ENVIRONMENT` first: Gradio reads it while it is im
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,14 +55,12 @@ SHELF = {
 }
 
 
-def serve(studio: Studio, listener: socket.socket, examples: Sequence[tuple[str, str]] = ()) -> None:
-    """Serve the page on a socket that listens, until a signal. examples: (image, prompt)."""
-    host = listener.getsockname()[0]
+def server(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = ()) -> uvicorn.Server:
+    """What serves the page, ready to `run(sockets=[...])` until a signal. examples: (image, prompt)."""
     quiet = "critical"  # Gradio tells what fails in an event; uvicorn would tell of what the end cuts off
-    server = uvicorn.Server(
+    return uvicorn.Server(
         uvicorn.Config(app(studio, host, examples), log_level=quiet, timeout_graceful_shutdown=1)
     )
-    server.run(sockets=[listener])
 
 
 def app(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = ()) -> FastAPI:

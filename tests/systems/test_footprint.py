@@ -106,6 +106,13 @@ def test_low_memory_fits_small_cards():
         assert told["denoise"].parameters < 0.1 * GB < told.waiting
 
 
+def test_attention_to_few_keys_is_told():
+    assert "to at most 16 keys stores its weights" in planned(SPRITES).note
+    for how in ({"dtype": torch.bfloat16}, {"device": "cuda"}):
+        assert "never stored" in planned(SPRITES, **how).note
+    assert "never stored" in planned(DYNAMICRAFTER_512).note
+
+
 def test_where_parameters_lie():
     swapped, kept, layered, host = (
         planned(SPRITES, **how)

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.systems.base import PhaseCost, Plan, Request
+from edg.systems.edg.attention import FEW
 from edg.systems.edg.clip import Clip, latent_shape
 from edg.systems.edg.generate import condition_sets, denoiser
 from edg.systems.edg.load import build
@@ -169,14 +170,18 @@ def plan(
         for phase, calls in counts.items()
     )
     waiting = whole if moves else 0
-    return Plan(phases, waiting, BESIDE[device], attention_note(spec, attention.stored))
+    few = device == "cpu" and dtype == torch.float32 and spec.unet.heads(spec.unet.model_channels)[1] <= FEW
+    return Plan(phases, waiting, BESIDE[device], attention_note(spec, attention.stored, few))
 
 
-def attention_note(spec: ModelSpec, stored: int) -> str:
+def attention_note(spec: ModelSpec, stored: int, few: bool) -> str:
+    """few: whether this machine computes attention to few keys otherwise, which the meta device does not."""
     if stored:
         return f"{stored} attention calls store their weights"
     if spec.unet.use_relative_position:
         return "attention over frames, with relative positions, stores its weights; over space it never does"
+    if few:
+        return f"attention to at most {FEW} keys stores its weights, to more it never does"
     return "attention is never stored (fused kernels)"
 
 

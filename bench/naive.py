@@ -8,12 +8,14 @@ three-dimensional convolution over time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from edg.systems.edg import linear
 from edg.systems.edg.attention import SpatialTransformer, TemporalTransformer
 from edg.systems.edg.condition import Condition
 from edg.systems.edg.unet import ResBlock, UNet, sinusoid
@@ -139,11 +141,13 @@ def unet(network: UNet, x: Tensor, t: Tensor, context: Tensor, words: Tensor | N
 def guided(
     network: UNet, x: Tensor, t: Tensor, branches: Sequence[Condition], scale: float, rescale: float
 ) -> Tensor:
-    """Classifier-free guidance with two calls; branches: fully told, and told nothing."""
-    cond, uncond = (
-        unet(network, torch.cat([x, told.concat_BCTHW], dim=1), t, told.context_BLD, told.temporal_BTD)
-        for told in branches
-    )
+    """Classifier-free guidance with two calls; branches: fully told, and told nothing. Every product of
+    matrices by the library that PyTorch takes by itself."""
+    with patch.object(linear, "ONEDNN", False):
+        cond, uncond = (
+            unet(network, torch.cat([x, told.concat_BCTHW], dim=1), t, told.context_BLD, told.temporal_BTD)
+            for told in branches
+        )
     out = uncond + scale * (cond - uncond)
     if rescale > 0:
         over = list(range(1, out.ndim))

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 from math import log
 from multiprocessing import get_context
 from pathlib import Path
@@ -126,24 +127,17 @@ def sampling(steps: int, sets: int = 2) -> SamplingOptions:
     )
 
 
-def run_ours(
-    prompts: int, steps: int, sets: int, batch: int, rank: int = 0, ranks: int = 1, compiled: bool = False
-) -> tuple[float, list]:
-    """(seconds without compilation, clips) of one rank's share."""
-    networks = parameter_sets(sets, batch_size=batch, compiled=compiled)
-    mine = requests(prompts, sampling(steps, sets))[rank::ranks]
-    if compiled:
-        list(generate(networks, requests(batch, sampling(sets, sets))))
+def clips(networks: ParameterSets, requests: Sequence[Request]) -> tuple[float, list]:
+    """(seconds, frames)"""
     began = time.perf_counter()
-    made = [result.frames for result in generate(networks, mine)]
+    made = [result.frames for result in generate(networks, requests)]
     return time.perf_counter() - began, made
 
 
-def run_naive(prompts: int, steps: int) -> tuple[float, list]:
-    """Prompt by prompt, both networks in memory, `bench/naive.py` for every step."""
-    networks = parameter_sets(2, resident=True)
+def clips_naive(networks: ParameterSets, requests: Sequence[Request]) -> tuple[float, list]:
+    """The same prompt by prompt, with `bench/naive.py` for every step."""
     began = time.perf_counter()
-    made = [naive_clip(networks, request) for request in requests(prompts, sampling(steps))]
+    made = [naive_clip(networks, request) for request in requests]
     return time.perf_counter() - began, made
 
 
@@ -160,53 +154,95 @@ def naive_clip(sets: ParameterSets, request: Request):
     return to_frames(decode(sets.use(1), clip, options), options)
 
 
-def run_apart(prompts: int, steps: int, batch: int, ranks: int, compiled: bool) -> tuple[float, list]:
-    """The folder dealt out to `ranks` processes that share the cores, as by torchrun; the slowest counts."""
-    with process(kept=True, count=ranks) as several:
-        jobs = [several.submit(run_ours, prompts, steps, 2, batch, k, ranks, compiled) for k in range(ranks)]
+@dataclass(frozen=True)
+class Way:
+    """How a folder is made: `batch` clips a call, in `ranks` processes that share the cores and the prompts
+    as under torchrun."""
+
+    name: str
+    batch: int = 1
+    ranks: int = 1
+    compiled: bool = False
+    naive: bool = False
+
+    def make(self, several: ProcessPoolExecutor, requests: Sequence[Request]) -> tuple[float, list]:
+        """(seconds of the slowest process, frames)"""
+        jobs = [several.submit(share, self, requests[rank :: self.ranks]) for rank in range(self.ranks)]
         seconds, made = zip(*(job.result() for job in jobs), strict=True)
-    return max(seconds), [made[i % ranks][i // ranks] for i in range(prompts)]
+        return max(seconds), [made[i % self.ranks][i // self.ranks] for i in range(len(requests))]
 
 
-def floor(prompts: int, steps: int) -> float:
-    """Seconds of the operations of all steps, as edg makes them, at the rate of a large matrix product."""
+@cache
+def networks_of(way: Way) -> ParameterSets:
+    return parameter_sets(2, resident=way.naive, batch_size=way.batch, compiled=way.compiled)
+
+
+def share(way: Way, requests: Sequence[Request]) -> tuple[float, list]:
+    return (clips_naive if way.naive else clips)(networks_of(way), requests)
+
+
+def floor(steps: int) -> float:
+    """Seconds of the operations of one clip's steps, as edg makes them, at the rate of a matrix product."""
     setting = step.Setting("sprites", "edg", "cpu", "fp32", usable_cores())
-    return prompts * steps * step.count_flops(step.make_step(setting)) / step.matmul_rate(setting)
+    return steps * step.count_flops(step.make_step(setting)) / step.matmul_rate(setting)
 
 
-def folder(prompts: int, steps: int, batch: int) -> str:
-    with process(kept=False) as one:
-        expected, frames = one.submit(run_naive, prompts, steps).result()
-        least = one.submit(floor, prompts, steps).result()
-    rows = [["as released, one at a time, two networks", show_rate(prompts, expected), "1.00"]]
+def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
+    """Every way makes a part of the folder, then every way the next, so that they meet the same machine."""
     cores = usable_cores()
-    ways = [(1, 1, False), (batch, 1, False), (batch, cores, False), (batch, cores, True)]
-    for size, ranks, compiled in dict.fromkeys(ways):
-        seconds, made = run_apart(prompts, steps, size, ranks, compiled)
-        apart_most = max(int(abs(a.astype(int) - b).max()) for a, b in zip(frames, made, strict=True))
-        if apart_most > 2:  # of 255
-            sys.exit(f"scale.py: the frames of {size} clips per call differ by {apart_most} of 255")
-        told = f"edg, {size} per call, one network"
-        if ranks > 1:
-            told = f"edg, {size} per call, {ranks} processes with a thread and a network each"
-        told += ", --compile, which is not counted" if compiled else ""
-        rows.append([told, show_rate(prompts, seconds), f"{expected / seconds:.2f}"])
+    apart = f"edg, {batch} per call, {cores} processes with a thread and a network each"
+    ways = [
+        Way("as released, one at a time, two networks", naive=True),
+        Way("edg, 1 per call, one network"),
+        Way(f"edg, {batch} per call, one network", batch),
+        Way(apart, batch, cores),
+        Way(f"{apart}, --compile, which is not counted", batch, cores, compiled=True),
+    ]
+    wanted, seconds, expected = requests(prompts, sampling(steps)), {way: [] for way in ways}, []
+    with ExitStack() as stack:
+        least = stack.enter_context(process(kept=True)).submit(floor, steps).result()
+        pools = {way: stack.enter_context(process(kept=not way.naive, count=way.ranks)) for way in ways}
+        for way in ways:  # what comes with the first call alone
+            way.make(pools[way], requests(way.batch * way.ranks, sampling(2)))
+        for part in range(rounds):
+            todo = wanted[part * prompts // rounds : (part + 1) * prompts // rounds]
+            for way in ways:
+                took, made = way.make(pools[way], todo)
+                seconds[way].append(took)
+                expected = made if way.naive else expected
+                check(way.name, made, expected)
+    naive_took = seconds[ways[0]]
+    rows = []
+    for way in ways:
+        ratios = [a / b for a, b in zip(naive_took, seconds[way], strict=True)]
+        rows.append([way.name, show_rate(prompts, sum(seconds[way])), f"{median(ratios):.2f}"])
     told = "the floor: edg's steps alone, at the rate of matrix products"
-    rows.append([told, show_rate(prompts, least), f"{expected / least:.2f}"])
+    rows.append([told, show_rate(1, least), f"{sum(naive_took) / prompts / least:.2f}"])
     head = [f"{prompts} prompts, {steps} guided steps", "clips a minute", "times the released loop"]
     return results.table(head, rows)
+
+
+def check(name: str, made: list, expected: list) -> None:
+    apart = max(int(abs(a.astype(int) - b).max()) for a, b in zip(expected, made, strict=True))
+    if apart > 2:  # of 255
+        sys.exit(f"scale.py: the frames of {name!r} differ by {apart} of 255")
 
 
 def show_rate(prompts: int, seconds: float) -> str:
     return f"{60 * prompts / seconds:.1f}"
 
 
+def run(prompts: int, steps: int, sets: int) -> float:
+    """Seconds of a run of its own."""
+    return clips(parameter_sets(sets), requests(prompts, sampling(steps, sets)))[0]
+
+
 def runs(steps: int) -> str:
     """Seconds of whole runs against the number of prompts, and of parameter sets."""
     prompts, sets = (1, 2, 4, 8), (1, 2, 3, 4)
     with process(kept=True) as one:
-        by_prompts = [one.submit(run_ours, n, steps, 2, 1).result()[0] for n in prompts]
-        by_sets = [one.submit(run_ours, 2, steps, n, 1).result()[0] for n in sets]
+        by_prompts = [one.submit(run, n, steps, 2).result() for n in prompts]
+        by_sets = [one.submit(run, 2, steps, n).result() for n in sets]
     rows = [
         [
             name,
@@ -237,12 +273,13 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5, help="steps whose median counts (5)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=4, help="clips per call in the last row (4)")
+    parser.add_argument("--batch", type=int, default=4, help="clips per call in the folder's last rows (4)")
+    parser.add_argument("--rounds", type=int, default=2, help="parts that the folder is made in (2)")
     args = parser.parse_args()
     parts = {
         "network": lambda: network(args.model, args.repeat),
         "runs": lambda: runs(args.steps),
-        "folder": lambda: folder(args.prompts, args.steps, args.batch),
+        "folder": lambda: folder(args.prompts, args.steps, args.batch, args.rounds),
     }
     told = [make() for name, make in parts.items() if args.only in (None, name)]
     results.write_section("scale" if not args.only else f"scale: {args.only}", "\n\n".join(told))

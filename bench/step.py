@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench import naive, results  # noqa: E402
 from edg.core.device import choose, fix_threads, keep_memory, usable_cores  # noqa: E402
 from edg.diffusion.guidance import guided, side_by_side  # noqa: E402
+from edg.systems.edg import linear  # noqa: E402
 from edg.systems.edg.condition import Condition  # noqa: E402
 from edg.systems.edg.model import LatentVideoModel  # noqa: E402
 from edg.systems.edg.parameters import COMPILE  # noqa: E402
@@ -45,6 +46,7 @@ VARIANTS = {
     "two calls": "edg, one condition after the other",
     "telling anew": "edg, keys and values of the tokens at every step",
     "giving pages back": "edg, with the allocator's own settings",
+    "by MKL": "edg, all linear layers by PyTorch's own choice",
     "four prompts": "edg --bs 4, for each of the four",
     "compiled": "edg --compile",
     "four prompts, compiled": "edg --bs 4 --compile, for each of the four",
@@ -162,6 +164,7 @@ def work(setting: Setting, pipe: Any) -> None:
         keep_memory()
     fix_threads(setting.threads)
     torch.set_grad_enabled(False)
+    linear.ONEDNN &= setting.variant != "by MKL"
     step = make_step(setting)
     began = time.perf_counter()
     result = step()
@@ -173,6 +176,7 @@ def work(setting: Setting, pipe: Any) -> None:
         "first": lambda: first,
         "memory": lambda: peak_memory(setting),
         "rate": lambda: matmul_rate(setting),
+        "rate of layers": lambda: matmul_rate(setting, linear.linear),
         "flops": lambda: count_flops(step),
         "profile": lambda: profile(step, setting),
     }
@@ -202,13 +206,14 @@ def peak_memory(setting: Setting) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def matmul_rate(setting: Setting) -> float:
+def matmul_rate(setting: Setting, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> float:
     """Operations per second of the best of ten products of two square matrices."""
     device, dtype = choose(setting.device, setting.dtype)
     n = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    timed(lambda: a @ b, setting)
-    return 2 * n**3 / min(timed(lambda: a @ b, setting) for _ in range(10))
+    with torch.no_grad():
+        timed(lambda: product(a, b), setting)
+        return 2 * n**3 / min(timed(lambda: product(a, b), setting) for _ in range(10))
 
 
 def count_flops(step: Callable[[], Any]) -> int:
@@ -270,7 +275,7 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
         return Setting(model, variant, args.device, args.dtype, args.threads, batch)
 
     first = Worker(setting("naive"))
-    rate, flops = first.ask("rate"), first.ask("flops")
+    rate, of_layers, flops = first.ask("rate"), first.ask("rate of layers"), first.ask("flops")
     expected = torch.from_numpy(first.ask("result"))
     rows, naive_seconds, profiles = [], [], []
     for variant in variants:
@@ -291,7 +296,8 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
     first.end()
     head = (
         f"{models()[model].name}: {flops / 1e12:.3g} TFLOP a step as released, "
-        f"{rate / 1e9:.0f} GFLOP/s by matrix products: floor {show(flops / rate)}."
+        f"{rate / 1e9:.0f} GFLOP/s by PyTorch's matrix products: floor {show(flops / rate)}. "
+        f"The same products as edg's linear layers make them: {of_layers / 1e9:.0f} GFLOP/s."
     )
     columns = ["", "step", "times naive", "of the matmul rate", "peak memory", "first call"]
     text = f"{head}\n\n{results.table(columns, rows)}"
@@ -330,7 +336,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=MODELS, help=", ".join(models()))
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:6])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:7])
     parser.add_argument("--compile", action="store_true", help="the compiled variants too")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of steps (7)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from edg.sprites import WEIGHTS
 from edg.systems.base import Request
-from edg.systems.edg.attention import JoinedLinear, SpatialAttention
+from edg.systems.edg.attention import SpatialAttention
 from edg.systems.edg.generate import generate
+from edg.systems.edg.linear import JoinedLinear
 from edg.systems.edg.load import with_adapter_of
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets

@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from edg.systems.edg.linear import JoinedLinear, Linear, SplitLinear
 from edg.systems.edg.spec import UNetSpec
 from edg.systems.edg.vae import HALVES, GroupNorm
 
@@ -100,14 +101,14 @@ class SpatialAttention(nn.Module):
         super().__init__()
         inner, source = heads * dim_head, context_dim or width
         self.heads, self.is_told = heads, context_dim is not None
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_k = nn.Linear(source, inner, bias=False)
-        self.to_v = nn.Linear(source, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, width), nn.Dropout(dropout))
+        self.to_q = Linear(width, inner, bias=False)
+        self.to_k = Linear(source, inner, bias=False)
+        self.to_v = Linear(source, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, width), nn.Dropout(dropout))
         self.image = image
         if image != "none":
-            self.to_k_ip = nn.Linear(source, inner, bias=False)
-            self.to_v_ip = nn.Linear(source, inner, bias=False)
+            self.to_k_ip = Linear(source, inner, bias=False)
+            self.to_v_ip = Linear(source, inner, bias=False)
         if image == "learned":
             self.alpha = nn.Parameter(torch.zeros(()))
 
@@ -169,10 +170,10 @@ class TemporalAttention(nn.Module):
         super().__init__()
         inner = heads * dim_head
         self.heads, self.causal = heads, causal
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_k = nn.Linear(width, inner, bias=False)
-        self.to_v = nn.Linear(width, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, width), nn.Dropout(dropout))
+        self.to_q = Linear(width, inner, bias=False)
+        self.to_k = Linear(width, inner, bias=False)
+        self.to_v = Linear(width, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, width), nn.Dropout(dropout))
         self.relative = reach is not None
         if reach is not None:
             self.relative_position_k = RelativePosition(dim_head, reach)
@@ -193,16 +194,6 @@ class TemporalAttention(nn.Module):
             scores = scores.masked_fill(future, -torch.finfo(scores.dtype).max)
         p = scores.softmax(-1).to(v.dtype)
         return p @ v + torch.einsum("bhij,ijd->bhid", p, self.relative_position_v(frames))
-
-
-class SplitLinear(nn.Linear):
-    """W x + b; with `parts` as so many tensors that share its features out."""
-
-    def forward(self, x: Float[Tensor, "... d_in"], parts: int = 1) -> Tensor | tuple[Tensor, ...]:
-        if parts == 1:
-            return super().forward(x)
-        cut = zip(self.weight.chunk(parts), self.bias.chunk(parts), strict=True)
-        return tuple(F.linear(x, weight, bias) for weight, bias in cut)
 
 
 class GEGLU(nn.Module):
@@ -226,7 +217,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), Linear(4 * width, width))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         return self.net(x)
@@ -266,19 +257,8 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-class JoinedLinear(nn.Linear):
-    """W concat(y, words) + b, where W's first out_features columns are y's; also of one part alone: of y
-    without b, of the words with it, so that both add up to the whole."""
-
-    def forward(self, x: Float[Tensor, "... d_in"], part: str = "both") -> Float[Tensor, "... d"]:
-        if part == "both":
-            return super().forward(x)
-        of_y, of_words = self.weight.tensor_split([self.out_features], dim=1)
-        return F.linear(x, of_y) if part == "y" else F.linear(x.to(self.weight.dtype), of_words, self.bias)
-
-
 def _project(use_linear: bool, convolution: type[nn.Module], width_in: int, width_out: int) -> nn.Module:
-    return nn.Linear(width_in, width_out) if use_linear else convolution(width_in, width_out, 1)
+    return Linear(width_in, width_out) if use_linear else convolution(width_in, width_out, 1)
 
 
 class SpatialTransformer(nn.Module):

@@ -1,0 +1,78 @@
+"""The denoiser's linear layers, by the faster of a CPU's two libraries.
+
+PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on other makers' processors; oneDNN,
+which comes with PyTorch too, does not (`python bench/step.py`). Where gradients are taken MKL stays.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+LEAST = 2**14  # numbers in a weight, below which a call costs more than it saves
+
+
+def linear(
+    x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d d_in"], bias: Float[Tensor, " d"] | None = None
+) -> Float[Tensor, "... d"]:
+    """W x + b."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if not (ONEDNN and plain) or weight.numel() < LEAST or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    return (
+        by_onednn_compiled(x, weight, bias) if torch.compiler.is_compiling() else by_onednn(x, weight, bias)
+    )
+
+
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("edg::linear", mutates_args=(), device_types="cpu")
+def by_onednn_compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same, not looked into by torch.compile, which would have the weight constant."""
+    return by_onednn(x, weight, bias)
+
+
+@by_onednn_compiled.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+if ONEDNN:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _(x_shape: torch.Size, weight_shape: torch.Size, *_: object, **__: object) -> int:
+        return 2 * x_shape.numel() * weight_shape[0]
+
+
+class Linear(nn.Linear):
+    """W x + b."""
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d"]:
+        return linear(x, self.weight, self.bias)
+
+
+class SplitLinear(Linear):
+    """W x + b; with `parts` as so many tensors that share its features out."""
+
+    def forward(self, x: Float[Tensor, "... d_in"], parts: int = 1) -> Tensor | tuple[Tensor, ...]:
+        if parts == 1:
+            return super().forward(x)
+        cut = zip(self.weight.chunk(parts), self.bias.chunk(parts), strict=True)
+        return tuple(linear(x, weight, bias) for weight, bias in cut)
+
+
+class JoinedLinear(Linear):
+    """W concat(y, words) + b, where W's first out_features columns are y's; also of one part alone: of y
+    without b, of the words with it, so that both add up to the whole."""
+
+    def forward(self, x: Float[Tensor, "... d_in"], part: str = "both") -> Float[Tensor, "... d"]:
+        if part == "both":
+            return super().forward(x)
+        of_y, of_words = self.weight.tensor_split([self.out_features], dim=1)
+        return linear(x, of_y) if part == "y" else linear(x.to(self.weight.dtype), of_words, self.bias)

@@ -1,7 +1,7 @@
 """The denoiser's linear layers, by the faster of a CPU's two libraries.
 
-PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on other makers' processors; oneDNN,
-which comes with PyTorch too, does not (`python bench/step.py`). Where gradients are taken MKL stays.
+PyTorch multiplies float32 matrices with MKL, which on AMD's processors is slower than oneDNN. That comes
+with PyTorch too, and takes AVX-512 there (`python bench/step.py`). Where gradients are taken MKL stays.
 """
 
 from __future__ import annotations

@@ -127,17 +127,15 @@ def sampling(steps: int, sets: int = 2) -> SamplingOptions:
     )
 
 
-def clips(networks: ParameterSets, requests: Sequence[Request]) -> tuple[float, list]:
-    """(seconds, frames)"""
+def clips(
+    networks: ParameterSets, requests: Sequence[Request], one_by_one: bool = False
+) -> tuple[float, list]:
+    """(seconds, frames). one_by_one: prompt by prompt, with `bench/naive.py` for every step."""
     began = time.perf_counter()
-    made = [result.frames for result in generate(networks, requests)]
-    return time.perf_counter() - began, made
-
-
-def clips_naive(networks: ParameterSets, requests: Sequence[Request]) -> tuple[float, list]:
-    """The same prompt by prompt, with `bench/naive.py` for every step."""
-    began = time.perf_counter()
-    made = [naive_clip(networks, request) for request in requests]
+    if one_by_one:
+        made = [naive_clip(networks, request) for request in requests]
+    else:
+        made = [result.frames for result in generate(networks, requests)]
     return time.perf_counter() - began, made
 
 
@@ -178,7 +176,7 @@ def networks_of(way: Way) -> ParameterSets:
 
 
 def share(way: Way, requests: Sequence[Request]) -> tuple[float, list]:
-    return (clips_naive if way.naive else clips)(networks_of(way), requests)
+    return clips(networks_of(way), requests, one_by_one=way.naive)
 
 
 def floor(steps: int) -> float:
@@ -198,6 +196,7 @@ def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
         Way(apart, batch, cores),
         Way(f"{apart}, --compile, which is not counted", batch, cores, compiled=True),
     ]
+    ways = list(dict.fromkeys(ways))  # with one clip per call two are the same
     wanted, seconds, expected = requests(prompts, sampling(steps)), {way: [] for way in ways}, []
     with ExitStack() as stack:
         least = stack.enter_context(process(kept=True)).submit(floor, steps).result()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils.flop_counter import register_flop_formula
 
 ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -23,16 +23,15 @@ def linear(
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     if not (ONEDNN and plain) or weight.numel() < LEAST or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
-    return (
-        by_onednn_compiled(x, weight, bias) if torch.compiler.is_compiling() else by_onednn(x, weight, bias)
-    )
+    multiply = by_onednn_compiled if torch.compiler.is_compiling() else by_onednn
+    return multiply(x, weight, bias)
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-@torch.library.custom_op("edg::linear", mutates_args=(), device_types="cpu")
+@library.custom_op("edg::linear", mutates_args=(), device_types="cpu")
 def by_onednn_compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same, not looked into by torch.compile, which would have the weight constant."""
     return by_onednn(x, weight, bias)

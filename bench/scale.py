@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from math import log
+from math import ceil, log
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ from edg.core.device import fix_threads, keep_memory, usable_cores  # noqa: E402
 from edg.data.prompts import read_folder  # noqa: E402
 from edg.diffusion.prediction import to_x0  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
+from edg.systems.edg import linear  # noqa: E402
 from edg.systems.edg.clip import condition_batch, decode, start, to_frames  # noqa: E402
 from edg.systems.edg.generate import advance, generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
@@ -47,12 +48,12 @@ AXES = {
 
 
 @contextmanager
-def process(kept: bool, count: int = 1) -> Iterator[ProcessPoolExecutor]:
-    """A process of its own, or several that share the cores, with the allocator as `edg sample` sets it
-    (kept), or as it is."""
-    how = {"initializer": prepare, "initargs": (kept, usable_cores() // count)}
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), **how) as several:
-        yield several
+def process(kept: bool, share: int = 1) -> Iterator[ProcessPoolExecutor]:
+    """A process of its own for one of `share` equal parts of the cores, with the allocator as `edg sample`
+    sets it (kept), or as it is."""
+    how = {"initializer": prepare, "initargs": (kept, usable_cores() // share)}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **how) as one:
+        yield one
 
 
 def prepare(kept: bool, threads: int) -> None:
@@ -157,15 +158,15 @@ class Way:
     """How a folder is made: `batch` clips a call, in `ranks` processes that share the cores and the prompts
     as under torchrun."""
 
-    name: str
+    name: str = field(compare=False)
     batch: int = 1
     ranks: int = 1
     compiled: bool = False
     naive: bool = False
 
-    def make(self, several: ProcessPoolExecutor, requests: Sequence[Request]) -> tuple[float, list]:
+    def make(self, several: Sequence[ProcessPoolExecutor], requests: Sequence[Request]) -> tuple[float, list]:
         """(seconds of the slowest process, frames)"""
-        jobs = [several.submit(share, self, requests[rank :: self.ranks]) for rank in range(self.ranks)]
+        jobs = [one.submit(share, self, requests[i :: self.ranks]) for i, one in enumerate(several)]
         seconds, made = zip(*(job.result() for job in jobs), strict=True)
         return max(seconds), [made[i % self.ranks][i // self.ranks] for i in range(len(requests))]
 
@@ -180,14 +181,20 @@ def share(way: Way, requests: Sequence[Request]) -> tuple[float, list]:
 
 
 def floor(steps: int) -> float:
-    """Seconds of the operations of one clip's steps, as edg makes them, at the rate of a matrix product."""
+    """Seconds of the operations of one clip's steps, as edg makes them, at the faster library's rate of a
+    matrix product."""
     setting = step.Setting("sprites", "edg", "cpu", "fp32", usable_cores())
-    return steps * step.count_flops(step.make_step(setting)) / step.matmul_rate(setting)
+    rate = max(step.matmul_rate(setting, product) for product in (torch.matmul, linear.linear))
+    return steps * step.count_flops(step.make_step(setting)) / rate
 
 
 def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
-    """Every way makes a part of the folder, then every way the next, so that they meet the same machine."""
+    """Every way makes a part of the folder, then every way the next, so that they meet the same machine. At
+    most `rounds` parts, of whole batches for every process."""
     cores = usable_cores()
+    batch = min(batch, ceil(prompts / cores))
+    whole = batch * cores
+    part = whole * ceil(prompts / whole / rounds)
     apart = f"edg, {batch} per call, {cores} processes with a thread and a network each"
     ways = [
         Way("as released, one at a time, two networks", naive=True),
@@ -196,17 +203,19 @@ def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
         Way(apart, batch, cores),
         Way(f"{apart}, --compile, which is not counted", batch, cores, compiled=True),
     ]
-    ways = list(dict.fromkeys(ways))  # with one clip per call two are the same
+    ways = list(dict.fromkeys(ways))  # with one core or one clip per call some are the same
     wanted, seconds, expected = requests(prompts, sampling(steps)), {way: [] for way in ways}, []
     with ExitStack() as stack:
         least = stack.enter_context(process(kept=True)).submit(floor, steps).result()
-        pools = {way: stack.enter_context(process(kept=not way.naive, count=way.ranks)) for way in ways}
+        pools = {
+            way: [stack.enter_context(process(not way.naive, way.ranks)) for _ in range(way.ranks)]
+            for way in ways
+        }
         for way in ways:  # what comes with the first call alone
             way.make(pools[way], requests(way.batch * way.ranks, sampling(2)))
-        for part in range(rounds):
-            todo = wanted[part * prompts // rounds : (part + 1) * prompts // rounds]
+        for at in range(0, prompts, part):
             for way in ways:
-                took, made = way.make(pools[way], todo)
+                took, made = way.make(pools[way], wanted[at : at + part])
                 seconds[way].append(took)
                 expected = made if way.naive else expected
                 check(way.name, made, expected)
@@ -273,7 +282,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4, help="clips per call in the folder's last rows (4)")
-    parser.add_argument("--rounds", type=int, default=2, help="parts that the folder is made in (2)")
+    parser.add_argument("--rounds", type=int, default=4, help="parts that the folder is made in (4)")
     args = parser.parse_args()
     parts = {
         "network": lambda: network(args.model, args.repeat),

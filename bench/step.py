@@ -6,7 +6,7 @@
 `bench/naive.py` is the loop as released, on the same weights; a variant whose result differs from its by more
 than 1e-4 (float32) ends the run. Every variant is a process of its own; they step in turn, one at a time, so
 that a ratio is one of neighbours in time. The floor is the floating-point operations of the naive loop at the
-rate of a large matrix product.
+rate of a large matrix product, by the faster of two libraries.
 """
 
 from __future__ import annotations
@@ -296,10 +296,10 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
     first.end()
     head = (
         f"{models()[model].name}: {flops / 1e12:.3g} TFLOP a step as released, "
-        f"{rate / 1e9:.0f} GFLOP/s by PyTorch's matrix products: floor {show(flops / rate)}. "
-        f"The same products as edg's linear layers make them: {of_layers / 1e9:.0f} GFLOP/s."
+        f"{rate / 1e9:.0f} GFLOP/s by PyTorch's matrix products, {of_layers / 1e9:.0f} by those of edg's "
+        f"linear layers: floor {show(flops / max(rate, of_layers))}."
     )
-    columns = ["", "step", "times naive", "of the matmul rate", "peak memory", "first call"]
+    columns = ["", "step", "times naive", "of PyTorch's rate", "peak memory", "first call"]
     text = f"{head}\n\n{results.table(columns, rows)}"
     if profiles:
         shares = [[f"`{name}`", str(calls), f"{share:.0%}"] for name, calls, share in profiles]

@@ -42,11 +42,22 @@ def test_who_is_left_to_pytorch(calls):
         small(x[:, :64])
         large.half()(x.half())
         large.to("meta")(x.to("meta"))
+        with torch.backends.mkldnn.flags(enabled=False):
+            Linear(128, LEAST // 128)(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert Linear(128, LEAST // 128)(x).dtype == torch.bfloat16
         assert not calls
         Linear(128, LEAST // 128)(x)
         assert len(calls) == 1
     Linear(128, LEAST // 128)(x).sum().backward()
     assert len(calls) == 1
+
+
+def test_a_bias_whose_numbers_do_not_lie_together():
+    x, weight = torch.randn(3, 128), torch.randn(200, 128)
+    for bias in (torch.randn(400)[::2], torch.full((1,), 3.0).expand(200)):
+        with torch.no_grad():
+            torch.testing.assert_close(linear.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
 def test_weights_in_part():

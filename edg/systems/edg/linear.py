@@ -1,7 +1,8 @@
 """The denoiser's linear layers, by the faster of a CPU's two libraries.
 
 PyTorch multiplies float32 matrices with MKL, which on AMD's processors is slower than oneDNN. That comes
-with PyTorch too, and takes AVX-512 there (`python bench/step.py`). Where gradients are taken MKL stays.
+with PyTorch too, and takes AVX-512 there (`python bench/step.py`; on Intel's it was not measured). Where
+gradients are taken MKL stays.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, library, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LEAST = 2**14  # numbers in a weight, below which a call costs more than it saves
@@ -20,14 +21,21 @@ def linear(
     x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d d_in"], bias: Float[Tensor, " d"] | None = None
 ) -> Float[Tensor, "... d"]:
     """W x + b."""
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if not (ONEDNN and plain) or weight.numel() < LEAST or torch.is_grad_enabled():
+    if not goes_to_onednn(x, weight):
         return F.linear(x, weight, bias)
     multiply = by_onednn_compiled if torch.compiler.is_compiling() else by_onednn
     return multiply(x, weight, bias)
 
 
+def goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
+    on_cpu = x.device.type == weight.device.type == "cpu"
+    full = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    wanted = ONEDNN and torch.backends.mkldnn.enabled and weight.numel() >= LEAST
+    return on_cpu and full and wanted and not torch.is_grad_enabled()
+
+
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # its strides are not looked at
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -42,7 +50,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
-if ONEDNN:
+if ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _(x_shape: torch.Size, weight_shape: torch.Size, *_: object, **__: object) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edg.core.errors import BadFileError
+from edg.systems.edg import load
 from edg.systems.edg.family import identify
 from edg.systems.edg.load import assign, build, load_model, rebuild_towers, with_adapter_of
 from edg.systems.edg.presets import PRESETS, SPRITES
@@ -143,6 +144,19 @@ def test_towers_come_from_the_seed_and_survive_a_swap(spec, weights):
     assert not torch.equal(text, one.encode_text(["a blue square"]))
     rebuild_towers(one)
     assert torch.equal(text, one.encode_text(["a red circle moves left"]))
+
+
+def test_towers_are_drawn_once_for_all_sets_without(spec, weights, monkeypatch):
+    drawn, real = [], load.rebuild_towers
+    monkeypatch.setattr(load, "rebuild_towers", lambda model: drawn.append(model) or real(model))
+    model = load_model(spec, weights)
+    text = model.encode_text(["a red circle moves left"])
+    assign(model, weights)
+    assert len(drawn) == 1
+    assign(model, {name: value + 1 for name, value in model.state_dict().items()})  # towers of its own
+    assert len(drawn) == 1 and not torch.equal(text, model.encode_text(["a red circle moves left"]))
+    assign(model, weights)
+    assert len(drawn) == 2 and torch.equal(text, model.encode_text(["a red circle moves left"]))
 
 
 def test_a_set_without_adapter_is_the_identity(spec, weights, inputs):

@@ -65,6 +65,10 @@ def assign(model: LatentVideoModel, weights: Weights) -> None:
 @torch.no_grad()
 def _fill(model: LatentVideoModel, weights: Weights) -> None:
     stored, targets = canonical(weights), model.state_dict()
+    drawn = model.spec.towers_seed is not None and not any(name.startswith(TOWERS) for name in stored)
+    if drawn and not model.towers_drawn:
+        rebuild_towers(model)
+    model.towers_drawn = drawn
     computed = model.schedule_buffers()
     for name, actual in stored.items():
         if name in computed and weights[actual].dtype in HALVES:
@@ -75,8 +79,6 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
         targets[name].copy_(value)
     if model.spec.adapter is not None and not any(map(is_adapter, stored)):
         _silence_adapter(model)
-    if model.spec.towers_seed is not None and not any(name.startswith(TOWERS) for name in stored):
-        rebuild_towers(model)
 
 
 def _read(weights: Weights, name: str, target: Tensor) -> None:

@@ -37,6 +37,7 @@ class LatentVideoModel(nn.Module):
             self.queries = nn.Parameter(torch.randn(spec.adapter.num_queries, spec.adapter.width))
             self.qformer = QFormer(spec.adapter)
         self.frames_at_once: int | None = None  # that the autoencoder takes; None: as many as it is given
+        self.towers_drawn = False  # from the spec's seed: every parameter set that has none shares them
         self.buffer_names = tuple(self.schedule_buffers())
         for name, value in self.schedule_buffers().items():
             self.register_buffer(name, torch.empty_like(value, device=self.device).copy_(value))

@@ -20,6 +20,11 @@ from edg.core.errors import EdgError, MachineError
 
 EXAMPLES = 8
 LOOPBACK = "127.0.0.1"
+ABOUT_SPRITES = (
+    "It ships with `edg` and knows nothing but its own small world: one shape on grey, 32x32, told to move "
+    "like *a red circle moves left*. Pictures of your own need the published weights: "
+    "`edg fetch dynamicrafter-512 cil-512`."
+)
 PUBLISHED = {
     "base": "dynamicrafter_512_v1/model.ckpt",
     "tuned": "dynamicrafter_cil_512_v1/timenoise.ckpt",
@@ -115,7 +120,8 @@ def studio_of(args: argparse.Namespace) -> Any:
     beside = Model(None, {**base, **machine, "sets": [f"base={base_file}"]}, kept)
     dials = find_dials(None, name) if "recipe" in flags else None
     steps = dials.sampling.get("ddim_steps", 50) if dials else 50
-    return Studio(name, {"edg": model.animate, "base": beside.animate}, steps, turnable(dials), not paths)
+    makers = {"edg": model.animate, "base": beside.animate}
+    return Studio(name, makers, steps, turnable(dials), small=not paths, about="" if paths else ABOUT_SPRITES)
 
 
 def published() -> dict[str, Path]:

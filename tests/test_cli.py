@@ -320,7 +320,7 @@ def test_fetch_offline_is_quick_and_clear(capsys, monkeypatch, tmp_path):
 
 def test_fetch_of_complete_files_needs_no_network(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CKPT_PATH", str(tmp_path))
-    monkeypatch.setattr("edg.runner.fetch.need_network", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr("edg.runner.fetch.need_network", lambda _: pytest.fail("asked the network"))
     path = tmp_path / "dynamicrafter_cil_512_v1/timenoise.ckpt"
     path.parent.mkdir()
     torch.save({"state_dict": {"a": torch.ones(3)}}, path)

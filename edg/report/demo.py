@@ -148,7 +148,7 @@ def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
         title="edg: still images that move", analytics_enabled=False, delete_cache=CLEANING
     ) as blocks:
         gr.Markdown("# edg: still images that move")
-        gr.Markdown(f"An image and a prompt become a short clip. Model: `{studio.name}`.")
+        gr.Markdown(f"An image and a prompt become a short clip. Model: `{studio.name}`. {studio.about}")
         made = gr.State([], delete_callback=forget)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):

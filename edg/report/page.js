@@ -203,6 +203,8 @@ function leave(block) {
 /** Filter, order, layers and size. */
 function tools(blocks) {
   const filter = byId("filter"), order = byId("order"), rows = byId("rows");
+  const none = el("p", { hidden: true }, "No prompt or id has all these words.");
+  rows.after(none);
   const count = () => {
     const shown = blocks.filter((block) => !block.box.hidden).length;
     byId("count").textContent = shown === blocks.length ? `${shown} ${shown === 1 ? "prompt" : "prompts"}` : `${shown} of ${blocks.length}`;
@@ -210,6 +212,7 @@ function tools(blocks) {
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/);
     for (const block of blocks) block.box.hidden = !words.every((word) => block.text.includes(word));
+    none.hidden = blocks.some((block) => !block.box.hidden);
     count();
   });
   const kinds = [["highest", (v) => v.reduce((a, b) => a + b, 0) / v.length]];

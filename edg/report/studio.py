@@ -88,14 +88,14 @@ class Moment:
 class Studio:
     """makers: name -> Animate, the first is the model, the others are for comparison. steps: to begin with.
     dials: word -> what it turns, in words, for those that have a measured curve. small: whether its clips are
-    to be enlarged."""
+    to be enlarged. about: what a visitor should know of the model."""
 
     def __init__(
         self, name: str, makers: Mapping[str, Animate], steps: int = 50,
-        dials: Mapping[str, str] | None = None, small: bool = False,
+        dials: Mapping[str, str] | None = None, small: bool = False, about: str = "",
     ):  # fmt: skip
         self.name, self.makers, self.steps, self.small = name, dict(makers), steps, small
-        self.dials = dict(dials or {})
+        self.dials, self.about = dict(dials or {}), about
         self.folder = Path(tempfile.mkdtemp(prefix="edg-demo-"))
         self._one = threading.Lock()
         self._at_work: dict[threading.Thread, threading.Event] = {}

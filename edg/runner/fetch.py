@@ -8,6 +8,7 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def fetch(args: argparse.Namespace) -> int:
             sources.append(source)
     if not sources:
         return 0
-    need_network()
+    need_network(sources)
     sizes = [remaining_bytes(source) for source in sources]
     for source, size in zip(sources, sizes, strict=True):
         print(f"{source.repo}/{source.file} -> {source.path}: {describe(size)}")
@@ -93,17 +94,18 @@ def describe(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def need_network() -> None:
-    """Raise MachineError when the hub does not answer soon (its own client tries for 20 seconds and more)."""
+def need_network(sources: Sequence[Source]) -> None:
+    """Raise MachineError, which tells where `sources` come from and belong, when the hub does not answer soon
+    (its own client tries for 20 seconds and more)."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise _offline(endpoint, "HF_HUB_OFFLINE is set")
+        raise _offline(endpoint, "HF_HUB_OFFLINE is set", sources)
     answer: list[str] = []
     asking = threading.Thread(target=lambda: answer.append(_ask(endpoint)), daemon=True)
     asking.start()
     asking.join(PATIENCE)
     if not answer or answer[0]:
-        raise _offline(endpoint, answer[0] if answer else f"no answer in {PATIENCE} seconds")
+        raise _offline(endpoint, answer[0] if answer else f"no answer in {PATIENCE} seconds", sources)
 
 
 def _ask(endpoint: str) -> str:
@@ -118,10 +120,11 @@ def _ask(endpoint: str) -> str:
     return ""
 
 
-def _offline(endpoint: str, reason: str) -> MachineError:
+def _offline(endpoint: str, reason: str, sources: Sequence[Source]) -> MachineError:
+    places = ", ".join(f"{endpoint}/{source.repo}: {source.file} to {source.path}" for source in sources)
     return MachineError(
         f"cannot reach {endpoint} ({reason})",
-        fix=f"fetch on a machine with a network and copy the files to {checkpoints()}/<folder>/",
+        fix=f"fetch on a machine with a network and copy the files to their places ({places})",
     )
 
 

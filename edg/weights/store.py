@@ -23,7 +23,7 @@ from edg.weights.legacy_reader import open_legacy
 from edg.weights.pickle_machine import TensorRef
 from edg.weights.safetensors_reader import open_safetensors
 from edg.weights.sniff import sniff
-from edg.weights.tensors import InputFile, MemoryTensor, StoredTensor, TensorInfo
+from edg.weights.tensors import MISSING, InputFile, MemoryTensor, StoredTensor, TensorInfo
 from edg.weights.writers import write_pt, write_safetensors
 from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
 
@@ -259,7 +259,7 @@ def _open_sharded(path: Path) -> Weights:
     folder = path if path.is_dir() else path.parent
     index = [path] if path.is_file() else sorted(folder.glob("*.index.json"))
     if not folder.is_dir() or (not index and path.name.endswith(".index.json")):
-        raise BadFileError(f"{path} does not exist", fix="check the path")
+        raise BadFileError(f"{path} does not exist", fix=MISSING)
     if len(index) > 1:
         raise BadFileError(f"{folder} holds {len(index)} index files", fix="give one of them by name")
     weight_map = _weight_map(index[0]) if index else None

@@ -69,6 +69,10 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(array).cast("B")
 
 
+#: What to do about a file that is not there.
+MISSING = "check the path; edg fetch gets the published files, run_merge.py makes dyn.pt and con.pt"
+
+
 class InputFile:
     """A file opened for positioned reads. The descriptor is closed with the last tensor that uses it."""
 
@@ -77,7 +81,7 @@ class InputFile:
         try:
             self.fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except FileNotFoundError as error:
-            raise BadFileError(f"{path} does not exist", fix="check the path") from error
+            raise BadFileError(f"{path} does not exist", fix=MISSING) from error
         except OSError as error:
             raise BadFileError(f"cannot open {path}: {error.strerror}") from error
         self.stat = os.fstat(self.fd)

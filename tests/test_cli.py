@@ -314,6 +314,8 @@ def test_fetch_offline_is_quick_and_clear(capsys, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     code, err = command(capsys, "fetch", "cil-512")
     assert code == 4 and "cannot reach http://127.0.0.1:9" in err
+    place = tmp_path / "dynamicrafter_cil_512_v1/timenoise.ckpt"
+    assert f"http://127.0.0.1:9/GraceZhao/DynamiCrafter-CIL-512: timenoise.ckpt to {place}" in err
     code, err = command(capsys, "fetch", "cil512")
     assert code == 2 and "did you mean 'cil-512'" in err
 

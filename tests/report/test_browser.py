@@ -132,8 +132,10 @@ def test_by_keyboard(page, until, wait_for_frame):
 def test_filter_order_and_layers(page, until):
     page.fill("#filter", "0001")
     assert page.locator("article:visible").count() == 1 and page.text_content("#count") == "1 of 4"
+    page.fill("#filter", "zebra")
+    assert not page.locator("article:visible").count() and page.locator("#rows + p").is_visible()
     page.fill("#filter", "")
-    assert page.locator("article:visible").count() == 4
+    assert page.locator("article:visible").count() == 4 and page.locator("#rows + p").is_hidden()
     first = page.locator("article .id").first
     assert first.text_content().startswith("0000")
     page.select_option("#order", label="highest subject consistency")

@@ -118,6 +118,7 @@ def test_a_clip_with_its_record(page):
     words(page, r"(dyn|con) \d+/\d+")
     clip(page)
     assert page.evaluate("previewed")
+    assert "knows nothing but its own small world" in page.inner_text("body")
     page.wait_for_function("document.querySelector('#stage video').currentTime > 0.1")
     assert page.evaluate("document.querySelector('#stage video').videoWidth") == 32
     (video, name), (record, _) = downloaded(page, 0), downloaded(page, 1)
@@ -302,6 +303,7 @@ def test_weights_that_are_there(tmp_path, monkeypatch):
     args = parser_of("demo").parse_args([])
     with studio_of(args) as studio:
         assert (studio.name, list(studio.makers), studio.dials) == ("dynamicrafter-512", ["edg", "base"], {})
+        assert not studio.about
 
 
 def test_a_port_that_is_taken(server, capsys):

@@ -33,7 +33,7 @@ from edg.diffusion.guidance import guided, side_by_side  # noqa: E402
 from edg.systems.edg import linear  # noqa: E402
 from edg.systems.edg.condition import Condition  # noqa: E402
 from edg.systems.edg.model import LatentVideoModel  # noqa: E402
-from edg.systems.edg.parameters import COMPILE  # noqa: E402
+from edg.systems.edg.parameters import how_to_compile  # noqa: E402
 from edg.systems.edg.presets import PRESETS  # noqa: E402
 from edg.systems.edg.spec import ModelSpec  # noqa: E402
 from edg.systems.edg.unet import UNet  # noqa: E402
@@ -141,7 +141,7 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
         return step
     network, weights = Network(unet), [SCALE, 1 - SCALE]
     if setting.variant in COMPILED:
-        unet.compile(**COMPILE)
+        unet.compile(**how_to_compile(device))
     if setting.variant == "two calls":
         denoise = side_by_side(*(one.predict(network) for one in told))
     else:

@@ -15,9 +15,6 @@ from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.residence import Residence
 from edg.systems.edg.spec import ModelSpec
 
-#: How the denoiser is compiled: a graph for one shape, on CUDA replayed as a whole and not by kernels.
-COMPILE = {"dynamic": False, "mode": "reduce-overhead"}
-
 
 class ParameterSets:
     """The parameter sets of a run in their order of use (the first while the noise is highest).
@@ -56,7 +53,7 @@ class ParameterSets:
         for network in self._networks.values():
             network.frames_at_once = 1 if low_memory else None
             if compiled:
-                network.unet.compile(**COMPILE)
+                network.unet.compile(**how_to_compile(self.device))
         network = self._networks[self.names[0]]
         for (
             weights
@@ -139,3 +136,10 @@ class OneNetwork:
 
     def only(self, phase: str, use: Sequence[int]) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def how_to_compile(device: torch.device) -> dict[str, Any]:
+    """The denoiser by torch.compile: a graph for one shape. On CUDA it is replayed as a whole and not by
+    kernels; on a CPU tensors stay as `unet.layout` has them, where the compiler would take channels last."""
+    on_gpu = {"triton.cudagraphs": True}
+    return {"dynamic": False, "options": on_gpu if device.type == "cuda" else {"layout_optimization": False}}

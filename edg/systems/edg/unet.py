@@ -25,6 +25,7 @@ from edg.systems.edg.attention import (
 )
 from edg.systems.edg.reuse import DeepFeature
 from edg.systems.edg.spec import UNetSpec
+from edg.systems.edg.upsample import ConvOfTwice
 from edg.systems.edg.vae import GroupNorm
 
 
@@ -65,10 +66,10 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int, learned: bool):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1) if learned else nn.Identity()
+        self.conv = ConvOfTwice(width) if learned else nn.Upsample(scale_factor=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return narrow(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return narrow(self.conv, x)
 
 
 class ConvOverTime(nn.Conv3d):

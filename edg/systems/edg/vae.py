@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edg.systems.edg.spec import GROUPS, VAESpec
+from edg.systems.edg.upsample import ConvOfTwice
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -105,10 +106,10 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = ConvOfTwice(width)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(x)
 
 
 class Middle(nn.Module):

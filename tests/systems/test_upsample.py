@@ -1,0 +1,56 @@
+"""A convolution of twice the size is the same by whichever of its two ways."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edg.systems.edg import upsample
+from edg.systems.edg.upsample import LEAST, ConvOfTwice
+from edg.systems.edg.vae import Upsample
+
+
+@pytest.fixture
+def phases(monkeypatch):
+    """The shapes that go by phase."""
+    made, real = [], ConvOfTwice._by_phase
+    monkeypatch.setattr(ConvOfTwice, "_by_phase", lambda self, x: made.append(x.shape) or real(self, x))
+    return made
+
+
+def by_definition(layer, x):
+    larger = F.interpolate(x.double(), scale_factor=2.0, mode="nearest")
+    return F.conv2d(larger, layer.weight.double(), layer.bias.double(), padding=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 4, 1, 5), (3, 5, 6, 7), (64, 2, 4, 4), (1, 8, 40, 33)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_it_is_its_definition(monkeypatch, phases, shape, layout):
+    monkeypatch.setattr(upsample, "LEAST", 1)
+    layer, x = ConvOfTwice(shape[1]), torch.randn(shape).contiguous(memory_format=layout)
+    torch.testing.assert_close(layer(x).double(), by_definition(layer, x), rtol=1e-5, atol=1e-6)
+    assert phases == [shape]
+
+
+def test_where_it_goes_by_phase(phases):
+    layer, enough = ConvOfTwice(4), torch.randn(LEAST // 16, 4, 4, 4)
+    layer(enough).sum().backward()
+    with torch.no_grad():
+        layer(enough[1:])
+        ConvOfTwice(4).bfloat16()(enough.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(enough).dtype == torch.bfloat16
+        assert not phases, "where gradients are taken, for few cells, in 16 bits"
+        layer(enough)
+    assert len(phases) == 1
+    learned = layer.weight.grad.clone()
+    layer.weight.grad = None
+    by_definition(layer, enough).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, learned, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_compiled_it_is_one_graph(phases):
+    layer, x = Upsample(4), torch.randn(1, 4, 32, 32)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+    assert phases

@@ -1,23 +1,12 @@
 """Attention and the gated feed-forward by their formulas in float64, whichever way they are computed."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from edg.systems.edg import attention
-from edg.systems.edg.attention import (
-    FEW,
-    GEGLU,
-    AttentionToFew,
-    Context,
-    SpatialAttention,
-    attend,
-    merge_heads,
-    split_heads,
-)
+from edg.systems.edg.attention import FEW, GEGLU, attend, merge_heads, split_heads
 
 
 @pytest.fixture(autouse=True)
@@ -101,52 +90,3 @@ def test_the_gated_feed_forward(stands_in):
     torch.testing.assert_close(learned.double(), expected, rtol=1e-5, atol=1e-6)
     learned.sum().backward()
     assert layer.proj.weight.grad.abs().sum() > 0 and torch.equal(x, kept)
-
-
-def told(heads, tokens, image, per_frame, frames=3, clips=2, width=48):
-    """(layer, x, context) of clips whose frames attend to the text and to image tokens."""
-    layer = SpatialAttention(width, 20, heads, width // heads, 0.0, image)
-    if image == "learned":
-        nn.init.constant_(layer.alpha, 0.3)
-    from_image = (
-        torch.randn(clips * frames if per_frame else clips, tokens[1], 20) if image != "none" else None
-    )
-    context = Context(frames, torch.randn(clips, tokens[0], 20), from_image)
-    return layer, torch.randn(clips * frames, 7, width), context
-
-
-@pytest.mark.parametrize(
-    "image, per_frame", [("none", False), ("fixed", True), ("learned", True), ("fixed", False)]
-)
-@torch.no_grad()
-def test_attention_to_few_known_tokens_is_attention(image, per_frame):
-    layer, x, context = told(4, (5, 3), image, per_frame)
-    known = layer.tell(context)
-    assert isinstance(known, AttentionToFew)
-    expected = layer(x, context)
-    torch.testing.assert_close(known(x), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(layer(x, replace(context, known={layer: known})), known(x))
-    other = layer(x, replace(context, text=context.text + 1))
-    assert not torch.allclose(expected, other, atol=1e-3), "the tokens count"
-
-
-@pytest.mark.parametrize(
-    "heads, tokens, change",
-    [
-        (3, (FEW, 1), None),  # many tokens
-        (8, (4, 3), None),  # of all heads more than numbers in a token
-        (4, (5, 3), lambda layer: layer.bfloat16()),
-        (4, (5, 3), lambda layer: setattr(layer, "to_q", nn.Sequential(layer.to_q))),
-        (4, (5, 3), lambda layer: layer.to_out.__setitem__(0, nn.Sequential(layer.to_out[0]))),
-    ],
-)
-@torch.no_grad()
-def test_where_keys_and_values_stay_what_they_are(heads, tokens, change):
-    layer, x, context = told(heads, tokens, "fixed", True)
-    change and change(layer)
-    dtype = layer.to_k.weight.dtype
-    context = replace(context, text=context.text.to(dtype), image=context.image.to(dtype))
-    known = layer.tell(context)
-    assert not isinstance(known, AttentionToFew) and len(known) == 4
-    there, here = (layer(x.to(dtype), one) for one in (context, replace(context, known={layer: known})))
-    assert torch.equal(there, here)

@@ -4,9 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edg.systems.edg import upsample
-from edg.systems.edg.upsample import LEAST, ConvOfTwice
+from edg.systems.edg.upsample import LEAST, SIDE, ConvOfTwice
 from edg.systems.edg.vae import Upsample
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -25,11 +29,10 @@ def by_definition(layer, x):
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 4, 1, 5), (3, 5, 6, 7), (64, 2, 4, 4), (1, 8, 40, 33)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @torch.no_grad()
-def test_it_is_its_definition(monkeypatch, phases, shape, layout):
-    monkeypatch.setattr(upsample, "LEAST", 1)
+def test_it_is_its_definition(shape, layout):
     layer, x = ConvOfTwice(shape[1]), torch.randn(shape).contiguous(memory_format=layout)
-    torch.testing.assert_close(layer(x).double(), by_definition(layer, x), rtol=1e-5, atol=1e-6)
-    assert phases == [shape]
+    for made in (layer(x), layer._by_phase(x)):
+        torch.testing.assert_close(made.double(), by_definition(layer, x), rtol=1e-5, atol=1e-6)
 
 
 def test_where_it_goes_by_phase(phases):
@@ -37,16 +40,17 @@ def test_where_it_goes_by_phase(phases):
     layer(enough).sum().backward()
     with torch.no_grad():
         layer(enough[1:])
+        layer(torch.randn(LEAST, 4, SIDE - 1, SIDE))
         ConvOfTwice(4).bfloat16()(enough.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(enough).dtype == torch.bfloat16
-        assert not phases, "where gradients are taken, for few cells, in 16 bits"
+        assert not phases, "where gradients are taken, for few cells or short edges, in 16 bits"
         layer(enough)
     assert len(phases) == 1
     learned = layer.weight.grad.clone()
     layer.weight.grad = None
     by_definition(layer, enough).sum().backward()
-    torch.testing.assert_close(layer.weight.grad, learned, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.weight.grad, learned, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ Sources: DynamiCrafter (Xing et al. 2023, section 3.2, dual-stream image injecti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,14 +57,14 @@ class Context:
     cross-attention image tokens, (B, L', D) the same for every frame, or (B T, L', D); with an adapter words
     (B, T, adapter_width) for the temporal layers.
 
-    known: what a layer makes of all that, for as long as neither changes, see `UNet.tell`.
+    known: what a layer makes of all that (keys and values), for as long as neither changes, see `UNet.tell`.
     """
 
     frames: int
     text: Float[Tensor, "b l d"]
     image: Float[Tensor, "groups m d"] | None = None
     words: Float[Tensor, "b t d_adapter"] | None = None
-    known: dict[nn.Module, tuple] = field(default_factory=dict)
+    known: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @staticmethod
     def split(
@@ -88,23 +87,6 @@ class Context:
         """What is the same for several branches of guidance so far, once for each: (B * frames, ...)."""
         times = len(self.text) * self.frames // len(x)
         return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))
-
-
-class AttentionToFew(NamedTuple):
-    """Attention to few tokens that stay: of all heads the keys as to_q leads to them, and the values as they
-    leave to_out, text before image tokens."""
-
-    keys: Float[Tensor, "g hm c"]
-    values: Float[Tensor, "g hm c"]
-    bias: Float[Tensor, " c"]
-    heads: int
-    parts: tuple[int, ...]  # of the keys: to each of them a softmax
-
-    def __call__(self, x: Float[Tensor, "n l c"]) -> Float[Tensor, "n l c"]:
-        scores = self.keys @ x.reshape(len(self.keys), -1, x.shape[-1]).transpose(1, 2)
-        by_head = (part.unflatten(1, (self.heads, -1)) for part in scores.split(self.parts, dim=1))
-        shares = torch.cat([part.softmax(2).flatten(1, 2) for part in by_head], dim=1)
-        return torch.baddbmm(self.bias, shares.transpose(1, 2), self.values).reshape(x.shape)
 
 
 class SpatialAttention(nn.Module):
@@ -131,51 +113,18 @@ class SpatialAttention(nn.Module):
             self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Float[Tensor, "n l d"], context: Context | None = None) -> Float[Tensor, "n l d"]:
+        q = self.to_q(x)
         if context is None:
-            return self.to_out(self._attend(self.to_q(x), self.to_k(x), self.to_v(x)))
-        known = context.known.get(self)
-        if isinstance(known, AttentionToFew):
-            return known(x)
-        keys, q = known or self.keys_and_values(context), self.to_q(x)
+            return self.to_out(self._attend(q, self.to_k(x), self.to_v(x)))
+        keys = context.known.get(self) or self.tell(context)
         out = self._attend(q, *keys[:2])
         if len(keys) > 2:
             from_image = self._attend(q, *keys[2:])
-            out = out + (from_image * self._image_share() if self.image == "learned" else from_image)
+            out = out + (from_image * (torch.tanh(self.alpha) + 1) if self.image == "learned" else from_image)
         return self.to_out(out)
 
-    def tell(self, context: Context) -> tuple[Tensor, ...] | AttentionToFew:
-        """Keys and values, or of few tokens what takes fewer operations."""
-        keys = self.keys_and_values(context)
-        tokens = sum(k.shape[1] for k in keys[::2])
-        few = tokens <= FEW and self.heads * tokens <= keys[0].shape[-1]
-        plain = type(self.to_q) is Linear and type(self.to_out[0]) is Linear  # LoRA may stand in their place
-        exact = (keys[0].device.type, keys[0].dtype) == ("cpu", torch.float32)
-        return self._of_few(keys) if few and plain and exact else keys
-
-    def _of_few(self, keys: tuple[Tensor, ...]) -> AttentionToFew:
-        groups = max(map(len, keys))
-
-        def of_all_heads(x: Tensor, weight: Tensor, dims: str) -> Tensor:
-            x = torch.einsum(f"ghmd, {dims} -> ghmc", split_heads(x, self.heads), weight)
-            return x.flatten(1, 2).repeat_interleave(groups // len(x), dim=0)
-
-        to_q = self.to_q.weight.unflatten(0, (self.heads, -1))
-        to_out = self.to_out[0].weight.unflatten(1, (self.heads, -1))
-        text, *image = keys[1::2]
-        values = [text, *(v * self._image_share() for v in image)]
-        return AttentionToFew(
-            torch.cat([of_all_heads(k, to_q * to_q.shape[1] ** -0.5, "hdc") for k in keys[::2]], dim=1),
-            torch.cat([of_all_heads(v, to_out, "chd") for v in values], dim=1),
-            self.to_out[0].bias,
-            self.heads,
-            tuple(self.heads * k.shape[1] for k in keys[::2]),
-        )
-
-    def _image_share(self) -> Tensor | int:
-        return torch.tanh(self.alpha) + 1 if self.image == "learned" else 1
-
-    def keys_and_values(self, context: Context) -> tuple[Tensor, ...]:
-        """Those of the text, then of the image tokens."""
+    def tell(self, context: Context) -> tuple[Tensor, ...]:
+        """Keys and values of the text, then of the image tokens."""
         keys = (self.to_k(context.text), self.to_v(context.text))
         if context.image is None:
             return keys

@@ -69,7 +69,7 @@ class Upsample(nn.Module):
         self.conv = ConvOfTwice(width) if learned else nn.Upsample(scale_factor=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return narrow(self.conv, x)
+        return self.conv(x).to(x.dtype)
 
 
 class ConvOverTime(nn.Conv3d):

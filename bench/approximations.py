@@ -26,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench import results  # noqa: E402
+from edg.core.device import dtype_for  # noqa: E402
 from edg.core.video import write_image  # noqa: E402
 from edg.report.sprites import cell  # noqa: E402
 from edg.sprites import WEIGHTS  # noqa: E402
@@ -53,6 +54,7 @@ class Row:
     like: str
     options: Mapping[str, Any]
     seed: int = 0
+    dtype: str = "fp32"
     preview: str = ""  # by what: a linear map, or a tiny decoder
     seconds: list[float] = field(default_factory=list)
     videos: list[np.ndarray] = field(default_factory=list)
@@ -72,6 +74,7 @@ def rows_of(steps: int) -> list[Row]:
         Row(random, random, {}),
         Row("the same, another seed", random, {}, seed=1),
         *(Row(f"the same, preview by {what}", random, {}, preview=what) for what in PREVIEWS),
+        Row("the same, bfloat16", random, {}, dtype="bf16"),
         *(Row(f"DDIM, {n} steps", random, {"steps": n}) for n in fewer),
         *(Row(name, random, options) for name, options in (inside | reused).items()),
         Row(fixed, fixed, {"eta": 0.0}),
@@ -82,8 +85,8 @@ def rows_of(steps: int) -> list[Row]:
     ]
 
 
-def load(folder: Path, device: str, batch: int) -> Any:
-    """The two parameter sets of docs/sprites.md's best row, both in memory."""
+def load(folder: Path, device: str, batch: int) -> dict[str, Any]:
+    """The two parameter sets of docs/sprites.md's best row, both in memory, for each dtype of the rows."""
     arm = arms(["slow"], "")[f"conv-1.5_{SWITCH_AT}"]
     shipped = {"base": WEIGHTS / "base.safetensors", "slow": WEIGHTS / "tuned.safetensors"}
 
@@ -93,7 +96,10 @@ def load(folder: Path, device: str, batch: int) -> Any:
     for recipe in recipes([arm], path_of):
         merge.run(recipe, folder, full=True, warn=lambda _: None)
     sets = {f"{k}_{name_of(what)}": open_weights(path_of(name_of(what))) for k, what in enumerate(arm.sets)}
-    return EdgSystem().load(SPRITES, sets, device=device, resident=True, batch_size=batch)
+    how = {"device": device, "resident": True, "batch_size": batch}
+    kind = torch.device(device).type
+    dtypes = {name: dtype_for(name, kind) for name in ("fp32", "bf16")}
+    return {name: EdgSystem().load(SPRITES, sets, dtype=dtype, **how) for name, dtype in dtypes.items()}
 
 
 def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
@@ -107,14 +113,14 @@ def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
 
 def measure(rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> None:
     """Every row on every batch of images, one batch after another."""
-    model, clips = load(folder, args.device, args.batch), held_out(args.images_seed, args.images)
+    models, clips = load(folder, args.device, args.batch), held_out(args.images_seed, args.images)
     images = images_of(clips, folder)
     common = SamplingOptions(steps=args.steps, switch_at=(SWITCH_AT,), guidance_scale=args.guidance)
     for first in range(0, len(clips), args.batch):
         part = range(first, min(first + args.batch, len(clips)))
         for row in rows:
             options = dataclasses.replace(common, **row.options)
-            make(row, model, [request(clips[k], images[k], row.seed, options) for k in part])
+            make(row, models[row.dtype], [request(clips[k], images[k], row.seed, options) for k in part])
             row.judgements += [judge(row.videos[k], clips[k]) for k in part]
         print(f"{part.stop} of {len(clips)} images", file=sys.stderr, flush=True)
 
@@ -168,8 +174,9 @@ def text_of(rows: Sequence[Row], args: argparse.Namespace) -> str:
     apart = [f"{preview_error(row):.1f} by {row.preview}" for row in rows if row.preview]
     random, fixed = dict.fromkeys(row.like for row in rows)
     return f"""
-{args.images} images in batches of {args.batch}, guidance scale {args.guidance:g}, T = {SWITCH_AT}, fp32, on
-{args.device} with {torch.get_num_threads()} threads. Loading is not in the seconds, encoders and decoder are.
+{args.images} images in batches of {args.batch}, guidance scale {args.guidance:g}, T = {SWITCH_AT}, on
+{args.device} with {torch.get_num_threads()} threads, in float32 where no other dtype is named. Loading is not
+in the seconds, encoders and decoder are.
 
 {table}
 

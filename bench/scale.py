@@ -21,12 +21,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from bench import naive, results, step  # noqa: E402
-from edg.core.device import fix_threads, keep_memory, usable_cores  # noqa: E402
+from edg.core.device import dtype_for, fix_threads, keep_memory, multiplies_bf16, usable_cores  # noqa: E402
 from edg.data.prompts import read_folder  # noqa: E402
 from edg.diffusion.prediction import to_x0  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
@@ -111,13 +112,10 @@ def requests(count: int, options: SamplingOptions) -> list[Request]:
     ]
 
 
-def parameter_sets(
-    count: int, resident: bool = False, batch_size: int = 1, compiled: bool = False
-) -> ParameterSets:
+def parameter_sets(count: int, **how) -> ParameterSets:
     """`count` sets in turn: the fine-tuned network, base, the fine-tuned, ..."""
     files = {name: open_weights(WEIGHTS / f"{name}.safetensors") for name in ("tuned", "base")}
     sets = {f"set{i}": list(files.values())[i % 2] for i in range(count)}
-    how = {"resident": resident, "batch_size": batch_size, "compiled": compiled}
     return ParameterSets(SPRITES.with_adapter(), sets, **how)
 
 
@@ -156,13 +154,14 @@ def naive_clip(sets: ParameterSets, request: Request):
 @dataclass(frozen=True)
 class Way:
     """How a folder is made: `batch` clips a call, in `ranks` processes that share the cores and the prompts
-    as under torchrun."""
+    as under torchrun. dtype: of edg's parameters; of the released loop autocast's, over float32."""
 
     name: str = field(compare=False)
     batch: int = 1
     ranks: int = 1
     compiled: bool = False
     naive: bool = False
+    dtype: str = "fp32"
 
     def make(self, several: Sequence[ProcessPoolExecutor], requests: Sequence[Request]) -> tuple[float, list]:
         """(seconds of the slowest process, frames)"""
@@ -173,11 +172,15 @@ class Way:
 
 @cache
 def networks_of(way: Way) -> ParameterSets:
-    return parameter_sets(2, resident=way.naive, batch_size=way.batch, compiled=way.compiled)
+    dtype = dtype_for("fp32" if way.naive else way.dtype, "cpu")
+    how = {"batch_size": way.batch, "compiled": way.compiled, "dtype": dtype}
+    return parameter_sets(2, resident=way.naive, **how)
 
 
 def share(way: Way, requests: Sequence[Request]) -> tuple[float, list]:
-    return clips(networks_of(way), requests, one_by_one=way.naive)
+    half = way.naive and way.dtype != "fp32"
+    with torch.autocast("cpu", dtype_for(way.dtype, "cpu"), enabled=half):
+        return clips(networks_of(way), requests, one_by_one=way.naive)
 
 
 def floor(steps: int) -> float:
@@ -195,16 +198,22 @@ def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
     batch = min(batch, ceil(prompts / cores))
     whole = batch * cores
     part = whole * ceil(prompts / whole / rounds)
-    apart = f"edg, {batch} per call, {cores} processes with a thread and a network each"
     ways = [
         Way("as released, one at a time, two networks", naive=True),
         Way("edg, 1 per call, one network"),
         Way(f"edg, {batch} per call, one network", batch),
-        Way(apart, batch, cores),
-        Way(f"{apart}, --compile, which is not counted", batch, cores, compiled=True),
+        Way(f"edg, {batch} per call, {cores} processes with a thread and a network each", batch, cores),
+        Way("the same, --compile, which is not counted", batch, cores, compiled=True),
     ]
+    if multiplies_bf16():
+        ways += [
+            Way("as released, under autocast to bfloat16", naive=True, dtype="bf16"),
+            Way(f"edg in {cores} processes, --dtype bf16", batch, cores, dtype="bf16"),
+            Way("the same, --compile, which is not counted", batch, cores, compiled=True, dtype="bf16"),
+        ]
     ways = list(dict.fromkeys(ways))  # with one core or one clip per call some are the same
-    wanted, seconds, expected = requests(prompts, sampling(steps)), {way: [] for way in ways}, []
+    wanted, expected = requests(prompts, sampling(steps)), []
+    seconds, differences = {way: [] for way in ways}, {way: [] for way in ways}
     with ExitStack() as stack:
         least = stack.enter_context(process(kept=True)).submit(floor, steps).result()
         pools = {
@@ -217,23 +226,28 @@ def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
             for way in ways:
                 took, made = way.make(pools[way], wanted[at : at + part])
                 seconds[way].append(took)
-                expected = made if way.naive else expected
-                check(way.name, made, expected)
+                expected = made if way == ways[0] else expected
+                differences[way].append(difference(way, made, expected))
     naive_took = seconds[ways[0]]
     rows = []
     for way in ways:
         ratios = [a / b for a, b in zip(naive_took, seconds[way], strict=True)]
-        rows.append([way.name, show_rate(prompts, sum(seconds[way])), f"{median(ratios):.2f}"])
-    told = "the floor: edg's steps alone, at the rate of matrix products"
-    rows.append([told, show_rate(1, least), f"{sum(naive_took) / prompts / least:.2f}"])
+        apart = f"{np.mean(differences[way]):.3f}"
+        rows.append([way.name, show_rate(prompts, sum(seconds[way])), f"{median(ratios):.2f}", apart])
+    told = "the floor: edg's steps alone, at the rate of matrix products in float32"
+    rows.append([told, show_rate(1, least), f"{sum(naive_took) / prompts / least:.2f}", ""])
     head = [f"{prompts} prompts, {steps} guided steps", "clips a minute", "times the released loop"]
-    return results.table(head, rows)
+    return results.table([*head, "frames apart, of 255"], rows)
 
 
-def check(name: str, made: list, expected: list) -> None:
-    apart = max(int(abs(a.astype(int) - b).max()) for a, b in zip(expected, made, strict=True))
-    if apart > 2:  # of 255
-        sys.exit(f"scale.py: the frames of {name!r} differ by {apart} of 255")
+def difference(way: Way, made: list, expected: list) -> float:
+    """Mean distance of the frames, of 255. In float32 rounding may not show at all, in 16 bits not much."""
+    apart = abs(np.stack(made).astype(int) - np.stack(expected))
+    if (apart.max() if way.dtype == "fp32" else apart.mean()) > 2:
+        sys.exit(
+            f"scale.py: the frames of {way.name!r} differ by {apart.mean():.2f} of 255, at most {apart.max()}"
+        )
+    return float(apart.mean())
 
 
 def show_rate(prompts: int, seconds: float) -> str:

@@ -79,6 +79,14 @@ def dtype_for(name: str, kind: str) -> torch.dtype:
     return getattr(torch, DTYPES[name] or ("float16" if kind == "cuda" else "float32"))
 
 
+def multiplies_bf16() -> bool:
+    """Whether this machine's processor has instructions for products in bfloat16, as torch tells."""
+    import torch
+
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # not of every torch that edg runs with
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32` for torch.float32, as records and flags spell it."""
     return str(dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from edg.core.arguments import Parser
-from edg.core.device import memory
+from edg.core.device import memory, multiplies_bf16
 from edg.core.errors import EdgError, MachineError
 from edg.runner import plan
 from edg.runner.command import find_spec
@@ -141,6 +141,8 @@ def check_video() -> str:
 def machine() -> Iterator[str]:
     total, free = memory()
     yield f"{os.cpu_count()} CPU cores, {total / GB:.1f} GB memory, {free / GB:.1f} GB of it free"
+    if multiplies_bf16():
+        yield "the processor multiplies bfloat16: on it `edg sample --dtype bf16` is faster than fp32"
     gpus = list(plan.cuda_devices())
     if not gpus:
         yield "no CUDA device: everything runs on the CPU, slowly at published sizes"

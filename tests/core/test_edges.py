@@ -37,6 +37,17 @@ def test_no_cuda():
     assert device.choose("auto") == (torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.parametrize(("known", "expected"), [({"avx512_bf16": True}, True), ({"avx2": True}, False)])
+def test_what_the_processor_multiplies(monkeypatch, known, expected):
+    from edg.runner.doctor import machine
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert device.multiplies_bf16() is expected
+    assert ("multiplies bfloat16" in " ".join(machine())) is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch without it
+    assert not device.multiplies_bf16()
+
+
 def test_memory():
     total, available = device.memory()
     assert 0 < available <= total

@@ -37,6 +37,15 @@ def test_attention_is_its_formula(queries, keys, dim):
     torch.testing.assert_close(attend(q, k, v).double(), by_formula(q, k, v), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("keys", [1, 8, 17])
+def test_in_bfloat16_it_is_as_close_as_the_fused_kernel(keys):
+    q, k, v = tensors(100, keys, dtype=torch.bfloat16)
+    exact, fused = by_formula(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    found = attend(q, k, v)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() <= 1.5 * (fused - exact).norm() <= 0.01 * exact.norm()
+
+
 @pytest.mark.parametrize("keys", [8, 32])
 def test_its_gradients_are_the_formula_s(keys):
     found, expected = [
@@ -54,7 +63,8 @@ def test_its_gradients_are_the_formula_s(keys):
         (False, FEW, {}),
         (True, FEW + 1, {}),
         (True, 8, {"dim": FEW + 1}),
-        (True, 8, {"dtype": torch.bfloat16}),
+        (False, 8, {"dtype": torch.bfloat16}),
+        (True, 8, {"dtype": torch.float16}),
     ],
 )
 def test_few_keys_alone_are_not_left_to_the_fused_kernel(monkeypatch, fused, keys, how):

@@ -20,6 +20,7 @@ from edg.systems.edg.vae import HALVES, GroupNorm
 
 GRID = 65_535
 FEW = 16  # keys, and numbers in a head
+FEW_IN = (torch.float32, torch.bfloat16)
 
 
 def split_heads(x: Float[Tensor, "b l hd"], heads: int) -> Float[Tensor, "b heads l d"]:
@@ -33,7 +34,7 @@ def attend(
     causal: bool = False,
 ) -> Float[Tensor, "b heads l d"]:
     """softmax(q k^T / sqrt d) v, all (b, heads, L, d). Cut on b, which CUDA's kernels count in 16 bits."""
-    if (q.device.type, q.dtype, causal) == ("cpu", torch.float32, False) and max(k.shape[2:]) <= FEW:
+    if q.device.type == "cpu" and q.dtype in FEW_IN and not causal and max(k.shape[2:]) <= FEW:
         return attend_to_few(q, k, v)
     parts = zip(*(part.split(GRID) for part in (q, k, v)), strict=True)
     done = [F.scaled_dot_product_attention(*part, is_causal=causal) for part in parts]

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.systems.base import PhaseCost, Plan, Request
-from edg.systems.edg.attention import FEW
+from edg.systems.edg.attention import FEW, FEW_IN
 from edg.systems.edg.clip import Clip, latent_shape
 from edg.systems.edg.generate import condition_sets, denoiser
 from edg.systems.edg.load import build
@@ -170,7 +170,7 @@ def plan(
         for phase, calls in counts.items()
     )
     waiting = whole if moves else 0
-    few = device == "cpu" and dtype == torch.float32 and spec.unet.heads(spec.unet.model_channels)[1] <= FEW
+    few = device == "cpu" and dtype in FEW_IN and spec.unet.heads(spec.unet.model_channels)[1] <= FEW
     return Plan(phases, waiting, BESIDE[device], attention_note(spec, attention.stored, few))
 
 

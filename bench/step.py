@@ -274,13 +274,14 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
         batch = 4 if variant.startswith("four") else 1
         return Setting(model, variant, args.device, args.dtype, args.threads, batch)
 
+    dtype = choose(args.device, args.dtype)[1]
     first = Worker(setting("naive"))
     rate, of_layers, flops = first.ask("rate"), first.ask("rate of layers"), first.ask("flops")
     expected = torch.from_numpy(first.ask("result"))
     rows, naive_seconds, profiles = [], [], []
     for variant in variants:
         other = Worker(setting(variant))
-        check(variant, torch.from_numpy(other.ask("result")), expected, choose(args.device, args.dtype)[1])
+        check(variant, torch.from_numpy(other.ask("result")), expected, dtype)
         pairs = [(first.ask("step"), other.ask("step")) for _ in range(args.pairs)]
         naive_seconds += [a for a, _ in pairs]
         seconds = median(b for _, b in pairs)
@@ -294,6 +295,7 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
         row("naive", median(naive_seconds), 1.0, flops, rate, first.ask("memory"), first.ask("first")),
     )
     first.end()
+    rows[0][0] += ", under autocast" * (dtype != torch.float32)
     head = (
         f"{models()[model].name}: {flops / 1e12:.3g} TFLOP a step as released, "
         f"{rate / 1e9:.0f} GFLOP/s by PyTorch's matrix products, {of_layers / 1e9:.0f} by those of edg's "
@@ -347,7 +349,8 @@ def main() -> int:
         parser.error(f"unknown model {', '.join(unknown)}; expected {', '.join(models())}")
     variants = [*args.variants, *(name for name in COMPILED if args.compile and name not in args.variants)]
     named = args.models if args.models != MODELS else []
-    section = ": ".join(["step", *[" ".join(named)] * bool(named)]) + ", compiled" * args.compile
+    how = f", {args.dtype}" * (args.dtype != "auto") + ", compiled" * args.compile
+    section = ": ".join(["step", *[" ".join(named)] * bool(named)]) + how
     results.write_section(section, "\n\n".join(measure(model, variants, args) for model in args.models))
     return 0
 

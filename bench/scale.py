@@ -174,7 +174,11 @@ class Way:
 def networks_of(way: Way) -> ParameterSets:
     dtype = dtype_for("fp32" if way.naive else way.dtype, "cpu")
     how = {"batch_size": way.batch, "compiled": way.compiled, "dtype": dtype}
-    return parameter_sets(2, resident=way.naive, **how)
+    sets = parameter_sets(2, resident=way.naive, **how)
+    if way.naive:  # as in the release: of what needs a gradient autocast keeps the cast weights
+        for index in range(len(sets.names)):
+            sets.use(index).requires_grad_(True)
+    return sets
 
 
 def share(way: Way, requests: Sequence[Request]) -> tuple[float, list]:

@@ -142,7 +142,7 @@ def machine() -> Iterator[str]:
     total, free = memory()
     yield f"{os.cpu_count()} CPU cores, {total / GB:.1f} GB memory, {free / GB:.1f} GB of it free"
     if multiplies_bf16():
-        yield "the processor multiplies bfloat16: on it `edg sample --dtype bf16` is faster than fp32"
+        yield "the processor multiplies bfloat16: `edg sample --dtype bf16` can be faster than fp32"
     gpus = list(plan.cuda_devices())
     if not gpus:
         yield "no CUDA device: everything runs on the CPU, slowly at published sizes"

@@ -34,17 +34,6 @@ def test_onednn_is_the_formula(calls, shape, bias):
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not linear.BF16, reason="oneDNN has no bfloat16 on this processor: there is one way only")
-@pytest.mark.parametrize("bias", [True, False])
-def test_in_bfloat16_it_rounds_once(calls, bias):
-    layer, x = Linear(128, 200, bias=bias).bfloat16(), torch.randn(2, 9, 128).bfloat16()
-    with torch.no_grad():
-        expected = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
-        found = layer(x)
-    assert calls == [(200, 128)] and found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
-
-
 @pytest.mark.skipif(not linear.ONEDNN, reason="PyTorch is built without MKL or oneDNN: there is one way only")
 def test_who_is_left_to_pytorch(calls):
     small, large = Linear(64, 64), Linear(128, LEAST // 128)
@@ -88,9 +77,8 @@ def test_operations_are_counted():
     assert counter.get_total_flops() == 2 * 15 * 128 * 200
 
 
-@pytest.mark.parametrize("dtype", linear.DTYPES)
-def test_compiled_it_is_one_graph(calls, dtype):
-    layer, x = Linear(128, 200, dtype=dtype), torch.randn(6, 128, dtype=dtype)
+def test_compiled_it_is_one_graph(calls):
+    layer, x = Linear(128, 200), torch.randn(6, 128)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), layer(x))

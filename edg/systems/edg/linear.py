@@ -1,9 +1,8 @@
 """The denoiser's linear layers, by the faster of a CPU's two libraries.
 
 PyTorch multiplies float32 matrices with MKL, which on AMD's processors is slower than oneDNN. That comes
-with PyTorch too, and takes AVX-512 there (`python bench/step.py`; on Intel's it was not measured). In
-bfloat16 PyTorch asks oneDNN itself, but for the sum alone, and writes the bias out in full before it. Where
-gradients are taken PyTorch's own way stays.
+with PyTorch too, and takes AVX-512 there (`python bench/step.py`; on Intel's it was not measured). Where
+gradients are taken MKL stays.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LEAST = 2**14  # numbers in a weight, below which a call costs more than it saves
-BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-DTYPES = (torch.float32, torch.bfloat16) if BF16 else (torch.float32,)
 
 
 def linear(
@@ -32,9 +29,9 @@ def linear(
 
 def goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == weight.device.type == "cpu"
-    alike = x.dtype == weight.dtype and x.dtype in DTYPES and not torch.is_autocast_enabled("cpu")
+    full = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     wanted = ONEDNN and torch.backends.mkldnn.enabled and weight.numel() >= LEAST
-    return on_cpu and alike and wanted and not torch.is_grad_enabled()
+    return on_cpu and full and wanted and not torch.is_grad_enabled()
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

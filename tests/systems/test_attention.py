@@ -57,6 +57,16 @@ def test_its_gradients_are_the_formula_s(keys):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_its_gradients_in_bfloat16():
+    """As training under autocast has them."""
+    parts = [part.detach().requires_grad_() for part in tensors(9, 8, dtype=torch.bfloat16)]
+    found, expected = [
+        torch.autograd.grad(way(*parts).double().square().sum(), parts) for way in (attend, by_formula)
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 0.02 * other.norm()
+
+
 @pytest.mark.parametrize(
     "fused, keys, how",
     [

@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from bench import naive, results, step  # noqa: E402
-from edg.core.device import dtype_for, fix_threads, keep_memory, multiplies_bf16, usable_cores  # noqa: E402
+from edg.core.device import fix_threads, keep_memory, multiplies, usable_cores  # noqa: E402
 from edg.data.prompts import read_folder  # noqa: E402
 from edg.diffusion.prediction import to_x0  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
@@ -161,7 +161,7 @@ class Way:
     ranks: int = 1
     compiled: bool = False
     naive: bool = False
-    dtype: str = "fp32"
+    dtype: torch.dtype = torch.float32
 
     def make(self, several: Sequence[ProcessPoolExecutor], requests: Sequence[Request]) -> tuple[float, list]:
         """(seconds of the slowest process, frames)"""
@@ -172,7 +172,7 @@ class Way:
 
 @cache
 def networks_of(way: Way) -> ParameterSets:
-    dtype = dtype_for("fp32" if way.naive else way.dtype, "cpu")
+    dtype = torch.float32 if way.naive else way.dtype
     how = {"batch_size": way.batch, "compiled": way.compiled, "dtype": dtype}
     sets = parameter_sets(2, resident=way.naive, **how)
     if way.naive:  # as in the release: of what needs a gradient autocast keeps the cast weights
@@ -182,8 +182,7 @@ def networks_of(way: Way) -> ParameterSets:
 
 
 def share(way: Way, requests: Sequence[Request]) -> tuple[float, list]:
-    half = way.naive and way.dtype != "fp32"
-    with torch.autocast("cpu", dtype_for(way.dtype, "cpu"), enabled=half):
+    with torch.autocast("cpu", way.dtype, enabled=way.naive and way.dtype != torch.float32):
         return clips(networks_of(way), requests, one_by_one=way.naive)
 
 
@@ -209,11 +208,11 @@ def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
         Way(f"edg, {batch} per call, {cores} processes with a thread and a network each", batch, cores),
         Way("the same, --compile, which is not counted", batch, cores, compiled=True),
     ]
-    if multiplies_bf16():
+    if multiplies(bf16 := torch.bfloat16):
         ways += [
-            Way("as released, under autocast to bfloat16", naive=True, dtype="bf16"),
-            Way(f"edg in {cores} processes, --dtype bf16", batch, cores, dtype="bf16"),
-            Way("the same, --compile, which is not counted", batch, cores, compiled=True, dtype="bf16"),
+            Way("as released, under autocast to bfloat16", naive=True, dtype=bf16),
+            Way(f"edg in {cores} processes, --dtype bf16", batch, cores, dtype=bf16),
+            Way("the same, --compile, which is not counted", batch, cores, compiled=True, dtype=bf16),
         ]
     ways = list(dict.fromkeys(ways))  # with one core or one clip per call some are the same
     wanted, expected = requests(prompts, sampling(steps)), []
@@ -247,7 +246,7 @@ def folder(prompts: int, steps: int, batch: int, rounds: int) -> str:
 def difference(way: Way, made: list, expected: list) -> float:
     """Mean distance of the frames, of 255. In float32 rounding may not show at all, in 16 bits not much."""
     apart = abs(np.stack(made).astype(int) - np.stack(expected))
-    if (apart.max() if way.dtype == "fp32" else apart.mean()) > 2:
+    if (apart.max() if way.dtype == torch.float32 else apart.mean()) > 2:
         sys.exit(
             f"scale.py: the frames of {way.name!r} differ by {apart.mean():.2f} of 255, at most {apart.max()}"
         )

@@ -22,6 +22,10 @@ DTYPES = {
     "bf16": "bfloat16",
     "bfloat16": "bfloat16",
 }
+INSTRUCTIONS = {  # for matrix products, as torch calls them
+    "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -79,12 +83,14 @@ def dtype_for(name: str, kind: str) -> torch.dtype:
     return getattr(torch, DTYPES[name] or ("float16" if kind == "cuda" else "float32"))
 
 
-def multiplies_bf16() -> bool:
-    """Whether this machine's processor has instructions for products in bfloat16, as torch tells."""
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this machine's processor has instructions for matrix products in that dtype, as far as torch
+    knows: where it has none, 16 bits are slower than 32."""
     import torch
 
     known = getattr(torch.cpu, "get_capabilities", dict)()  # not of every torch that edg runs with
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    names = INSTRUCTIONS.get(dtype_name(dtype))
+    return names is None or any(known.get(name) for name in names)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

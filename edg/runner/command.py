@@ -123,7 +123,7 @@ def prepare(
     """Flags -> what is to be made and with what. pairs: None for those of the prompt folder. aloud: whether
     notes are told (by rank 0 where None). Raises EdgError."""
     from edg import systems
-    from edg.core.device import choose, fix_threads, keep_memory, usable_cores
+    from edg.core.device import choose, dtype_name, fix_threads, keep_memory, multiplies, usable_cores
 
     aloud = here.is_first if aloud is None else aloud
     system = systems.get(systems.DEFAULT)
@@ -143,6 +143,8 @@ def prepare(
     fix_threads(args.threads or usable_cores())
     if device.type == "cpu":
         keep_memory()
+        if aloud and not multiplies(dtype):
+            say(f"torch knows of no {dtype_name(dtype)} products of this processor: slower than --dtype fp32")
     sets = merging.open_sets(inside, args, spec, aloud) if inside else open_sets(paths, aloud)
     requests = [
         request_for(args, spec, options, pair, f"{pair.name}_sample{i}")

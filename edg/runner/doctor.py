@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from edg.core.arguments import Parser
-from edg.core.device import memory, multiplies_bf16
+from edg.core.device import dtype_for, memory, multiplies
 from edg.core.errors import EdgError, MachineError
 from edg.runner import plan
 from edg.runner.command import find_spec
@@ -141,7 +141,7 @@ def check_video() -> str:
 def machine() -> Iterator[str]:
     total, free = memory()
     yield f"{os.cpu_count()} CPU cores, {total / GB:.1f} GB memory, {free / GB:.1f} GB of it free"
-    if multiplies_bf16():
+    if multiplies(dtype_for("bf16", "cpu")):
         yield "the processor multiplies bfloat16: `edg sample --dtype bf16` can be faster than fp32"
     gpus = list(plan.cuda_devices())
     if not gpus:

@@ -37,15 +37,27 @@ def test_no_cuda():
     assert device.choose("auto") == (torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize(("known", "expected"), [({"avx512_bf16": True}, True), ({"avx2": True}, False)])
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"fp16_arith": True, "bf16": False}, "float16"),
+        ({"avx2": True}, ""),
+    ],
+)
 def test_what_the_processor_multiplies(monkeypatch, known, expected):
     from edg.runner.doctor import machine
 
+    kinds = torch.float32, torch.bfloat16, torch.float16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    assert device.multiplies_bf16() is expected
-    assert ("multiplies bfloat16" in " ".join(machine())) is expected
+    assert [device.multiplies(dtype) for dtype in kinds] == [
+        True,
+        expected == "bfloat16",
+        expected == "float16",
+    ]
+    assert ("multiplies bfloat16" in " ".join(machine())) is (expected == "bfloat16")
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch without it
-    assert not device.multiplies_bf16()
+    assert [device.multiplies(dtype) for dtype in kinds] == [True, False, False]
 
 
 def test_memory():

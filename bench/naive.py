@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edg.systems.edg import linear
 from edg.systems.edg.attention import SpatialTransformer, TemporalTransformer
 from edg.systems.edg.condition import Condition
-from edg.systems.edg.unet import ResBlock, UNet, sinusoid
+from edg.systems.edg.unet import ResBlock, UNet, Upsample, sinusoid
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -93,6 +93,11 @@ def residual(layer: ResBlock, x: Tensor, emb: Tensor, batch: int) -> Tensor:
     return h
 
 
+def twice(layer: Upsample, x: Tensor) -> Tensor:
+    x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return F.conv2d(x, layer.conv.weight, layer.conv.bias, padding=1)
+
+
 def stage(layers: nn.Module, x: Tensor, emb: Tensor, text, image, words, batch: int) -> Tensor:
     for layer in layers:
         if isinstance(layer, ResBlock):
@@ -102,6 +107,8 @@ def stage(layers: nn.Module, x: Tensor, emb: Tensor, text, image, words, batch: 
         elif isinstance(layer, TemporalTransformer):
             clip = rearrange(x, "(b t) c h w -> b c t h w", b=batch).contiguous()
             x = rearrange(temporal(layer, clip, words), "b c t h w -> (b t) c h w").contiguous()
+        elif isinstance(layer, Upsample):
+            x = twice(layer, x)
         else:
             x = layer(x)
     return x
@@ -111,6 +118,7 @@ def unet(network: UNet, x: Tensor, t: Tensor, context: Tensor, words: Tensor | N
     """The raw prediction of a network whose blocks have no scale and shift, as the published ones."""
     spec = network.spec
     assert not spec.use_scale_shift_norm and not spec.resblock_updown and not spec.use_relative_position
+    assert spec.conv_resample
     batch, _, frames, _, _ = x.shape
     emb = network.time_embed(sinusoid(t, spec.model_channels))
     if spec.fs_condition:

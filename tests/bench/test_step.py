@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench import step
+from edg.systems.edg import upsample
 
 KNOWN = step.models()
 
@@ -46,3 +47,36 @@ def test_a_wrong_result_ends_the_run():
     step.check("edg", right * (1 + 5e-5), right, step.TOLERANCE)
     with pytest.raises(SystemExit, match="'edg' is 5.0e-04"):
         step.check("edg", right * (1 + 5e-4), right, step.TOLERANCE)
+
+
+def test_in_16_bits_float32_is_held_to():
+    made, exact = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.02])
+    expected, limit = step.held_to(made, None)
+    assert expected is made and limit == step.TOLERANCE == 1e-4
+    expected, limit = step.held_to(made, exact)
+    assert expected is exact and limit == pytest.approx(1.2 * 0.02 / 2.02, rel=1e-3)
+    step.check("edg", exact - 0.023, expected, limit)
+    with pytest.raises(SystemExit):
+        step.check("edg", torch.stack([exact, exact - 0.025]), expected, limit)  # one prompt of two
+
+
+@pytest.mark.parametrize(("variant", "fewer"), [("naive", False), ("edg", True)])
+def test_the_loop_as_released_doubles_the_size_by_the_larger_convolution(monkeypatch, variant, fewer):
+    model, counted = small("512"), []
+    with torch.no_grad():
+        made = step.make_step(step.Setting(model.name, variant, "cpu", "fp32", 1), model)
+        for least in (1, 10**9):
+            monkeypatch.setattr(upsample, "LEAST", least)
+            monkeypatch.setattr(upsample, "SIDE", 1)
+            counted.append(step.count_flops(made))
+    assert (counted[0] < counted[1]) is fewer and counted[0] <= counted[1]
+
+
+def test_autocast_surrounds_the_loop_as_released_alone():
+    for variant, dtype, expected in [
+        ("naive", "bf16", True),
+        ("naive", "fp32", False),
+        ("edg", "bf16", False),
+    ]:
+        with step.surroundings(step.Setting("sprites", variant, "cpu", dtype, 1)):
+            assert torch.is_autocast_enabled("cpu") is expected

@@ -8,7 +8,7 @@ float32 by more than 1e-4, or in 16 bits by more than 1.2 times what autocast do
 variant is a process of its own; they step in turn, one at a time, so that a ratio is one of neighbours in
 time. The floor is the floating-point operations of the naive loop at the rate of a large matrix product, by
 the faster of two libraries. What is approximate makes a whole clip, and counts as the steps that the release
-makes of it; what it costs in quality stands in the last row of `bench/approximations.py`.
+makes of it (its first call is a clip); `bench/approximations.py` tells what the like costs in quality.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ VARIANTS = {
     "approximate": "edg, approximate: a 50th of a clip of 12 steps, interval, reuse",
     "compiled": "edg --compile",
     "four prompts, compiled": "edg --bs 4 --compile, for each of the four",
-    "approximate, compiled": "the same, approximate, --compile",
+    "approximate, compiled": "edg --compile, approximate: a 50th of such a clip",
 }
 MODELS = ["512-narrow", "sprites"]
 APPROXIMATE = ["approximate", "approximate, compiled"]
@@ -260,7 +260,7 @@ def matmul_rate(setting: Setting, product: Callable[[Tensor, Tensor], Tensor] = 
     device, dtype = choose(setting.device, setting.dtype)
     n = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         timed(lambda: product(a, b), setting)
         return 2 * n**3 / min(timed(lambda: product(a, b), setting) for _ in range(10))
 
@@ -326,6 +326,8 @@ def measure(model: str, variants: list[str], args: argparse.Namespace) -> str:
     half = choose(args.device, args.dtype)[1] != torch.float32
     if half:  # in which they are by PyTorch's own choice
         variants = [name for name in variants if name != "by MKL"]
+    if not variants:
+        sys.exit("step.py: 'by MKL' is a variant in float32 alone")
     exact = result_of(replace(setting("naive"), dtype="fp32")) if half else None
     first = Worker(setting("naive"))
     rate, of_layers, flops = first.ask("rate"), first.ask("rate of layers"), first.ask("flops")
@@ -373,7 +375,7 @@ def row(
         VARIANTS[variant],
         show(seconds),
         f"{ratio:.2f}",
-        f"{share:.0%}",
+        "" if variant in APPROXIMATE else f"{share:.0%}",  # whose operations are fewer
         f"{memory / 1e9:.2f} GB",
         show(first),
     ]

@@ -144,7 +144,8 @@ def prepare(
     if device.type == "cpu":
         keep_memory()
         if aloud and not multiplies(dtype):
-            say(f"torch knows of no {dtype_name(dtype)} products of this processor: slower than --dtype fp32")
+            name = dtype_name(dtype)
+            say(f"torch knows of no {name} products of this processor: likely slower than --dtype fp32")
     sets = merging.open_sets(inside, args, spec, aloud) if inside else open_sets(paths, aloud)
     requests = [
         request_for(args, spec, options, pair, f"{pair.name}_sample{i}")

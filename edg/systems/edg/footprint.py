@@ -38,6 +38,13 @@ from edg.systems.edg.unet import layout
 # Bytes beside what is counted: on a GPU the CUDA context, its libraries, the kernels' workspaces and clips
 # that wait their turn; on a CPU the interpreter with torch and open_clip. Assumed, not computed.
 BESIDE = {"cuda": 1_000_000_000, "cpu": 600_000_000}
+# Operation -> its floating-point operations. PyTorch's own table has lacked the CPU's attention since 2.14.
+FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    **flop_registry,
+}
 
 
 class Tally(TorchDispatchMode):
@@ -58,8 +65,8 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        if func._overloadpacket in FLOPS:
+            self.flops += FLOPS[func._overloadpacket](*args, **kwargs, out_val=out)
         known = {storage._cdata for storage in storages((args, kwargs))}
         for storage in storages(out):
             if storage.device.type == self.kind and storage._cdata not in known:  # no view, not in place

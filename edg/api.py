@@ -24,8 +24,8 @@ from edg.core.video import read_image, write_image
 from edg.data.prompts import Pair
 from edg.runner.command import check_bases, identity, prepare, preview_decoder
 from edg.runner.files import tags
-from edg.runner.progress import Meter
-from edg.runner.sample import record_of
+from edg.runner.progress import Meter, say
+from edg.runner.sample import record_of, warnings_of
 from edg.systems.base import Progress, Watch
 
 FLAGS = {
@@ -126,6 +126,9 @@ class Model:
             raise EdgError(result.error)
         job = ready.run(identities, World())
         record = record_of(job, request, "done", job.settings(request)) | {"command": command}
+        record |= {"warnings": warnings_of(result), "info": dict(result.info)}
+        for warning in record["warnings"] if progress is None else ():
+            say(f"warning: {warning}")
         return Video(result.frames, record)
 
     def _path(self, image: Any, name: str) -> Path:

@@ -58,7 +58,8 @@ def words(moment: Moment, wish: Wish | None = None) -> str:
     """How far it is, and what was asked for."""
     done = f'<p class="wish">{escape(label(wish))}</p>' if wish else ""
     if moment.made:
-        return done
+        lines = moment.made.warnings
+        return done + "".join(f'<p class="warning" role="status">{escape(line)}</p>' for line in lines)
     if moment.error:
         return f'<p class="error" role="alert">{escape(moment.error)}</p>'
     width = f"{100 * moment.share:.1f}%"

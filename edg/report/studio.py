@@ -63,7 +63,7 @@ class Wish:
 @dataclass(frozen=True)
 class Made:
     """A wish that came true. clips: who made it -> its mp4; files: these and their records.
-    width: pixels."""
+    width: pixels. warnings: what its records warn of."""
 
     wish: Wish
     folder: Path
@@ -71,6 +71,7 @@ class Made:
     files: tuple[Path, ...]
     thumb: Path
     width: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ class Studio:
         step = -(-frames.shape[2] // THUMB)
         thumb = folder / "thumb.webp"
         write_clip(thumb, frames[:, ::step, ::step], "webp", fps=8, crf=0, tags={})
-        return Made(wish, folder, clips, tuple(written), thumb, frames.shape[2])
+        lines = [line for video in videos.values() for line in video.record.get("warnings", ())]
+        return Made(wish, folder, clips, tuple(written), thumb, frames.shape[2], tuple(dict.fromkeys(lines)))
 
     def forget(self, made: Made) -> None:
         shutil.rmtree(made.folder, ignore_errors=True)

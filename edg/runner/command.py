@@ -152,7 +152,8 @@ def prepare(
         for pair in pairs
         for i in range(args.n_samples)
     ]
-    system.check(spec, sets, requests, preview_decoder(args))
+    for line in system.check(spec, sets, requests, preview_decoder(args)) if aloud else ():
+        say(f"warning: {line}")
     args.bs = min(args.bs, args.chunk, len(requests))
     note = inside.note if inside else {}
     return Prepared(args, system, spec, sets, paths, requests, device, dtype, note)

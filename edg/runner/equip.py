@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ class Equipment:
     missing: dict[str, str] = field(default_factory=dict)
     note: str = ""  # what is to be known about the towers: why they compare no text with a picture
     by_towers: tuple[str, ...] = ()  # needs that the towers meet
+    text_remarks: Callable[[Sequence[str]], Sequence[str]] = lambda prompts: ()  # see base.Embedder
 
 
 def named(pairs: Sequence[str], flag: str) -> dict[str, str]:
@@ -96,7 +97,7 @@ def equip(args: argparse.Namespace, found: Sequence[ClipFile], asked: list[str] 
             towers, kit.protocol["clip"] = load_embedder(args.config, paths.get("clip"), found, device)
             made |= {"picture": towers.embed_image, "text": towers.embed_text, "subject": towers.embed_image}
             kit.note = kit.protocol["clip"]["note"] = towers.note
-            kit.by_towers = ("picture", "text")
+            kit.by_towers, kit.text_remarks = ("picture", "text"), towers.text_remarks
         except EdgError as error:
             if "clip" in paths:
                 raise

@@ -267,7 +267,7 @@ def _save(job: Run, result: Result, seconds: float, together: int) -> str:
     request = result.request
     if result.frames is None:
         return result.error or "the system gave no frames and no reason"
-    warnings = _warnings(result)
+    warnings = warnings_of(result)
     former = files.read_record(job.record(request))
     others = files.intact(job.outdir, request.id, former)
     try:
@@ -323,7 +323,8 @@ def record_of(job: Run, request: Request, status: str, settings: Mapping[str, An
     }
 
 
-def _warnings(result: Result) -> list[str]:
+def warnings_of(result: Result) -> list[str]:
+    """What is worth a warning about a clip: the system's own lines, a still, an animation as image."""
     from edg.core.video import pictures_in
 
     frames, told = result.frames, list(result.warnings)

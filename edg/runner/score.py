@@ -47,6 +47,8 @@ def add_arguments(parser: Parser) -> None:
 def score(args: argparse.Namespace) -> int:
     """Run `edg score`; returns the exit code. Raises EdgError, SomeFailedError when a clip or a metric
     failed."""
+    from edg.metrics.catalogue import METRICS
+
     folder = Path(args.folder)
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}", expected="0 or more")
@@ -59,6 +61,11 @@ def score(args: argparse.Namespace) -> int:
         return 0
     equipment = equip(args, found, asked)
     names, left_out = choose_metrics(asked, found, equipment, args.reference)
+    if any("text" in METRICS[name].needs for name in names):
+        prompts = list({clip.prompt: None for clip in found if clip.prompt})
+        remarks = equipment.protocol["clip"]["remarks"] = list(equipment.text_remarks(prompts))
+        for line in remarks:
+            say(f"warning: {line}")
     rows = measure_all(found, names, equipment.tools, args.reference)
     sets = distances(found, equipment.features, args.reference)
     write(args, folder, found, rows, names, left_out, sets, equipment)

@@ -135,6 +135,10 @@ class Embedder(Protocol):
         """(B, D) float32, of length 1."""
         ...
 
+    def text_remarks(self, prompts: Sequence[str]) -> Sequence[str]:
+        """Lines on prompts that are not read to their end."""
+        ...
+
     def embed_image(self, frames: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, 3) -> (B, D) float32, of length 1."""
         ...
@@ -226,7 +230,10 @@ class System(Protocol):
         sets: Mapping[str, Any],
         requests: Sequence[Request],
         preview_decoder: str | Path | None = None,
-    ) -> None: ...
+    ) -> Sequence[str]:
+        """Lines worth a warning before anything is made. Raises EdgError for whatever would stop these
+        requests."""
+        ...
 
     def generate(
         self,

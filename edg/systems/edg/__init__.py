@@ -90,16 +90,17 @@ class EdgSystem:
         sets: Mapping[str, Any],
         requests: Sequence[Request],
         preview_decoder: str | Path | None = None,
-    ) -> None:
-        """Raise EdgError for whatever would stop these requests; reads names and shapes only, but for the
-        decoder."""
+    ) -> list[str]:
+        """Raise EdgError for whatever would stop these requests, and return lines on what of them will not
+        count; reads names and shapes only, but for the decoder."""
         from edg.systems.edg.load import with_adapter_of
-        from edg.systems.edg.plan import check
+        from edg.systems.edg.plan import check, remarks
         from edg.systems.edg.preview import read_tiny_decoder
 
         check(with_adapter_of(spec, sets.values()), sets, requests)
         if preview_decoder is not None:
             read_tiny_decoder(preview_decoder, spec)
+        return remarks(spec, requests)
 
     def generate(
         self,

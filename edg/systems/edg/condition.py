@@ -11,9 +11,11 @@ from torch import Tensor
 
 from edg.diffusion.guidance import Branches
 from edg.diffusion.prediction import Denoiser
+from edg.systems.edg.encoders import lost_text
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.reuse import DeepFeature
+from edg.systems.edg.spec import TextSpec
 from edg.systems.edg.vae import Posterior
 
 # One clip's randomness by name: noise("x_T", shape=...), noise("step", 3, shape=...) -> N(0, 1) draws.
@@ -65,6 +67,15 @@ class Condition:
             return told
 
         return denoise
+
+
+def lost_texts(spec: TextSpec, prompt: str, options: SamplingOptions) -> dict[str, str]:
+    """The ends that the text tower does not read of a clip's "prompt" and "negative_prompt", where it is
+    conditioned on them and they are cut."""
+    read = {"prompt": prompt} if options.text_input else {}
+    if options.guided:
+        read["negative_prompt"] = options.negative_prompt
+    return {name: lost for name, text in read.items() if (lost := lost_text(text, spec))}
 
 
 def image_latent(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from edg.systems.edg.encoders import ImageEncoder, TextEncoder
+from edg.systems.edg.encoders import ImageEncoder, TextEncoder, cut_remarks
 from edg.systems.edg.load import build, canonical, check, tower_tensor, with_adapter_of
 from edg.systems.edg.spec import ModelSpec
 
@@ -38,6 +38,10 @@ class Towers(nn.Module):
             x = block(x, attn_mask=causal)
         ends = clip.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=-1)]
         return _unit(ends @ clip.text_projection)
+
+    def text_remarks(self, prompts: Sequence[str]) -> list[str]:
+        """A line on how many prompts are longer than the text tower reads."""
+        return cut_remarks(prompts, self.cond_stage_model.spec, "prompts")
 
     @torch.inference_mode()
     def embed_image(self, frames: np.ndarray) -> np.ndarray:

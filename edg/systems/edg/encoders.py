@@ -22,6 +22,7 @@ from edg.systems.edg.spec import ClipSpec, ImageSpec, ResamplerSpec, TextSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TOKENISED = 4096  # characters of a prompt: more than 75 of the longest tokens have
 
 
 @cache
@@ -82,9 +83,12 @@ class TextEncoder(nn.Module):
         del self.model.visual
 
     def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
-        """(B, context_length) int64, zero padded; longer prompts are cut and end with the end token."""
+        """(B, context_length) int64, zero padded; longer prompts are cut and end with the end token, see
+        `lost_text`."""
         return open_clip().tokenizer.SimpleTokenizer.__call__(
-            _tokenizer(), list(prompts), context_length=self.spec.clip.text.context_length
+            _tokenizer(),
+            [_head(prompt)[0] for prompt in prompts],
+            context_length=self.spec.clip.text.context_length,
         )
 
     def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
@@ -105,6 +109,54 @@ class TextEncoder(nn.Module):
 @cache
 def _tokenizer():
     return open_clip().tokenizer.SimpleTokenizer()
+
+
+def _head(prompt: str) -> tuple[str, str]:
+    """(what is tokenised of a prompt, the rest): all of it and nothing, unless it is longer than any context.
+    The time that a word takes grows with the square of its length."""
+    if len(prompt) <= TOKENISED:
+        return prompt, ""
+    text = " ".join(prompt.split())
+    head = text[:TOKENISED].rstrip()
+    return head, text[len(head) :]
+
+
+def lost_text(prompt: str, spec: TextSpec) -> str:
+    """The end of a prompt that `tokenize` cuts off, as its tokens spell it; "" where all of it is read.
+
+    A start and an end token stand around the prompt's: 75 fit into CLIP's context of 77.
+    """
+    room = spec.clip.text.context_length - 2
+    if len(prompt) <= room and prompt.isascii() and "&" not in prompt:  # a letter is one token at most
+        return ""
+    head, rest = _head(prompt)
+    lost = _tokenizer().encode(head)[room:]
+    return _tokenizer().decode(lost).strip() + rest if lost or rest else ""
+
+
+def cut_warning(what: str, lost: str, spec: TextSpec) -> str:
+    """A line on a text whose end is lost, "" where nothing is. what: the text in words, "the prompt"."""
+    if not lost:
+        return ""
+    return f"{what} is longer than {spec.clip.text.context_length} tokens; lost: {_shown(lost)}"
+
+
+def cut_remarks(texts: Sequence[str], spec: TextSpec, what: str) -> list[str]:
+    """One line on how many of these texts are cut, with an example; nothing where none is. what: in words, in
+    the plural ("captions"). Equal texts count each."""
+    lost = [lost_text(text, spec) for text in texts]
+    cut = [place for place, text in enumerate(lost) if text]
+    if not cut:
+        return []
+    first, length = cut[0], spec.clip.text.context_length
+    return [
+        f"{len(cut)} of {len(texts)} {what} are longer than {length} tokens: the end is not read, first "
+        f"{_shown(texts[first], 60)}; lost: {_shown(lost[first])}"
+    ]
+
+
+def _shown(text: str, most: int = 200) -> str:
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text):,} characters)"
 
 
 def blur_before_shrinking(

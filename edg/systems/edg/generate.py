@@ -25,7 +25,8 @@ from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.switch import blend
 from edg.systems.base import Progress, Request, Result, Watch
 from edg.systems.edg.clip import Clip, condition_batch, decode, start, to_frames
-from edg.systems.edg.condition import Condition
+from edg.systems.edg.condition import Condition, lost_texts
+from edg.systems.edg.encoders import cut_warning
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameters import ParameterSets
 from edg.systems.edg.plan import plan_of_sets
@@ -35,6 +36,7 @@ from edg.systems.edg.reuse import deep_feature
 T = TypeVar("T")
 Look = Callable[[Sequence[Clip], State], None]
 SHOWN = 6  # times that `watch` is told of a clip
+TEXTS = {"prompt": "the prompt", "negative_prompt": "the negative prompt"}
 SMALLER = "the memory was too small: made one clip and one frame at a time"
 
 
@@ -101,7 +103,10 @@ def _generate_alike(
                 clip.error = f"the latent is finite, its frames decoded with {sets.names[last]} are not"
             frames = None if clip.error else to_frames(video, options)
             report("decode", done + 1, len(clips), clip.request)
-            yield Result(clip.request, frames, clip.error, warnings=(SMALLER,) if sets.shrunk else ())
+            lost = lost_texts(sets.spec.text, clip.request.prompt, options)
+            cut = [cut_warning(TEXTS[name], text, sets.spec.text) for name, text in lost.items()]
+            warnings = (*cut, SMALLER) if sets.shrunk else tuple(cut)
+            yield Result(clip.request, frames, clip.error, {"lost_text": lost} if lost else {}, warnings)
 
 
 def sparingly(sets: ParameterSets, work: Callable[[], T]) -> T:

@@ -12,6 +12,7 @@ from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import phases
 from edg.systems.base import Request
 from edg.systems.edg.clip import latent_shape, read_initial_noise
+from edg.systems.edg.encoders import cut_remarks
 from edg.systems.edg.load import build
 from edg.systems.edg.load import check as check_weights
 from edg.systems.edg.options import SamplingOptions
@@ -60,6 +61,16 @@ def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request])
         make_plan(schedule, len(sets), options)
         if options.analytic_init is not None:
             read_initial_noise(Path(options.analytic_init), shape)
+
+
+def remarks(spec: ModelSpec, requests: Sequence[Request]) -> list[str]:
+    """Lines on prompts and negative prompts that are longer than the text tower reads."""
+    prompts = list({r.prompt: None for r in requests if r.options.text_input})
+    negative = list({r.options.negative_prompt: None for r in requests if r.options.guided})
+    return [
+        *cut_remarks(prompts, spec.text, "prompts"),
+        *cut_remarks(negative, spec.text, "negative prompts"),
+    ]
 
 
 def check_length(spec: ModelSpec, frames: int) -> None:

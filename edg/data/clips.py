@@ -18,6 +18,7 @@ import torch
 from edg.core.errors import BadFileError, UsageError
 from edg.core.records import machine_error
 from edg.core.seeding import generator
+from edg.data.captions import nearby
 from edg.data.order import Key
 from edg.data.readers import Backend, read_frames_at
 from edg.data.sources import Video, read_csv, read_tree, read_videos
@@ -121,8 +122,10 @@ class ClipDataset(torch.utils.data.Dataset):
             try:
                 return self._clip(video, epoch, index, attempt)
             except BadFileError as error:
-                self.skipped.add(video.path, str(error))
-                reasons.append(f"{video.path.name}: {error}")
+                near = "" if video.trouble or video.path.exists() else nearby(video.path)
+                reason = f"{error}; {near} does exist" if near else str(error)
+                self.skipped.add(video.path, reason)
+                reasons.append(f"{video.path.name}: {reason}")
         raise BadFileError(
             f"{len(reasons)} videos in a row cannot be used, first {'; '.join(dict.fromkeys(reasons[:3]))}",
             fix="look at the list of skipped videos" + (f" {self.skipped.file}" if self.skipped.file else ""),

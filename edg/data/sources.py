@@ -1,4 +1,5 @@
-"""Where training videos come from: a csv (WebVid's columns, or paths) or a folder tree, as a list of Video.
+"""Where training videos come from: a table (a csv of WebVid's columns or of paths, or JSON) or a folder tree,
+as a list of Video.
 
 No video is opened here; one that is missing or broken is found out when it is read, see clips.py.
 """
@@ -7,17 +8,17 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError, nearest
-from edg.core.records import read_small
+from edg.data.captions import SUFFIXES, caption_files, is_video, need_captions, read_caption
+from edg.data.tables import HEAD, Row, open_rows, open_text, undecodable
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 # Where the file of a csv row lies under the root. DynamiCrafter's trainer and CIL's read the same WebVid csv,
 # with different trees; "webvid" is the tree of WebVid's own downloader.
 LAYOUTS = {
@@ -29,56 +30,108 @@ LAYOUTS = {
     "video": "{video}",
 }
 CAPTIONS = ("name", "caption", "text", "prompt")
-_FIELD = re.compile(r"\{(\w+)\}")
+# Other names of these columns, in small letters and digits alone.
+ALIASES = {
+    "videoid": ("clipid", "id"),
+    "path": ("videopath", "clippath", "filepath", "relativepath", "relpath", "mediapath"),
+    "file": ("filename", "videofile", "clipfile", "videofilename"),
+    "video": ("videoname", "videos", "clip", "clipname", "movie"),
+    "caption": ("captions", "videocaption", "clipcaption", "description", "sentence"),
+    "text": ("texts",),
+    "prompt": ("prompts", "textprompt"),
+}
+TEMPLATE = "or say where a row's file lies, for instance columns='clips/{id}.mp4'"
+_FIELD = re.compile(r"\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
 class Video:
     """A video file and what it shows ("" when nothing is written about it). trouble: why it cannot be used,
-    where that is known before it is read."""
+    where that is known before it is read. note: what is to be known of its caption."""
 
     path: Path
     caption: str
     trouble: str = ""
+    note: str = field(default="", compare=False)
 
 
 def read_videos(
     root: str | Path | None, csv_file: str | Path | None = None, columns: str = "auto", captions: bool = False
 ) -> list[Video]:
-    """read_csv when there is a csv_file, else read_tree. Raises UsageError when there is neither."""
+    """read_csv when there is a csv_file, else read_tree. captions: every video needs one. Raises UsageError
+    when there is neither, BadFileError."""
     if csv_file is not None:
-        return read_csv(csv_file, root, columns)
-    if root is None:
+        videos = read_csv(csv_file, root, columns)
+    elif root is None:
         raise UsageError("no videos are named", expected="a folder of videos (root) or a csv")
-    return read_tree(root, captions)
+    else:
+        videos = read_tree(root)
+    if captions:
+        need_captions(videos)
+    return videos
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
 
 
 def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "auto") -> list[Video]:
-    """The videos of a csv with a header, in its order.
+    """The videos of a csv with a header (separated by commas, semicolons, tabs or bars), or of .jsonl or
+    .json, in its order.
 
     root: folder that the files lie under (None: the csv's own). columns: a name of LAYOUTS, or a template of
     the file below root such as "clips/{videoid}.webm", or "auto": the first of LAYOUTS whose columns are
-    there and whose files exist. The caption is the column name, caption, text or prompt ("" without one). A
-    row that names no file is a video with trouble.
-    Raises BadFileError for a csv that is unreadable or names no video, UsageError for unfit columns.
+    there, also by other names, and whose files exist; else the column whose values end as videos do. The
+    caption is the column name, caption, text or prompt ("" without one). A row that names no file is a video
+    with trouble.
+    Raises BadFileError for a csv that is unreadable, swallows rows or names no video, UsageError for unfit
+    columns.
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = ((reader.line_num, row) for row in reader)
-            head = list(itertools.islice(rows, 50))
-            template = _template(columns, header, [row for _, row in head], root, path)
-            caption = next((name for name in CAPTIONS if name in header), None)
-            videos = list(_videos(itertools.chain(head, rows), template, caption, root, path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with open_text(path) as file:
+            header, rows = open_rows(path, file, lambda names: _known(names, columns))
+            head = list(itertools.islice(rows, HEAD))
+            template = _template(columns, header, [row for _, row, _ in head], root, path)
+            caption = _caption_column(header, template, [row for _, row, _ in head], path)
+            videos = list(_videos(itertools.chain(head, rows), template, caption, root, path, header))
+    except UnicodeDecodeError as error:
+        raise undecodable(path, error) from error
+    except (OSError, csv.Error) as error:
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
     if all(video.trouble for video in videos):
         raise BadFileError(f"{path} lists no video", expected="a header and one row per video")
     return videos
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def _column(name: str, header: Sequence[str]) -> tuple[int, str] | None:
+    """(how far its name is from `name`, 0: not at all; the column of the header), None without one."""
+    if name in header:
+        return 0, name
+    for distance, names in ((1, (_plain(name),)), (2, ALIASES.get(name, ()))):
+        for column in header:
+            if _plain(column) in names:
+                return distance, column
+    return None
+
+
+def _fitted(template: str, header: Sequence[str]) -> tuple[int, str] | None:
+    """(the largest distance of its columns, the template with the header's own names), None if one lacks."""
+    found = {name: _column(name, header) for name in _FIELD.findall(template)}
+    if None in found.values():
+        return None
+    fitted = _FIELD.sub(lambda match: f"{{{found[match[1]][1]}}}", template)
+    return max((distance for distance, _ in found.values()), default=0), fitted
+
+
+def _known(header: Sequence[str], columns: str) -> int:
+    templates = LAYOUTS.values() if columns == "auto" else [LAYOUTS.get(columns, columns)]
+    fits = any(_fitted(template, header) for template in templates)
+    return 2 * fits + any(_column(name, header) for name in CAPTIONS)
 
 
 def _template(columns: str, header: Sequence[str], rows: Sequence[dict], root: Path, path: Path) -> str:
@@ -92,23 +145,32 @@ def _template(columns: str, header: Sequence[str], rows: Sequence[dict], root: P
         )
     template = LAYOUTS.get(columns, columns)
     for name in _FIELD.findall(template):
-        if name not in header:
+        if _column(name, header) is None:
             raise UsageError(
                 f"{path} has no column {name!r}",
                 expected=f"one of {', '.join(header)}" if header else "a header line",
                 fix=nearest(name, header),
             )
-    return template
+    return _fitted(template, header)[1]
 
 
 def _detect(header: Sequence[str], rows: Sequence[dict], root: Path, path: Path) -> str:
-    """The layout whose columns exist, and of several the first that has a file on the disk for some row."""
-    fitting = [text for text in LAYOUTS.values() if set(_FIELD.findall(text)) <= set(header)]
+    """The layout whose columns exist, and of several the first that has a file on the disk for some row:
+    columns of exactly these names first."""
+    if named := [name for name in header if is_video(name)]:
+        raise UsageError(
+            f"{path} begins with the row of {named[0]}", expected="a header line, such as path,caption"
+        )
+    fits = [fit for text in LAYOUTS.values() if (fit := _fitted(text, header))]
+    fitting = [text for _, text in sorted(fits, key=lambda fit: fit[0])]
+    fitting = fitting or [f"{{{name}}}" for name in header if _names_videos(name, rows)]
     if not fitting:
+        known = [*dict.fromkeys(name for text in LAYOUTS.values() for name in _FIELD.findall(text))]
+        near = next(((name, hit) for name in header if (hit := nearest(_plain(name), known))), None)
         raise UsageError(
             f"{path} has the columns {', '.join(header) or '(none)'}",
             expected="videoid (and page_dir), or path, file or video",
-            fix="or say where a row's file lies, for instance columns='clips/{id}.mp4'",
+            fix=f"{near[0]}: {near[1]}" if near else TEMPLATE,
         )
     for template in fitting if len(fitting) > 1 else ():
         if any(_file(row, template, root).is_file() for row in rows if _filled(row, template)):
@@ -116,46 +178,87 @@ def _detect(header: Sequence[str], rows: Sequence[dict], root: Path, path: Path)
     return fitting[0]
 
 
-def _filled(row: dict, template: str) -> bool:
+def _names_videos(column: str, rows: Sequence[Mapping[str, str]]) -> bool:
+    values = [row.get(column, "").strip() for row in rows]
+    return any(values) and all(is_video(value) and "://" not in value for value in values if value)
+
+
+def _caption_column(
+    header: Sequence[str], template: str, rows: Sequence[Mapping[str, str]], path: Path
+) -> str | None:
+    """The column of captions, None without one. Raises UsageError where another one nearly has its name and
+    holds texts, or where it is there twice."""
+    free = [name for name in header if name not in _FIELD.findall(template)]
+    found = [hit for name in CAPTIONS if (hit := _column(name, free))]
+    column = min(found, key=lambda hit: hit[0])[1] if found else None
+    for name in (column, *_FIELD.findall(template)):
+        if header.count(name) > 1:
+            raise UsageError(f"{path} has the column {name!r} {header.count(name)} times", expected="once")
+    for name in free if column is None else ():
+        words = re.findall(r"[A-Z]?[a-z]+", name)
+        hit = next((w.lower() for w in words if w.lower() in CAPTIONS), "") or nearest(_plain(name), CAPTIONS)
+        if hit and any(len(row.get(name, "").split()) > 1 for row in rows):
+            raise UsageError(
+                f"{path} has no column of captions among {', '.join(header)}; {name!r} is the nearest",
+                expected=" or ".join(CAPTIONS),
+                fix=f"name the column {name!r} caption, or another name that is none of these if it is not",
+            )
+    return column
+
+
+def _filled(row: Mapping[str, str], template: str) -> bool:
     return all((row.get(name) or "").strip() for name in _FIELD.findall(template))
 
 
-def _file(row: dict, template: str, root: Path) -> Path:
-    return root / _FIELD.sub(lambda match: row[match[1]].strip(), template)
+def _file(row: Mapping[str, str], template: str, root: Path) -> Path:
+    """The file of a row. Where there is none of its name: backslashes are separators, names with letters of
+    marks may be spelt the other way (NFC, NFD); an id with the ending of a video takes no second one."""
+    text = _FIELD.sub(lambda match: row[match[1]].strip(), template)
+    stem, ending = os.path.splitext(text)
+    if not template.endswith("}") and is_video(stem) and ending == os.path.splitext(template)[1]:
+        text = text if (root / text).is_file() else stem
+    if "\\" in text and not (root / text).is_file():
+        text = text.replace("\\", "/")
+    if not text.isascii() and not (root / text).exists():
+        spelt = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+        text = next((each for each in spelt if (root / each).exists()), text)
+    return root / text
 
 
-def _videos(rows: Iterable, template: str, caption: str | None, root: Path, path: Path) -> Iterator[Video]:
-    for line, row in rows:
+def _videos(
+    rows: Iterable[Row], template: str, caption: str | None, root: Path, path: Path, header: Sequence[str]
+) -> Iterator[Video]:
+    none = f"no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} among {', '.join(header)}"
+    for line, row, surplus in rows:
         if _filled(row, template):
-            yield Video(_file(row, template, root), (row.get(caption) or "").strip() if caption else "")
+            text = (row.get(caption) or "").strip() if caption else ""
+            note = f"line {line} of {path.name} has {surplus} values more than columns" if surplus else ""
+            yield Video(_file(row, template, root), text, note=note if caption else none)
         else:
             wanted = ", ".join(_FIELD.findall(template))
             yield Video(Path(f"{path}, line {line}"), "", f"names no video; expected a value in {wanted}")
 
 
-def read_tree(root: str | Path, captions: bool = False) -> list[Video]:
+# ---- folders -----------------------------------------------------------------------------------------------
+
+
+def read_tree(root: str | Path) -> list[Video]:
     """The videos of a folder at any depth (links are followed), sorted by path.
 
-    The caption of a.mp4 is a.txt, or a.json with "caption", "text" or "prompt", beside it, "" without one.
-    A video whose caption cannot be read has trouble. Raises BadFileError when root is no folder, UsageError
-    without a video or, where `captions` are needed, without a single caption.
+    The caption of a.mp4 is a.txt, a.caption, or a.json with "caption", "text" or "prompt", beside it, or
+    a.mp4.txt, ..., see `caption_files`; "" without one. A video whose caption cannot be read has trouble.
+    Raises BadFileError when root is no folder, UsageError without a video.
     """
     root = Path(root)
     if not root.is_dir():
         raise BadFileError(f"{root} is not a folder", expected="a folder of videos")
-    paths = sorted(_walk(root), key=lambda path: path.relative_to(root).parts)
-    if not paths:
+    videos = [video for folder, names in _walk(root) for video in _of_folder(folder, names)]
+    if not videos:
         raise UsageError(f"no video in {root}", expected=f"files ending in {', '.join(SUFFIXES)}")
-    videos = [_with_caption(path) for path in paths]
-    if captions and not any(video.caption for video in videos):
-        raise UsageError(
-            f"no video in {root} has a caption",
-            expected=f"{paths[0].stem}.txt or {paths[0].stem}.json beside {paths[0].name}",
-        )
-    return videos
+    return sorted(videos, key=lambda video: video.path.relative_to(root).parts)
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -164,27 +267,16 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, n) for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES))
+        yield Path(folder), [name for name in names if not name.startswith(".")]
 
 
-def _with_caption(path: Path) -> Video:
-    try:
-        return Video(path, _caption(path))
-    except BadFileError as error:
-        return Video(path, "", str(error))
-
-
-def _caption(path: Path) -> str:
-    text, data = path.with_suffix(".txt"), path.with_suffix(".json")
-    try:
-        if text.is_file():
-            return " ".join(read_small(text).decode("utf-8-sig").split())
-        if not data.is_file():
-            return ""
-        value = json.loads(read_small(data).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(f"cannot read the caption of {path}: {error}") from error
-    for name in ("caption", "text", "prompt"):
-        if isinstance(value, dict) and isinstance(value.get(name), str):
-            return " ".join(value[name].split())
-    raise BadFileError(f"{data} holds no caption", expected='{"caption": "..."}, or "text" or "prompt"')
+def _of_folder(folder: Path, names: Sequence[str]) -> Iterator[Video]:
+    videos = [name for name in names if is_video(name)]
+    files = caption_files(videos, names)
+    for name in videos:
+        path = folder / name
+        try:
+            caption, note = read_caption([folder / file for file in files.get(name, ())])
+            yield Video(path, caption, note=note)
+        except BadFileError as error:
+            yield Video(path, "", str(error))

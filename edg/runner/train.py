@@ -173,16 +173,18 @@ class Sprites:
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder that `edg encode` wrote."""
+    """A folder that `edg encode` wrote. require_captions: a clip without one is an error."""
 
     kind: str
     path: Path
+    require_captions: bool = False
 
 
 @dataclass(frozen=True)
 class Videos:
     """A folder of videos with captions, or a csv whose files lie under `root`; columns: see sources.read_csv.
-    The rest as in data.transforms.ClipSpec; frames, height, width: the spec's where not given."""
+    require_captions: a video without one is an error. The rest as in data.transforms.ClipSpec; frames,
+    height, width: the spec's where not given."""
 
     kind: str
     root: Path | None = None
@@ -196,6 +198,7 @@ class Videos:
     random_start: bool = True
     fps_max: int | None = None
     flip: bool = False
+    require_captions: bool = False
 
 
 def source(run: Training) -> Any:
@@ -230,7 +233,12 @@ def _sprites(run: Training, data: Sprites) -> Any:
 
 
 def _cache(run: Training, data: Cache) -> Any:
-    return systems.get().trainer().cached(run, data.path)
+    from edg.data.captions import need_captions
+
+    clips = systems.get().trainer().cached(run, data.path)
+    if data.require_captions:
+        need_captions(clips.videos)
+    return clips
 
 
 def _videos(run: Training, data: Videos) -> Any:
@@ -247,7 +255,7 @@ def _videos(run: Training, data: Videos) -> Any:
         fps_max=data.fps_max,
         flip=data.flip,
     )
-    videos = read_videos(data.root, data.csv, data.columns)
+    videos = read_videos(data.root, data.csv, data.columns, data.require_captions)
     return ClipDataset(videos, clip, run.seed, Skipped(run.folder / SKIPPED))
 
 

@@ -109,8 +109,8 @@ def test_tree_that_does_not_fit(tmp_path):
         read_tree(tmp_path)
     write(tmp_path / "a.mp4", "")
     assert read_tree(tmp_path) == [Video(tmp_path / "a.mp4", "")]
-    with pytest.raises(UsageError, match="no video in .* has a caption"):
-        read_tree(tmp_path, captions=True)
+    with pytest.raises(BadFileError):
+        read_videos(tmp_path, captions=True)
     with pytest.raises(UsageError, match="no videos are named"):
         read_videos(None)
 

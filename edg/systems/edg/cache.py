@@ -22,6 +22,7 @@ from torch import Tensor
 from edg.core.config import to_dict
 from edg.core.errors import BadFileError, UsageError
 from edg.core.records import hash_value, read_json, write_json
+from edg.data.sources import Video
 from edg.systems.edg.load import TOWERS, canonical
 from edg.systems.edg.spec import ModelSpec
 from edg.weights.store import Weights, open_weights
@@ -182,6 +183,13 @@ class CachedClips:
         value = torch.empty(weights.info("moments").shape[1:])
         weights.read_into("moments", row * value.numel(), value.view(-1))
         return value
+
+    @property
+    def videos(self) -> list[Video]:
+        """The videos of one pass with their captions, as they were encoded."""
+        texts = [self._shard(shard)[1] for shard in range(-(-len(self) // self.index.shard))]
+        paths, captions = ([text for part in texts for text in part[name]] for name in ("path", "caption"))
+        return [Video(Path(path), text) for path, text in zip(paths, captions, strict=True)][: len(self)]
 
     def check(self, spec: ModelSpec, weights: Mapping[str, Any]) -> None:
         """Raise UsageError unless the cache was made by the frozen networks of this parameter set."""

@@ -21,6 +21,7 @@ from edg.data.order import Caught, told
 from edg.systems.edg import cache
 from edg.systems.edg.cache import CachedClips
 from edg.systems.edg.encode_flags import stride_range
+from edg.systems.edg.encoders import cut_remarks
 from edg.systems.edg.find import load_spec
 from edg.systems.edg.load import TOWERS, build, canonical, check, rebuild_towers, with_adapter_of
 from edg.systems.edg.model import LatentVideoModel
@@ -37,10 +38,12 @@ __all__ = ["CachedClips", "encode_clip", "encode_command", "encode_moments", "lo
 # ---- clips -------------------------------------------------------------------------------------------------
 
 
-def open_dataset(args: argparse.Namespace, spec: ModelSpec, skipped: Path) -> tuple[Any, Any]:
+def open_dataset(
+    args: argparse.Namespace, spec: ModelSpec, skipped: Path, captions: bool = False
+) -> tuple[Any, Any]:
     """(clips of the videos that the flags name, one of every video; their ClipSpec). Videos that cannot be
-    read are listed in `skipped`, a .jsonl. Raises EdgError."""
-    from edg.data.clips import ClipDataset, Skipped, read_csv, read_tree
+    read are listed in `skipped`, a .jsonl. captions: every video needs one. Raises EdgError."""
+    from edg.data.clips import ClipDataset, Skipped, read_videos
 
     clips = spec.clip(
         args.frames,
@@ -52,8 +55,19 @@ def open_dataset(args: argparse.Namespace, spec: ModelSpec, skipped: Path) -> tu
         flip=args.flip,
     )
     path = Path(args.data)
-    videos = read_tree(path) if path.is_dir() else read_csv(path, args.root, args.columns)
+    where = (path, None) if path.is_dir() else (args.root, path)
+    videos = read_videos(*where, args.columns, captions)
+    for line in data_remarks(videos, spec) if world_from_environment().is_first else ():
+        say(f"warning: {line}")
     return ClipDataset(videos, clips, args.seed, Skipped(skipped)), clips
+
+
+def data_remarks(videos: Sequence[Any], spec: ModelSpec) -> list[str]:
+    """Lines on captions that are not there, or are longer than the text tower reads."""
+    from edg.data.captions import caption_remarks
+
+    captions = [video.caption for video in videos if video.caption]
+    return [*caption_remarks(videos), *cut_remarks(captions, spec.text, "captions")]
 
 
 def tell_skipped(file: Path) -> None:
@@ -156,7 +170,7 @@ def encode_command(args: argparse.Namespace) -> int:
     spec, (_, stored) = load_spec(args.spec), choose("cpu", args.dtype)
     device, compute = choose(args.device, args.compute, here.local_rank)
     weights = open_weights(args.weights)
-    dataset, clips = open_dataset(args, spec, out / SKIPPED)
+    dataset, clips = open_dataset(args, spec, out / SKIPPED, args.require_captions)
     index = cache.Index(
         spec=spec.name,
         encoders=cache.encoder_identity(spec, weights) | {"compute": dtype_name(compute)},

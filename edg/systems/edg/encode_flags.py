@@ -14,6 +14,9 @@ def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
     add_clip_arguments(parser)
     parser.add_argument("--passes", type=int, default=1, help="clips of every video, each another one (1)")
     add_switch(parser, "--every-frame", help="image tokens of all frames, for training on random ones")
+    add_switch(
+        parser, "--require_captions", "--require-captions", help="end with exit code 3 if a video has none"
+    )
     parser.add_argument("--dtype", default="fp16", help="of what is stored: fp16, bf16 or float32 (fp16)")
     parser.add_argument("--shard", type=int, default=64, help="clips in one file (64)")
 

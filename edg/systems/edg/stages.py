@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 import edg
 from edg.core import config
 from edg.core.dist import World
-from edg.core.errors import BadFileError, UsageError
+from edg.core.errors import BadFileError, UsageError, visible
 from edg.core.records import cached_sha256, read_json, write_json
 from edg.core.seeding import derive, generator
 from edg.core.video import contact_sheet, write_image, write_video
@@ -27,6 +28,7 @@ from edg.data.prompts import read_folder
 from edg.systems.base import Request
 from edg.systems.edg import adapter, load, trainable
 from edg.systems.edg.cache import CachedClips
+from edg.systems.edg.encode import data_remarks
 from edg.systems.edg.find import load_spec
 from edg.systems.edg.generate import generate
 from edg.systems.edg.model import LatentVideoModel
@@ -50,6 +52,8 @@ def train_run(run: Run, data: Any, world: World, device: str) -> Path:
     Raises UsageError for settings that do not fit each other, BadFileError for weights that do not fit.
     """
     train = autoencoder if run.kind == "autoencoder" else denoiser
+    for line in data_remarks(getattr(data, "videos", ()), load_spec(run.spec)) if world.is_first else ():
+        print(f"{run.name}: warning: {visible(line)}", file=sys.stderr, flush=True)
     world.first(lambda: begin(run, world))
     tensors, base = train(run, data, world, device)
     world.first(lambda: write_result(run, tensors, base, len(data), world))
@@ -217,6 +221,8 @@ def sampler(run: Run):
         ]
         clips = []
         for result in generate(OneNetwork(model), requests):
+            for warning in result.warnings:
+                print(f"sample {result.request.id}: warning: {visible(warning)}", flush=True)
             if result.frames is None:
                 print(f"sample {result.request.id}: {result.error}", flush=True)
                 continue
@@ -310,6 +316,7 @@ def compare(run: Run, world: World, record: Mapping[str, Any], what: str) -> Non
 
 
 FREE = {"out", "init", "vae", "samples", "samples_in_data", "processes"}  # decide nothing, or as hashes
+FREE |= {"data.require_captions"}
 FREE |= {"train." + n for n in ("batch", "accumulate", "strategy", "gradient_checkpointing")}
 FREE |= {"train." + n for n in ("save_every", "keep", "log_every", "logger", "workers")}
 

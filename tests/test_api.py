@@ -68,6 +68,7 @@ def test_the_same_pixels_and_record_as_edg_sample(video, prompts, tmp_path):
     assert np.array_equal(video.frames, frames)
     assert video.record["settings"] == record["settings"]
     assert video.record["settings_hash"] == record["settings_hash"]
+    assert video.record["warnings"] == record["warnings"] == [] and video.record["info"] == {}
 
 
 def test_from_files_as_run_sh_does_it(video, prompts, tmp_path):
@@ -104,6 +105,13 @@ def test_images_of_every_kind(model, video):
             model.animate(wrong, PROMPT)
     with pytest.raises(BadFileError, match="nowhere.png"):
         model.animate("nowhere.png", PROMPT)
+
+
+def test_a_prompt_that_is_not_read_to_its_end(model, capsys):
+    made = model.animate(IMAGE, f"{PROMPT} and away", steps=1)
+    assert made.record["info"] == {"lost_text": {"prompt": "and away"}}
+    (line,) = made.record["warnings"]
+    assert "and away" in line and line in capsys.readouterr().err
 
 
 def test_flags_of_a_clip(model, video):

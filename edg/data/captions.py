@@ -110,8 +110,7 @@ def _read(path: Path) -> str:
 
 
 def caption_remarks(videos: Sequence[Video]) -> list[str]:
-    """Lines on videos that have no caption, more than one, no file, or several rows; none where all is
-    well."""
+    """Lines on videos that have no caption, and on captions whose note is to be looked at."""
     remarks, count = [], len(videos)
     without = [video for video in videos if not video.caption]
     if without:
@@ -119,6 +118,12 @@ def caption_remarks(videos: Sequence[Video]) -> list[str]:
     noted = [video for video in videos if video.caption and video.note]
     if noted:
         remarks.append(f"{len(noted)} of {count} captions are to be looked at, first {_named(noted[0])}")
+    return remarks
+
+
+def file_remarks(videos: Sequence[Video]) -> list[str]:
+    """Lines on videos that are named twice, and on those of the first ones that do not exist."""
+    remarks, count = [], len(videos)
     if again := count - len({video.path for video in videos}):
         remarks.append(f"{again} of {count} rows name a video that a row before them names")
     looked = [video.path for video in videos[:FIRST] if not video.trouble]

@@ -4,7 +4,10 @@ Two layouts:
 - one `.txt` with a prompt per line. Images are paired by name when their names begin with the line's number
   (`3.png`, `03-boat.jpg` belong to line 3; counted from 0 when an image 0 exists, else from 1), otherwise in
   natural order (2 before 10), and only when there are as many images as prompts;
-- one `.txt` per image, of the same name (`boat.jpg`, `boat.txt`).
+- one `.txt` per image, of the same name (`boat.jpg`, `boat.txt`; also `boat.TXT` and `boat.jpg.txt`).
+
+jpg, png and webp are images wherever they lie; bmp, gif, tiff, avif and the like are too, unless the folder
+pairs without them. What is neither image nor prompt is passed over, and named (`passed_over`).
 
 With two images to a prompt (first and last frame) the two have one name and two endings (`boat_frame1.png`
 and `boat_frame3.png`, `boat_01` and `boat_02`, `boat_first` and `boat_last`); the layouts are the same, by
@@ -16,14 +19,38 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.records import read_small
+from edg.data.captions import LIKE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MORE_SUFFIXES = (
+    ".jfif",
+    ".jpe",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".apng",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+)
+NOBODYS = (
+    "thumbs.db",
+    "ehthumbs.db",
+    "@eadir",
+    "desktop.ini",
+    "icon\r",
+    "__macosx",
+)  # what systems leave in folders
 STEM_BYTES = 160
 _NUMBER = re.compile(r"(\d+)(?![\d])")
 _ENDING = re.compile(r"(?:[ _-]*(?:frame|image|img)?[ _-]*\d+|[ _-]+(?:first|last|a|b))$", re.IGNORECASE)
@@ -50,7 +77,42 @@ def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) ->
     one for both). follow: links may lead out of the folder, which somebody else may have made. Raises
     UsageError where they do not pair, BadFileError."""
     folder = Path(folder)
-    images, texts = _list(folder)
+    entries = _list(folder)
+    texts = [path for path in entries if path.suffix.lower() == ".txt"]
+    usual = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    images = [path for path in entries if path.suffix.lower() in SUFFIXES + MORE_SUFFIXES]
+    if len(usual) < len(images):
+        with suppress(UsageError):
+            return _read_pairs(folder, usual, texts, ends, follow)
+    try:
+        return _read_pairs(folder, images, texts, ends, follow)
+    except UsageError as error:
+        if not (others := [path for path in entries if path not in {*images, *texts}]):
+            raise
+        raise UsageError(
+            f"{error.given} (passed over: {_names(others)})", expected=error.expected, fix=error.fix
+        ) from error
+
+
+def passed_over(folder: str | Path, pairs: Sequence[Pair]) -> str:
+    """Words on the files of a prompt folder that are in none of its pairs, "" where all are."""
+    used = {path.name for pair in pairs for path in (pair.image, pair.last) if path is not None}
+    others = [path for path in _list(Path(folder)) if path.name not in used and path.suffix.lower() != ".txt"]
+    return f"passed over in {folder}: {_names(others)}" if others else ""
+
+
+def _names(paths: Sequence[Path], most: int = 5) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(_short_name(path) for path in paths[:most]) + more
+
+
+def _short_name(path: Path, length: int = 80) -> str:
+    return path.name if len(path.name) <= length else path.name[: length - 3] + "..."
+
+
+def _read_pairs(
+    folder: Path, images: Sequence[Path], texts: Sequence[Path], ends: bool, follow: bool
+) -> list[Pair]:
     for path in () if follow else (*images, *texts):
         _need_inside(path, folder)
     if not images:
@@ -58,10 +120,8 @@ def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) ->
     lasts = _lasts(images, folder) if ends else {}
     seconds = set(lasts.values())
     firsts = [image for image in images if image not in seconds]
-    stems = [_without_ending(image) if lasts else image.stem for image in firsts]
-    if _is_text_per_image(stems, texts):
-        alone = [_read_single(folder / f"{stem}.txt") for stem in stems]
-        return [Pair(i, alone[i], image, lasts.get(image)) for i, image in enumerate(firsts)]
+    if alone := _text_per_image(firsts, texts, _without_ending if lasts else None):
+        return [Pair(i, _read_single(alone[i]), image, lasts.get(image)) for i, image in enumerate(firsts)]
     if len(texts) != 1:
         names = ", ".join(path.name for path in texts[:10]) or "none"
         raise UsageError(
@@ -105,14 +165,15 @@ def _without_ending(image: Path) -> str:
     return _ENDING.sub("", image.stem)
 
 
-def _list(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images and text files of a folder in natural order; hidden files are not seen."""
+def _list(folder: Path) -> list[Path]:
+    """The entries of a folder in natural order; hidden files and what systems leave there are not seen."""
     try:
-        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_key)
+        entries = [
+            p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in NOBODYS
+        ]
     except OSError as error:
         raise BadFileError(f"cannot read the prompt folder {folder}: {error.strerror}") from error
-    images = [path for path in entries if path.suffix.lower() in SUFFIXES]
-    return images, [path for path in entries if path.suffix.lower() == ".txt"]
+    return sorted(entries, key=natural_key)
 
 
 def leads_out(path: Path, folder: Path) -> bool:
@@ -138,8 +199,19 @@ def natural_key(path: Path) -> tuple:
     return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), path.name
 
 
-def _is_text_per_image(stems: Sequence[str], texts: Sequence[Path]) -> bool:
-    return len(set(stems)) == len(stems) and sorted(stems) == sorted(text.stem for text in texts)
+def _text_per_image(
+    images: Sequence[Path], texts: Sequence[Path], stem: Callable[[Path], str] | None
+) -> list[Path] | None:
+    """The text of each image where every image has one of its name and no text is left, else None. Names are
+    equal in their letters, else but for capitals. stem: of an image, None: its own, or its whole name."""
+    ways = [stem] if stem else [lambda image: image.stem, lambda image: image.name]
+    for way in ways:
+        for like in LIKE:
+            names = [like(way(image)) for image in images]
+            by_name = {like(text.stem): text for text in texts}
+            if len(texts) == len(by_name) == len(names) and set(names) == by_name.keys():
+                return [by_name[name] for name in names]
+    return None
 
 
 def _read_single(path: Path) -> str:

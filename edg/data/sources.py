@@ -104,6 +104,12 @@ def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "a
     return videos
 
 
+def _listed(names: Sequence[str], most: int = 12, length: int = 40) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    shown = (name if len(name) <= length else name[: length - 3] + "..." for name in names[:most])
+    return ", ".join(shown) + more
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
@@ -148,7 +154,7 @@ def _template(columns: str, header: Sequence[str], rows: Sequence[dict], root: P
         if _column(name, header) is None:
             raise UsageError(
                 f"{path} has no column {name!r}",
-                expected=f"one of {', '.join(header)}" if header else "a header line",
+                expected=f"one of {_listed(header)}" if header else "a header line",
                 fix=nearest(name, header),
             )
     return _fitted(template, header)[1]
@@ -159,7 +165,7 @@ def _detect(header: Sequence[str], rows: Sequence[dict], root: Path, path: Path)
     columns of exactly these names first."""
     if named := [name for name in header if is_video(name)]:
         raise UsageError(
-            f"{path} begins with the row of {named[0]}", expected="a header line, such as path,caption"
+            f"{path} begins with the row of {named[0][:200]}", expected="a header line, such as path,caption"
         )
     fits = [fit for text in LAYOUTS.values() if (fit := _fitted(text, header))]
     fitting = [text for _, text in sorted(fits, key=lambda fit: fit[0])]
@@ -168,7 +174,7 @@ def _detect(header: Sequence[str], rows: Sequence[dict], root: Path, path: Path)
         known = [*dict.fromkeys(name for text in LAYOUTS.values() for name in _FIELD.findall(text))]
         near = next(((name, hit) for name in header if (hit := nearest(_plain(name), known))), None)
         raise UsageError(
-            f"{path} has the columns {', '.join(header) or '(none)'}",
+            f"{path} has the columns {_listed(header) or '(none)'}",
             expected="videoid (and page_dir), or path, file or video",
             fix=f"{near[0]}: {near[1]}" if near else TEMPLATE,
         )
@@ -199,9 +205,9 @@ def _caption_column(
         hit = next((w.lower() for w in words if w.lower() in CAPTIONS), "") or nearest(_plain(name), CAPTIONS)
         if hit and any(len(row.get(name, "").split()) > 1 for row in rows):
             raise UsageError(
-                f"{path} has no column of captions among {', '.join(header)}; {name!r} is the nearest",
+                f"{path} has no column of captions among {_listed(header)}; {name[:40]!r} is the nearest",
                 expected=" or ".join(CAPTIONS),
-                fix=f"name the column {name!r} caption, or another name that is none of these if it is not",
+                fix="name it caption, or unlike these where it holds none",
             )
     return column
 
@@ -228,7 +234,7 @@ def _file(row: Mapping[str, str], template: str, root: Path) -> Path:
 def _videos(
     rows: Iterable[Row], template: str, caption: str | None, root: Path, path: Path, header: Sequence[str]
 ) -> Iterator[Video]:
-    none = f"no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} among {', '.join(header)}"
+    none = f"no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} among {_listed(header)}"
     for line, row, surplus in rows:
         if _filled(row, template):
             text = (row.get(caption) or "").strip() if caption else ""

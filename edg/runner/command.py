@@ -19,7 +19,7 @@ from edg.core.errors import BadFileError, UsageError
 from edg.core.formats import parse_formats
 from edg.core.records import cached_sha256, ensure_writable, hash_value
 from edg.core.video import read_image
-from edg.data.prompts import Pair, read_folder
+from edg.data.prompts import Pair, passed_over, read_folder
 from edg.runner import flags, merging
 from edg.runner.plan import in_a_line, is_resident, plan_of
 from edg.runner.progress import say
@@ -139,6 +139,8 @@ def prepare(
     if pairs is None:
         prompt_dir = args.prompt_dir or default_prompts(spec.name)
         pairs = read_folder(prompt_dir, ends=args.interp, follow=args.follow_links)
+        if aloud and (line := passed_over(prompt_dir, pairs)):
+            say(line)
     device, dtype = choose(args.device, args.dtype, here.local_rank)
     fix_threads(args.threads or usable_cores())
     if device.type == "cpu":

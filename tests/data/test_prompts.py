@@ -4,9 +4,11 @@ import re
 import time
 
 import pytest
+from PIL import Image
 
 from edg.core.errors import UsageError
-from edg.data.prompts import read_folder, read_prompts, safe_stem
+from edg.core.video import read_image
+from edg.data.prompts import passed_over, read_folder, read_prompts, safe_stem
 
 
 def folder(path, images, text="one\ntwo\nthree\n", name="prompts.txt"):
@@ -132,6 +134,80 @@ def test_ten_thousand_prompts_are_read_quickly(tmp_path):
     found = read_folder(tmp_path)
     assert time.perf_counter() - start < 2
     assert found[2345].prompt == "prompt 2345" and found[2345].image.name == "2345.png"
+
+
+# ---- other kinds of files ----------------------------------------------------------------------------------
+
+
+KINDS = ("bmp", "BMP", "dib", "gif", "tif", "tiff", "avif", "jfif", "jpe", "JPG", "webp", "ppm", "apng")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_picture_that_can_be_read_is_one(tmp_path, kind):
+    path = folder(tmp_path, [f"1.{kind}", "2.png", "3.png"])
+    assert pairs(path) == {f"1.{kind}": "one", "2.png": "two", "3.png": "three"}
+    assert passed_over(path, read_folder(path)) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_such_a_picture_is_read(tmp_path, kind):
+    form = {"dib": "bmp", "tif": "tiff", "jfif": "jpeg", "jpe": "jpeg", "jpg": "jpeg", "apng": "png"}
+    name = tmp_path / f"1.{kind}"
+    Image.new("RGB", (8, 8), (200, 30, 40)).save(name, format=form.get(kind.lower(), kind.lower()))
+    assert abs(read_image(name).astype(int) - (200, 30, 40)).max() <= 6
+
+
+def test_what_paired_before_pairs_as_it_did(tmp_path):
+    path = folder(tmp_path, ["a.png", "b.png", "c.png", "b.gif", "preview.gif", "notes.pdf"])
+    assert pairs(path) == {"a.png": "one", "b.png": "two", "c.png": "three"}
+    line = passed_over(path, read_folder(path))
+    assert all(name in line for name in ("b.gif", "preview.gif", "notes.pdf")) and "\n" not in line
+
+
+@pytest.mark.parametrize("name", ["1.heic", "1.jxl", "1.svg", "1", "1.pdf"])
+def test_what_is_not_read_is_named(tmp_path, name):
+    path = folder(tmp_path, [name, "2.png", "3.png"])
+    with pytest.raises(UsageError) as caught:
+        read_folder(path)
+    assert name in caught.value.given
+    assert name in passed_over(folder(tmp_path, ["1.png"]), read_folder(path))
+
+
+def test_what_systems_leave_behind_is_not_seen(tmp_path):
+    names = ("Thumbs.db", ".DS_Store", "desktop.ini", "._1.png", ".hidden.txt")
+    path = folder(tmp_path, ["1.png", "2.png", "3.png", *names])
+    assert len(read_folder(path)) == 3 and passed_over(path, read_folder(path)) == ""
+
+
+def test_many_names_are_not_all_shown(tmp_path):
+    path = folder(tmp_path, ["1.png", "2.png", "3.png", *(f"{'x' * 200}{i}.pdf" for i in range(50))])
+    line = passed_over(path, read_folder(path))
+    assert "45 more" in line and len(line) < 800
+
+
+@pytest.mark.parametrize(
+    "images, texts",
+    [
+        (["boat.jpg", "cat.png"], ["boat.TXT", "cat.Txt"]),
+        (["boat.JPG", "cat.bmp"], ["boat.txt", "cat.TXT"]),
+        (["boat.jpg", "cat.png"], ["boat.jpg.txt", "cat.png.TXT"]),
+        (["Boat.jpg", "CAT.png"], ["boat.txt", "cat.txt"]),
+        (["bo\u0308at.jpg", "cat.png"], ["b\u00f6at.txt", "cat.txt"]),
+        (["b\u00f6at.jpg", "cat.png"], ["bo\u0308at.TXT", "cat.txt"]),
+        (["a.jpg", "A.jpg"], ["a.txt", "A.txt"]),
+        (["\u00fc.jpg", "u\u0308.jpg"], ["\u00fc.txt", "u\u0308.txt"]),
+    ],
+)  # fmt: skip
+def test_a_text_of_its_name_for_each_image(tmp_path, images, texts):
+    for image, text in zip(images, texts, strict=True):
+        (tmp_path / image).touch()
+        (tmp_path / text).write_text(f"of {image}")
+    assert pairs(tmp_path) == {image: f"of {image}" for image in images}
+
+
+@pytest.mark.parametrize("name", ["prompts.TXT", "Prompts.Txt", "x.tXt"])
+def test_prompts_in_capitals(tmp_path, name):
+    assert len(read_folder(folder(tmp_path, ["1.png", "2.png", "3.png"], name=name))) == 3
 
 
 # ---- two images to a prompt --------------------------------------------------------------------------------

@@ -192,6 +192,16 @@ def test_c64_nothing_there(sample, folder, tmp_path):
     assert code == 3 and "cannot read the prompt folder" in err
 
 
+def test_prompts_upper_and_what_is_passed_over(sample, folder):
+    """A run pairs boat.TXT with boat.jpg, reads a bmp, names a heic, and warns of what is cut."""
+    path = folder(["boat.jpg", "cat.bmp", "x.heic"], None)
+    folder([], "a boat", "boat.TXT"), folder([], "a cat jumps over the fence and away", "cat.TXT")
+    code, err, out = sample(path)
+    assert code == 0 and "x.heic" in err and "Thumbs" not in err
+    assert [r["settings"]["prompt"][:5] for r in records(out).values()] == ["a boat"[:5], "a cat"]
+    assert [line for line in err.splitlines() if "1 of 2 prompts" in line and "away" in line]
+
+
 def test_c65_ten_thousand_prompts(tmp_path):
     """Everything before the network, in seconds of this process (the machine may be busy)."""
     for i in range(10_000):

@@ -11,15 +11,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from edg.cli import main, parser_of
 from edg.core.records import sha256_file
 from edg.core.video import read_frames, read_metadata
 from edg.demo import PUBLISHED, published, sets_of, studio_of
-from edg.report.studio import Studio, Wish
+from edg.report import stage
+from edg.report.studio import Moment, Studio, Wish
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "prompts/sprites/05-red-circle.png"
@@ -286,6 +290,19 @@ def test_the_end_waits_for_the_step_that_is_being_made(studio):
 def test_what_is_out_of_bounds(studio, change, error):
     wish = {"image": studio.folder / "x.png", "prompt": "", "seed": 1, "steps": 2} | change
     assert error in list(studio.make(Wish(**wish), threading.Event()))[-1].error and not studio.steps
+
+
+def test_what_is_warned_of_a_clip_is_shown(tmp_path):
+    image, frames = tmp_path / "x.png", np.zeros((2, 32, 32, 3), np.uint8)
+    settings = {"prompt": "p", "seed": 1, "fps": 8, "crf": 10}
+    record = {"id": "a", "settings": settings, "warnings": ["lost: <b>left"]}
+    clips = {name: SimpleNamespace(frames=frames, record=record) for name in ("edg", "base")}
+    with Studio("fake", dict.fromkeys(clips)) as studio:
+        made = studio._keep(Wish(image, "p", 1, 1), clips)
+        assert made.warnings == ("lost: <b>left",)
+        assert "lost: &lt;b&gt;left" in stage.words(Moment("", made=made), made.wish)
+        plain = replace(made, warnings=())
+        assert "warning" not in stage.words(Moment("", made=plain), made.wish)
 
 
 def test_weights_that_are_there(tmp_path, monkeypatch):

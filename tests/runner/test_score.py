@@ -225,6 +225,14 @@ def test_alignment_of_random_towers_only_when_asked(capsys, tmp_path):
     assert result["metrics"]["text_alignment"]["note"] == "the towers of this model are random"
     assert -1 <= rows(folder)[0]["scores"]["text_alignment"] <= 1
     assert rows(folder)[0]["scores"]["camera_motion"] is None and not rows(folder)[0]["failed"]
+    assert result["protocol"]["clip"]["remarks"] == []
+
+
+def test_prompts_that_the_text_tower_does_not_read_to_their_end(capsys, tmp_path):
+    folder = make(tmp_path, 2, prompt="a red circle moves left and then away")
+    code, err = run(capsys, folder, "--metrics", "text_alignment")
+    (line,) = summary(folder)["protocol"]["clip"]["remarks"]
+    assert code == 0 and "then away" in line and line in err
 
 
 def test_every_picture_is_embedded_once(capsys, tmp_path, monkeypatch):

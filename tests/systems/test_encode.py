@@ -295,6 +295,66 @@ def test_a_folder_of_videos(tmp_path, weights, capsys):
     assert torch.isfinite(expectation).all() and (tmp_path / "x.skipped.jsonl").is_file()
 
 
+def test_captions_that_are_not_there_or_too_long(tmp_path, weights, capsys):
+    """Counted before anything is encoded; --require_captions ends with 3 and leaves no cache."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in "abc":
+        write_video(folder / f"{name}.mp4", np.full((20, 40, 64, 3), 90, np.uint8), fps=12)
+    (folder / "a.TXT").write_text("a white bar moves right")
+    (folder / "b.caption").write_text("a white bar moves right and then away")
+    flags = ("--data", folder, "--stride", "2")
+    assert run("encode", weights, tmp_path / "c", *flags, "--require_captions") == 3
+    assert not (tmp_path / "c").exists() and "c.mp4" in capsys.readouterr().err
+    assert run("encode", weights, tmp_path / "c", *flags) == 0
+    without, cut = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "1 of 3" in without and "c.mp4" in without
+    assert "1 of 2 captions" in cut and "then away" in cut
+    clips = CachedClips(tmp_path / "c")
+    assert [(v.path.name, v.caption) for v in clips.videos] == [
+        ("a.mp4", "a white bar moves right"),
+        ("b.mp4", "a white bar moves right and then away"),
+        ("c.mp4", ""),
+    ]
+    assert run("analytic-init", None, tmp_path / "x.pt", "--data", tmp_path / "c") == 0
+    assert "warning: 1 of 3" in capsys.readouterr().err
+    assert run("analytic-init", weights, tmp_path / "x.pt", *flags) == 0
+    assert "warning: 1 of 3" in capsys.readouterr().err
+    (folder / "c.mp4.txt").write_text("a bar")
+    assert run("encode", weights, tmp_path / "all", *flags, "--require_captions") == 0
+    train = tmp_path / "train.yaml"
+    values = {"spec": "sprites", "seed": 0, "out": str(tmp_path / "out"), "init": str(weights)}
+    values |= {"train": {"steps": 1, "batch": 1, "lr": 0.1}}
+    for data in ({"kind": "cache", "path": str(tmp_path / "c")}, {"kind": "videos", "root": str(folder)}):
+        (folder / "c.mp4.txt").unlink(missing_ok=True)
+        train.write_text(json.dumps(values | {"data": data | {"require_captions": True}}))
+        assert main(["train", str(train), "--device", "cpu"]) == 3
+        assert "1 of 3" in capsys.readouterr().err
+
+
+def test_a_run_says_what_its_captions_lack(tmp_path, monkeypatch, capsys):
+    """Before it is trained; what is required of them makes no other run of it."""
+    from types import SimpleNamespace
+
+    from edg.core.dist import World
+    from edg.data.sources import Video
+    from edg.systems.edg import stages
+
+    videos = [Video(tmp_path / "a.mp4", "a bar moves right and then away"), Video(tmp_path / "b.mp4", "")]
+    monkeypatch.setattr(stages, "begin", lambda *_: None)
+    monkeypatch.setattr(stages, "denoiser", lambda *_: ({}, None))
+    monkeypatch.setattr(stages, "write_result", lambda *_: None)
+    run = SimpleNamespace(name="r", kind="denoiser", spec="sprites", result=tmp_path / "r.safetensors")
+    data = Fake(2)
+    data.videos = videos
+    stages.train_run(run, data, World(), "cpu")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("r: warning: ") for line in lines)
+    assert "1 of 2" in lines[0] and "'away'" in lines[1] and "a.mp4" in lines[2]
+    plain, asked = ({"data": {"root": "x", **more}} for more in ({}, {"require_captions": True}))
+    assert stages.settings(plain) == stages.settings(asked)
+
+
 def test_stride_flags():
     from edg.systems.edg.encode_flags import stride_range
 

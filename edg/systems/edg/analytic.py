@@ -15,11 +15,12 @@ from torch import Tensor
 import edg
 from edg.core.config import to_dict
 from edg.core.device import choose
-from edg.core.errors import BadFileError, UsageError
+from edg.core.errors import BadFileError, UsageError, visible
 from edg.core.seeding import generator
 from edg.diffusion.analytic_init import Moments
 from edg.systems.edg.cache import CachedClips, is_cache
 from edg.systems.edg.encode import (
+    data_remarks,
     encode_moments,
     load_encoders,
     open_dataset,
@@ -87,6 +88,8 @@ def of_cache(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any],
     count = args.count or index.count
     if count > index.count:
         raise UsageError(f"--count {count}", expected=f"at most {index.count}, the clips of {args.data}")
+    for line in data_remarks(cached.videos, spec, encoded=True):
+        say(f"warning: {visible(line)}")
     told = {"data": args.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
     return told, (cached.moments(number) for number in range(count))
 

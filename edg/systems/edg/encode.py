@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edg.core.config import to_dict
 from edg.core.device import choose, dtype_name, usable_cores
 from edg.core.dist import world_from_environment
-from edg.core.errors import UsageError
+from edg.core.errors import UsageError, visible
 from edg.core.records import hash_value
 from edg.data.order import Caught, told
 from edg.systems.edg import cache
@@ -58,16 +58,18 @@ def open_dataset(
     where = (path, None) if path.is_dir() else (args.root, path)
     videos = read_videos(*where, args.columns, captions)
     for line in data_remarks(videos, spec) if world_from_environment().is_first else ():
-        say(f"warning: {line}")
+        say(f"warning: {visible(line)}")
     return ClipDataset(videos, clips, args.seed, Skipped(skipped)), clips
 
 
-def data_remarks(videos: Sequence[Any], spec: ModelSpec) -> list[str]:
-    """Lines on captions that are not there, or are longer than the text tower reads."""
-    from edg.data.captions import caption_remarks
+def data_remarks(videos: Sequence[Any], spec: ModelSpec, encoded: bool = False) -> list[str]:
+    """Lines on captions that are not there, or are longer than the text tower reads, and on files that are
+    not there. encoded: the files are not needed any more."""
+    from edg.data.captions import caption_remarks, file_remarks
 
     captions = [video.caption for video in videos if video.caption]
-    return [*caption_remarks(videos), *cut_remarks(captions, spec.text, "captions")]
+    files = [] if encoded else file_remarks(videos)
+    return [*caption_remarks(videos), *cut_remarks(captions, spec.text, "captions"), *files]
 
 
 def tell_skipped(file: Path) -> None:

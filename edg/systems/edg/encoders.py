@@ -22,7 +22,7 @@ from edg.systems.edg.spec import ClipSpec, ImageSpec, ResamplerSpec, TextSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-TOKENISED = 4096  # characters of a prompt: more than 75 of the longest tokens have
+TOKENISED = 3072  # characters of a prompt: more than 75 of the longest tokens have
 
 
 @cache
@@ -156,7 +156,9 @@ def cut_remarks(texts: Sequence[str], spec: TextSpec, what: str) -> list[str]:
 
 
 def _shown(text: str, most: int = 200) -> str:
-    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text):,} characters)"
+    """A text in quotes, of a longer one its beginning and its end."""
+    half = most // 2
+    return repr(text if len(text) <= most else f"{text[:half]} ... {text[-half:]}")
 
 
 def blur_before_shrinking(

@@ -52,8 +52,10 @@ def train_run(run: Run, data: Any, world: World, device: str) -> Path:
     Raises UsageError for settings that do not fit each other, BadFileError for weights that do not fit.
     """
     train = autoencoder if run.kind == "autoencoder" else denoiser
-    for line in data_remarks(getattr(data, "videos", ()), load_spec(run.spec)) if world.is_first else ():
-        print(f"{run.name}: warning: {visible(line)}", file=sys.stderr, flush=True)
+    if world.is_first:
+        encoded = isinstance(data, CachedClips)
+        for line in data_remarks(getattr(data, "videos", ()), load_spec(run.spec), encoded):
+            print(f"{run.name}: warning: {visible(line)}", file=sys.stderr, flush=True)
     world.first(lambda: begin(run, world))
     tensors, base = train(run, data, world, device)
     world.first(lambda: write_result(run, tensors, base, len(data), world))

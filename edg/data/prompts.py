@@ -204,12 +204,14 @@ def _text_per_image(
 ) -> list[Path] | None:
     """The text of each image where every image has one of its name and no text is left, else None. Names are
     equal in their letters, else but for capitals. stem: of an image, None: its own, or its whole name."""
+    if len(texts) != len(images):
+        return None
     ways = [stem] if stem else [lambda image: image.stem, lambda image: image.name]
     for way in ways:
         for like in LIKE:
             names = [like(way(image)) for image in images]
             by_name = {like(text.stem): text for text in texts}
-            if len(texts) == len(by_name) == len(names) and set(names) == by_name.keys():
+            if len(texts) == len(by_name) and set(names) == by_name.keys():
                 return [by_name[name] for name in names]
     return None
 

@@ -199,10 +199,10 @@ def test_many_names_are_not_all_shown(tmp_path):
     ],
 )  # fmt: skip
 def test_a_text_of_its_name_for_each_image(tmp_path, images, texts):
-    for image, text in zip(images, texts, strict=True):
+    for number, (image, text) in enumerate(zip(images, texts, strict=True)):
         (tmp_path / image).touch()
-        (tmp_path / text).write_text(f"of {image}")
-    assert pairs(tmp_path) == {image: f"of {image}" for image in images}
+        (tmp_path / text).write_text(f"the {number}")
+    assert pairs(tmp_path) == {image: f"the {number}" for number, image in enumerate(images)}
 
 
 @pytest.mark.parametrize("name", ["prompts.TXT", "Prompts.Txt", "x.tXt"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -154,7 +155,7 @@ def _unpaired(video: Path) -> str:
     videos = [name for name in names if is_video(name)]
     paired = {name for files in caption_files(videos, names).values() for name in files}
     others = [name for name in names if name not in paired and not is_video(name)]
-    own = [name for name in others if _folded(name).startswith(_folded(video.stem))]
+    own = [name for name in others if re.match(rf"{re.escape(_folded(video.stem))}[^\w]", _folded(name))]
     texts = [name for name in others if name.lower().endswith((*ENDINGS, ".csv", ".tsv", ".jsonl"))]
     passed = list(dict.fromkeys([*own, *texts]))
     return f"not read beside it: {', '.join(passed[:3])}{', ...' if passed[3:] else ''}" if passed else ""

@@ -81,8 +81,8 @@ def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "a
     root: folder that the files lie under (None: the csv's own). columns: a name of LAYOUTS, or a template of
     the file below root such as "clips/{videoid}.webm", or "auto": the first of LAYOUTS whose columns are
     there, also by other names, and whose files exist; else the column whose values end as videos do. The
-    caption is the column name, caption, text or prompt ("" without one). A row that names no file is a video
-    with trouble.
+    caption is the first of the columns name, caption, text and prompt that holds one ("" without one). A row
+    that names no file is a video with trouble.
     Raises BadFileError for a csv that is unreadable, swallows rows or names no video, UsageError for unfit
     columns.
     """
@@ -93,8 +93,8 @@ def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "a
             header, rows = open_rows(path, file, lambda names: _known(names, columns))
             head = list(itertools.islice(rows, HEAD))
             template = _template(columns, header, [row for _, row, _ in head], root, path)
-            caption = _caption_column(header, template, [row for _, row, _ in head], path)
-            videos = list(_videos(itertools.chain(head, rows), template, caption, root, path, header))
+            captions = _caption_columns(header, template, [row for _, row, _ in head], path)
+            videos = list(_videos(itertools.chain(head, rows), template, captions, root, path, header))
     except UnicodeDecodeError as error:
         raise undecodable(path, error) from error
     except (OSError, csv.Error) as error:
@@ -189,18 +189,18 @@ def _names_videos(column: str, rows: Sequence[Mapping[str, str]]) -> bool:
     return any(values) and all(is_video(value) and "://" not in value for value in values if value)
 
 
-def _caption_column(
+def _caption_columns(
     header: Sequence[str], template: str, rows: Sequence[Mapping[str, str]], path: Path
-) -> str | None:
-    """The column of captions, None without one. Raises UsageError where another one nearly has its name and
-    holds texts, or where it is there twice."""
+) -> list[str]:
+    """The columns of captions, the one that counts first. Raises UsageError where there is none and another
+    one nearly has its name and holds texts, or where a column is there twice."""
     free = [name for name in header if name not in _FIELD.findall(template)]
     found = [hit for name in CAPTIONS if (hit := _column(name, free))]
-    column = min(found, key=lambda hit: hit[0])[1] if found else None
-    for name in (column, *_FIELD.findall(template)):
+    columns = list(dict.fromkeys(column for _, column in sorted(found, key=lambda hit: hit[0])))
+    for name in (*columns, *_FIELD.findall(template)):
         if header.count(name) > 1:
             raise UsageError(f"{path} has the column {name!r} {header.count(name)} times", expected="once")
-    for name in free if column is None else ():
+    for name in () if columns else free:
         words = re.findall(r"[A-Z]?[a-z]+", name)
         hit = next((w.lower() for w in words if w.lower() in CAPTIONS), "") or nearest(_plain(name), CAPTIONS)
         if hit and any(len(row.get(name, "").split()) > 1 for row in rows):
@@ -209,7 +209,7 @@ def _caption_column(
                 expected=" or ".join(CAPTIONS),
                 fix="name it caption, or unlike these where it holds none",
             )
-    return column
+    return columns
 
 
 def _filled(row: Mapping[str, str], template: str) -> bool:
@@ -232,14 +232,14 @@ def _file(row: Mapping[str, str], template: str, root: Path) -> Path:
 
 
 def _videos(
-    rows: Iterable[Row], template: str, caption: str | None, root: Path, path: Path, header: Sequence[str]
+    rows: Iterable[Row], template: str, captions: Sequence[str], root: Path, path: Path, header: Sequence[str]
 ) -> Iterator[Video]:
     none = f"no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} among {_listed(header)}"
     for line, row, surplus in rows:
         if _filled(row, template):
-            text = (row.get(caption) or "").strip() if caption else ""
+            text = next((text for name in captions if (text := row.get(name, "").strip())), "")
             note = f"line {line} of {path.name} has {surplus} values more than columns" if surplus else ""
-            yield Video(_file(row, template, root), text, note=note if caption else none)
+            yield Video(_file(row, template, root), text, note=note if captions else none)
         else:
             wanted = ", ".join(_FIELD.findall(template))
             yield Video(Path(f"{path}, line {line}"), "", f"names no video; expected a value in {wanted}")

@@ -154,6 +154,7 @@ def test_csv_as_programs_write_it(tmp_path, header, separator, encoding, ending)
         ("page_dir,videoid,name\na\\b,c,x", ["videos/a/b/c.mp4"], "videos/a/b/c.mp4"),
         ("Datei;caption\na.mp4;x", [], "a.mp4"),
         ("contentUrl,Name,caption\nhttps://h/b.mp4,a.mp4,x", [], "a.mp4"),
+        ("path,name,caption,text\na.mp4, ,,x", [], "a.mp4"),
         ("sep=;\npath;caption\na.mp4;x", [], "a.mp4"),
         ("\n\npath,caption\na.mp4,x", [], "a.mp4"),
         ("path,caption\n\u00fc.mp4,x", ["u\u0308.mp4"], "u\u0308.mp4"),

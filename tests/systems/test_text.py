@@ -106,6 +106,9 @@ def test_the_result_warns_with_the_lost_text(sprites):
     assert systems.get().check(SPRITES, sets, requests[:1]) == []
     (line,) = systems.get().check(SPRITES, sets, requests)
     assert "1 of 2 prompts" in line and "and then away" in line
+    guided = replace(options, guidance_scale=2.0, negative_prompt="grey squares and yellow pillars and bars")
+    (line,) = systems.get().check(SPRITES, sets, [replace(requests[0], options=guided)])
+    assert "1 of 1 negative prompts" in line and "'bars'" in line
     fits, cut = generate.generate(ParameterSets(SPRITES, sets), requests)
     assert (fits.warnings, fits.info) == ((), {})
     assert cut.info == {"lost_text": {"prompt": "and then away"}}

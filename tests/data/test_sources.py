@@ -187,6 +187,7 @@ def test_json(tmp_path, name, text):
     "name, text, error, words",
     [
         ("l.csv", 'path,caption\na.mp4,x\nb.mp4,"y\nc.mp4,z\n', BadFileError, ["line 3"]),
+        ("l.csv", 'path,caption\na.mp4,"x', BadFileError, ["line 2"]),
         ("l.csv", 'path,caption\na.mp4,"x\nb.mp4,"y"\nc.mp4,z\n', BadFileError, ["line 2"]),
         ("l.csv", 'path,caption\na.mp4,"x\nb.mp4,y"\nc.mp4,z\n', BadFileError, ["line 2"]),
         ("l.csv", 'videoid,name\n1,"x\n2,say ""y"" and "z"\n', BadFileError, ["line 2"]),

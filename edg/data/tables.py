@@ -40,8 +40,8 @@ def open_rows(
     first = list(islice(file, HEAD))
     skipped = next((at for at, line in enumerate(first) if line.strip()), len(first))
     separators = SEPARATORS
-    if skipped < len(first) and (told := re.fullmatch(r'"?sep=(.)"?', first[skipped].strip("\r\n"))):
-        separators, skipped = (told[1],), skipped + 1  # a line of Excel's
+    if skipped < len(first) and (given := re.fullmatch(r'"?sep=(.)"?', first[skipped].strip("\r\n"))):
+        separators, skipped = (given[1],), skipped + 1  # a line of Excel's
     headers = {each: _header(first[skipped:], each, path) for each in separators}
     separator = max(headers, key=lambda each: (known(headers[each]), len(headers[each])))
     lines = _Lines(chain(first, file))

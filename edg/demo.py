@@ -7,7 +7,10 @@ one.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
+import shutil
+import signal
 import socket
 import threading
 from contextlib import suppress
@@ -19,6 +22,8 @@ from edg.core.arguments import Parser
 from edg.core.errors import EdgError, MachineError
 
 EXAMPLES = 8
+GRACE = 3.5  # seconds after a signal for the orderly end
+STOPS = (signal.SIGINT, signal.SIGTERM)
 LOOPBACK = "127.0.0.1"
 ABOUT_SPRITES = (
     "It ships with `edg` and knows nothing but its own small world: one shape on grey, 32x32, told to move "
@@ -54,7 +59,7 @@ def demo(args: argparse.Namespace) -> int:
         from edg.report.demo import server
 
         host, port = listener.getsockname()[:2]
-        page = server(studio, host, examples(studio.name))
+        page = server(studio, host, examples(studio.name), args.host)
         print(f"edg demo: {studio.name} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
         if not host.startswith("127."):
             print(
@@ -62,8 +67,63 @@ def demo(args: argparse.Namespace) -> int:
                 flush=True,
             )
         threading.Thread(target=import_ahead, daemon=True).start()
-        page.run(sockets=[listener])
+        with Ending(studio.folder) as ending:
+            page.run(sockets=[listener])
+            if not studio.close() or ending.others():
+                ending.now()
     return 0
+
+
+class Ending:
+    """SIGINT and SIGTERM as a flag while it is entered: the page looks at it, and a second signal interrupts
+    nothing that tidies up. What has not left `GRACE` seconds after the first is cut off, whatever its threads
+    do. On leaving, the signal does what it did before."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.number = folder, 0
+        self._left, self._threads = threading.Event(), set(threading.enumerate())
+
+    def __enter__(self) -> Ending:
+        self._before = {number: signal.signal(number, self._flag) for number in STOPS}
+        told, self._tell = os.pipe()
+        os.set_blocking(self._tell, False)
+        # Written to by the interpreter itself, so also while the main thread is busy elsewhere.
+        self._woken = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(told,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        signal.set_wakeup_fd(self._woken)
+        os.close(self._tell)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self.number:
+            gc.freeze()  # else the interpreter goes through all that torch imported, for seconds, before it ends
+            signal.raise_signal(self.number)
+
+    def others(self) -> bool:
+        """True when an event still holds a thread that the interpreter would wait for."""
+        begun = [thread for thread in threading.enumerate() if thread not in self._threads]
+        for thread in (waited := [thread for thread in begun if not thread.daemon]):
+            thread.join(0.2)
+        return any(thread.is_alive() for thread in waited)
+
+    def now(self) -> None:
+        """End the process: a thread is in a step that nothing can stop, and would be torn out of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(128 + (self.number or signal.SIGTERM))
+
+    def _flag(self, number: int, frame: object) -> None:
+        self.number = self.number or number
+
+    def _watch(self, told: int) -> None:
+        while (byte := os.read(told, 1)) and byte[0] not in STOPS:
+            pass
+        if byte and not self._left.wait(GRACE):
+            self.number = self.number or byte[0]
+            self.now()
+        os.close(told)  # not before: a second signal is written too
 
 
 def import_ahead() -> None:

@@ -1,6 +1,7 @@
 """The page of `edg demo`, the one room for Gradio: what is typed becomes wishes, moments become the page.
 
-Whoever imports this has set `ENVIRONMENT` first: Gradio reads it while it is imported.
+Whoever imports this has set `environment` first: Gradio reads it while it is imported. What reaches Gradio
+has passed `guard.py`.
 """
 
 from __future__ import annotations
@@ -14,36 +15,18 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
 
-from edg.core.errors import EdgError
+from edg.core.errors import EdgError, UsageError
 from edg.report import stage as html
+from edg.report.guard import Guard, names_of
 from edg.report.studio import MAX_BYTES, MAX_PROMPT, MAX_STEPS, SEEDS, Made, Moment, Studio, Wish
 
 HISTORY = 24  # clips that a visitor keeps
-WAITING = 8  # visitors in the queue
-MAX_KEPT = 2_000_000_000  # bytes of uploads and clips together; more uploads are refused
-MAX_FORM = 100_000  # bytes that a request may have beside the file that it uploads
-CLEANING = 3600, 86_400  # seconds: every hour, uploads older than a day go
-# Of Gradio's own that the page does not use: it would ask others, take further files, or edit the page.
-CLOSED = (
-    "/file=http",
-    "/proxy=",
-    "/process_recording",
-    "/vibe-",
-    "/undo-vibe-",
-    "/component_server",
-    "/stream/",
-)
+WAITING = 64  # events in the queue
+VISITS = 1000  # tabs of which something is kept
+CONNECTIONS = 600  # at once; a tab has up to six
 DIALS = {"motion": 0.7, "hold": 0.85}  # where they stand to begin with
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine: nothing is fetched
-POLICY = "; ".join([
-    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'", 
-    "style-src 'self' 'unsafe-inline'",
-    *(f"{what}-src 'self' data: blob:" for what in ("img", "media", "font", "connect", "worker")),
-    "object-src 'none'", "base-uri 'self'", "frame-ancestors 'none'",
-])  # fmt: skip
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of events
 FIXED = {"interactive": False, "visible": False}  # until there is something
 SHELF = {
@@ -55,21 +38,30 @@ SHELF = {
 }
 
 
-def server(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = ()) -> uvicorn.Server:
-    """What serves the page, ready to `run(sockets=[...])` until a signal. examples: (image, prompt)."""
-    quiet = "critical"  # Gradio tells what fails in an event; uvicorn would tell of what the end cuts off
-    return uvicorn.Server(
-        uvicorn.Config(app(studio, host, examples), log_level=quiet, timeout_graceful_shutdown=1)
+def server(
+    studio: Studio, host: str, examples: Sequence[tuple[str, str]] = (), name: str = ""
+) -> uvicorn.Server:
+    """A server of the page, ready to `run(sockets=[...])` until a signal. host: the address that it listens
+    on; name: what else it is called; examples: (image, prompt)."""
+    quiet = "critical"  # Gradio logs what fails in an event; uvicorn would log what the end cuts off
+    config = uvicorn.Config(
+        app(studio, host, examples, name),
+        loop="asyncio",  # leaves the wakeup descriptor of signals to `edg/demo.py`
+        ws="none",
+        log_level=quiet,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=1,
     )
+    return uvicorn.Server(config)
 
 
-def app(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = ()) -> FastAPI:
-    """The page with its guards: other sites that name this machine theirs, and whatever leads elsewhere."""
-    hosts = ["127.0.0.1", "localhost"] if host.startswith("127.") else ["*"]
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(Guard, folder=studio.folder)]
+def app(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = (), name: str = "") -> FastAPI:
+    """The page behind its guard."""
+    names, any_address = names_of(host, name)
+    guard = Middleware(Guard, uploads=studio.uploads, names=names, any_address=any_address)
     return gr.mount_gradio_app(
-        FastAPI(middleware=guards, docs_url=None, redoc_url=None, openapi_url=None),
-        page(studio, examples),
+        FastAPI(middleware=[guard], docs_url=None, redoc_url=None, openapi_url=None),
+        page(studio, _kept(studio, examples)),
         path="/",
         footer_links=[],
         run_history=False,
@@ -83,6 +75,15 @@ def app(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = ()) -> 
     )
 
 
+def _kept(studio: Studio, examples: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The examples as uploads of this run."""
+    kept = []
+    for image, prompt in examples:
+        with open(image, "rb") as file:
+            kept.append((str(studio.uploads.put(Path(image).name, file, lasting=True)), prompt))
+    return kept
+
+
 def theme() -> gr.themes.Base:
     sans, mono = FONTS
     grey, light = "*neutral_600", "*neutral_400"
@@ -91,48 +92,6 @@ def theme() -> gr.themes.Base:
         block_info_text_color=grey, block_info_text_color_dark=light,
         block_label_text_color=grey, block_label_text_color_dark=light,
     )  # fmt: skip
-
-
-class Guard:
-    """Every answer forbids the browser to ask anybody else; nor does the server for it. What is sent is
-    bounded, each request and all that is kept in `folder`."""
-
-    def __init__(self, app: Any, folder: Path):
-        self.app, self.folder = app, folder
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-            await send(message)
-
-        if any(part in scope.get("path", "") for part in CLOSED):
-            scope = {**scope, "path": "/nothing"}
-        if refusal := self.refusal(scope):
-            await PlainTextResponse(*refusal)(scope, receive, guarded)
-        else:
-            await self.app(scope, receive, guarded)
-
-    def refusal(self, scope: Any) -> tuple[str, int] | None:
-        """Why a request is refused, and the status."""
-        if scope.get("method") != "POST":
-            return None
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit() or int(length) > MAX_BYTES + MAX_FORM:
-            return f"at most {MAX_BYTES // 10**6} MB at once", 413
-        if scope["path"].rstrip("/").endswith("/upload") and kept(self.folder) >= MAX_KEPT:
-            return "no room for more uploads", 507
-        return None
-
-
-def kept(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
@@ -144,9 +103,7 @@ def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
         for each in made:
             studio.forget(each)
 
-    with gr.Blocks(
-        title="edg: still images that move", analytics_enabled=False, delete_cache=CLEANING
-    ) as blocks:
+    with gr.Blocks(title="edg: still images that move", analytics_enabled=False) as blocks:
         gr.Markdown("# edg: still images that move")
         gr.Markdown(f"An image and a prompt become a short clip. Model: `{studio.name}`. {studio.about}")
         made = gr.State([], delete_callback=forget)
@@ -183,10 +140,19 @@ def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
         shelf.select(visit.example, None, [image, prompt], **QUIET)
         history.select(visit.again, made, [*shown, *inputs], **QUIET)
         go.click(visit.enter, None, [stage, words, *buttons], queue=False, **QUIET).then(
-            visit.make, [made, *inputs], [*shown, history, made], concurrency_limit=1, **QUIET
+            visit.make,
+            [made, *inputs],
+            [*shown, history, made],
+            concurrency_limit=1,
+            preprocess=False,  # opens the image with whatever decoder it asks for
+            **QUIET,
         ).then(visit.leave, None, buttons, queue=False, **QUIET)
         halt.click(visit.stop, None, halt, queue=False, **QUIET)
         blocks.unload(visit.gone)
+    # Gradio looks whether a file was uploaded only after `launch`, which a mounted page has no use for. The
+    # guard has looked before; this is a second lock on the same door.
+    blocks.has_launched = True
+    blocks.state_session_capacity = VISITS
     return blocks.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
 
 
@@ -237,25 +203,22 @@ class Visit:
         return gr.skip(), ""
 
     def example(self, event: gr.SelectData):
-        return self.examples[event.index]
+        return self.examples[event.index] if event.index < len(self.examples) else [gr.skip()] * 2
 
     def enter(self, request: gr.Request):
         """The button: in the queue, and from now on it can be stopped."""
-        self.stops[request.session_hash] = threading.Event()
+        self.new_stop(request)
         waiting = html.words(Moment("waiting for its turn"))
         busy = gr.Button(interactive=False), gr.Button(interactive=True)
         return html.hint("The first preview comes after a few steps."), waiting, *busy
 
     def make(self, request: gr.Request, made: list[Made], *inputs: Any) -> Iterator[Any]:
         """(stage, words, files, history, clips) again and again until the clip is there."""
-        image, prompt, seed, steps, compare, *turned = inputs
-        if image is None:
-            return (
-                yield html.hint(""), html.words(Moment("", error="put in an image first")), *[gr.skip()] * 3
-            )
-        dials = dict(zip(self.studio.dials, turned, strict=True))
-        wish = Wish(Path(image), prompt or "", int(seed or 0), int(steps), dials, bool(compare))
-        stop = self.stops.setdefault(request.session_hash, threading.Event())
+        try:
+            wish = self.wish(*inputs)
+        except EdgError as error:
+            return (yield html.hint(""), html.words(Moment("", error=str(error))), *[gr.skip()] * 3)
+        stop = self.stops.get(request.session_hash) or self.new_stop(request)
         for moment in self.studio.make(wish, stop):
             stage = html.pictures(moment) if moment.frames or moment.made else gr.skip()
             more = [gr.skip()] * 3
@@ -265,6 +228,24 @@ class Visit:
                 made = [moment.made, *made[: HISTORY - 1]]
                 more = [_files(moment.made), _gallery(made), made]
             yield stage, html.words(moment, wish), *more
+
+    def wish(self, image: Any, prompt: Any, seed: Any, steps: Any, compare: Any, *turned: Any) -> Wish:
+        """The wish out of the page's fields, as the browser sent them. Raises UsageError."""
+        if not isinstance(image, Mapping):
+            raise UsageError("put in an image first")
+        try:
+            dials = {word: float(value) for word, value in zip(self.studio.dials, turned, strict=True)}
+            numbers = int(seed or 0), int(steps)
+        except (TypeError, ValueError) as error:
+            raise UsageError("a field is not a number", fix="load the page again") from error
+        return Wish(Path(image["path"]), str(prompt or ""), *numbers, dials, bool(compare))
+
+    def new_stop(self, request: gr.Request) -> threading.Event:
+        """A new flag that ends the visitor's wish."""
+        while len(self.stops) >= VISITS:  # of tabs that are gone
+            self.stops.pop(next(iter(self.stops)), None)
+        stop = self.stops[request.session_hash] = threading.Event()
+        return stop
 
     def leave(self, request: gr.Request):
         self.stops.pop(request.session_hash, None)
@@ -281,6 +262,8 @@ class Visit:
 
     def again(self, made: list[Made], event: gr.SelectData):
         """A clip of the history with its settings: (stage, words, files, inputs)."""
+        if event.index >= len(made):
+            return [gr.skip()] * (8 + len(self.studio.dials))
         chosen = made[event.index]
         wish = chosen.wish
         settings = [str(wish.image), wish.prompt, wish.seed, wish.steps, wish.compare, *wish.dials.values()]

@@ -4,9 +4,7 @@ goes with it."""
 from __future__ import annotations
 
 import queue
-import shutil
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -21,6 +19,7 @@ from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.formats import write_clip
 from edg.core.records import write_json
 from edg.core.video import read_image
+from edg.report.uploads import Uploads, sweep
 from edg.runner import files
 from edg.runner.progress import clock
 
@@ -29,7 +28,7 @@ MAX_PROMPT = 300  # characters
 MAX_STEPS = 100
 SEEDS = 2**31
 THUMB = 160  # pixels
-PATIENCE = 30  # seconds at the end for the step that is being made
+PATIENCE = 1.5  # seconds at the end for the step that is being made
 
 #: (image, prompt, *, progress, watch, **flags) -> a clip with `frames` and `record`, see edg.api
 Animate = Callable[..., Any]
@@ -41,7 +40,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Wish:
-    """What somebody asks for. image: in the studio's folder. dials: word -> 0..1."""
+    """What somebody asks for. image: one that was uploaded. dials: word -> 0..1."""
 
     image: Path
     prompt: str
@@ -58,6 +57,9 @@ class Wish:
             raise UsageError(f"seed {self.seed}", expected=f"0 to {SEEDS - 1}")
         if not 1 <= self.steps <= MAX_STEPS:
             raise UsageError(f"{self.steps} steps", expected=f"1 to {MAX_STEPS}")
+        for word, turned in self.dials.items():
+            if not 0 <= turned <= 1:
+                raise UsageError(f"{word} {turned:g}", expected="0 to 1")
 
 
 @dataclass(frozen=True)
@@ -97,29 +99,39 @@ class Studio:
     ):  # fmt: skip
         self.name, self.makers, self.steps, self.small = name, dict(makers), steps, small
         self.dials, self.about = dict(dials or {}), about
-        self.folder = Path(tempfile.mkdtemp(prefix="edg-demo-"))
-        self._one = threading.Lock()
+        sweep()
+        self.uploads = Uploads()
+        self._one, self._looking = threading.Lock(), threading.Lock()
         self._at_work: dict[threading.Thread, threading.Event] = {}
 
     def __enter__(self) -> Studio:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for thread, stop in list(self._at_work.items()):
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        return self.uploads.folder
+
+    def close(self) -> bool:
+        """Stop what is being made and remove the folder. False: a step did not end within `PATIENCE`."""
+        working = list(self._at_work.items())
+        for _, stop in working:
             stop.set()
-            thread.join(PATIENCE)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        end = time.monotonic() + PATIENCE
+        for thread, _ in working:
+            thread.join(max(0.0, end - time.monotonic()))
+        self.uploads.close()
+        return not any(thread.is_alive() for thread, _ in working)
 
     def check_image(self, path: Path) -> None:
         """Raise BadFileError, by the name that it was uploaded with, for what is no image to be had here."""
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if not self.uploads.is_upload(str(path)):
             raise BadFileError("the image is not one that was uploaded here")
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise BadFileError(
-                    f"the image {path} is too large", expected=f"{MAX_BYTES // 10**6} MB at most"
-                )
-            read_image(path)
+            with self._looking:  # one at a time is in memory
+                read_image(path)
         except BadFileError as error:
             raise BadFileError(str(error).replace(str(path), path.name)) from error
 
@@ -171,7 +183,7 @@ class Studio:
     def _keep(self, wish: Wish, videos: Mapping[str, Any]) -> Made:
         """Write the clips and their records, as `edg sample` writes them; other makers' have their name in
         front."""
-        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="clip-"))
+        folder = self.uploads.new_folder()
         clips, written = {}, []
         for name, video in videos.items():
             record = dict(video.record)
@@ -186,10 +198,11 @@ class Studio:
         thumb = folder / "thumb.webp"
         write_clip(thumb, frames[:, ::step, ::step], "webp", fps=8, crf=0, tags={})
         lines = [line for video in videos.values() for line in video.record.get("warnings", ())]
+        self.uploads.show([*written, thumb])
         return Made(wish, folder, clips, tuple(written), thumb, frames.shape[2], tuple(dict.fromkeys(lines)))
 
     def forget(self, made: Made) -> None:
-        shutil.rmtree(made.folder, ignore_errors=True)
+        self.uploads.forget(made.folder)
 
 
 class Turn:

@@ -19,6 +19,7 @@ from edg.demo import environment  # noqa: E402
 from edg.report.studio import MAX_BYTES, Studio, Wish  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+PAGE = "http://127.0.0.1"
 UPLOAD = "/gradio_api/upload"
 PICTURE = ROOT / "prompts/sprites/05-red-circle.png"
 
@@ -44,12 +45,17 @@ def client(studio):
     """A browser of the demo's page that follows no rules."""
     from edg.report.demo import app
 
-    with TestClient(app(studio, "127.0.0.1"), base_url="http://127.0.0.1") as client:
+    with TestClient(app(studio, "127.0.0.1"), base_url=PAGE, headers={"Origin": PAGE}) as client:
         yield client
 
 
 def files(folder):
     return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def put(studio, name="x.png"):
+    with open(PICTURE, "rb") as file:
+        return studio.uploads.put(name, file)
 
 
 def size(studio):
@@ -69,6 +75,7 @@ def test_names_of_uploads_stay_in_the_folder(client, studio, home, name):
     answer = client.post(UPLOAD, files={"files": (name, data, "image/png")})
     new = files(home) - before
     assert all(path.resolve().is_relative_to(studio.folder.resolve()) for path in new), new
+    assert list(home.iterdir()) == [studio.folder]
     if answer.status_code == 200:
         (path,) = map(Path, answer.json())
         assert new == {path} and path.read_bytes() == data
@@ -85,12 +92,17 @@ def test_a_file_that_is_too_large_is_not_kept(client, studio):
 
 def test_the_sum_of_uploads_is_bounded(client, studio, monkeypatch):
     """A page that is left open to many fills no disk."""
-    monkeypatch.setattr("edg.report.demo.MAX_KEPT", size(studio) + 3 * PICTURE.stat().st_size)
-    codes = []
-    for i in range(6):
-        upload = {"files": (f"{i}.png", PICTURE.read_bytes() + bytes([i]), "image/png")}
-        codes.append(client.post(UPLOAD, files=upload).status_code)
-    assert codes == [200] * 3 + [507] * 3
+    monkeypatch.setattr("edg.report.uploads.MAX_KEPT", size(studio) + 350_000)
+
+    def code(number):
+        upload = {"files": (f"{number}.png", bytes([number]) * 100_000, "image/png")}
+        return client.post(UPLOAD, files=upload).status_code
+
+    assert [code(number) for number in range(6)] == [200] * 3 + [507] * 3
+    monkeypatch.undo()
+    assert code(6) == 200, "what was refused takes no room"
+    monkeypatch.setattr("edg.report.uploads.MAX_FILES", len(files(studio.folder)) + 2)
+    assert [code(number) for number in range(4)] == [200] * 2 + [507] * 2
 
 
 def test_many_files_in_one_request(client, studio):
@@ -138,17 +150,19 @@ def test_no_other_file_is_served(client, path):
 @pytest.mark.parametrize(
     "kind", ["60000x60000", "one row too many", "text bomb", "page", "vector", "empty", "cut"]
 )
-def test_uploads_that_are_no_image_to_be_had(studio, kind):
+def test_uploads_that_are_no_image_to_be_had(studio, tmp_path, kind):
     """By their name, without the folder; the pixels are counted before they are there."""
-    broken(studio.folder / "x.png", kind)
+    broken(tmp_path / "x.png", kind)
+    with open(tmp_path / "x.png", "rb") as file:
+        path = studio.uploads.put("x.png", file)
     with pytest.raises(BadFileError) as error:
-        studio.check_image(studio.folder / "x.png")
+        studio.check_image(path)
     assert "x.png" in str(error.value) and str(studio.folder) not in str(error.value)
 
 
-@pytest.mark.parametrize("how", ["elsewhere", "dots", "link", "folder", "pipe"])
+@pytest.mark.parametrize("how", ["elsewhere", "dots", "link", "folder", "pipe", "file"])
 def test_a_wish_for_another_file_is_refused(studio, tmp_path, how):
-    """What the page sends is not believed: no path out of the folder, no link, nothing but files."""
+    """What the page sends is not believed: nothing but what was uploaded, wherever it lies."""
     outside = save(tmp_path / "private.png", Image.new("RGB", (8, 8), RED))
     path = studio.folder / f"{how}.png"
     {
@@ -157,10 +171,27 @@ def test_a_wish_for_another_file_is_refused(studio, tmp_path, how):
         "link": lambda: path.symlink_to(outside),
         "folder": path.mkdir,
         "pipe": lambda: os.mkfifo(path),
+        "file": lambda: shutil.copy(PICTURE, path),
     }[how]()
     path = {"elsewhere": outside, "dots": studio.folder / "../private.png"}.get(how, path)
     (*_, last) = studio.make(Wish(path, "", 1, 1), threading.Event())
-    assert "not one that was uploaded here" in last.error or "is not a file" in last.error
+    assert last.error and last.made is None
+
+
+@pytest.mark.parametrize("how", ["link", "folder", "pipe", "gone"])
+def test_an_upload_that_is_something_else_meanwhile(studio, tmp_path, how):
+    outside = save(tmp_path / "private.png", Image.new("RGB", (8, 8), RED))
+    path = put(studio)
+    path.unlink()
+    {
+        "link": lambda: path.symlink_to(outside),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "gone": lambda: None,
+    }[how]()
+    with pytest.raises(BadFileError):
+        studio.check_image(path)
+    assert not studio.uploads.is_shown(str(path))
 
 
 def test_the_folder_goes_with_the_demo(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -251,14 +250,15 @@ def studio():
 
     with Studio("fake", {"edg": animate}) as studio:
         studio.steps = []
-        shutil.copy(IMAGE, studio.folder / "x.png")
+        with open(IMAGE, "rb") as file:
+            studio.image = studio.uploads.put("x.png", file)
         yield studio
 
 
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_the_model_takes_no_further_step(studio, how):
     stop = threading.Event()
-    moments = studio.make(Wish(studio.folder / "x.png", "", 1, 100), stop)
+    moments = studio.make(Wish(studio.image, "", 1, 100), stop)
     next(moment for moment in moments if "dyn" in moment.words)
     stop.set() if how == "stop" else moments.close()
     last = [moment.words for moment in moments][-1:]
@@ -270,7 +270,7 @@ def test_the_model_takes_no_further_step(studio, how):
 
 
 def test_the_end_waits_for_the_step_that_is_being_made(studio):
-    moments = studio.make(Wish(studio.folder / "x.png", "", 1, 100), threading.Event())
+    moments = studio.make(Wish(studio.image, "", 1, 100), threading.Event())
     next(moment for moment in moments if "dyn" in moment.words)
     studio.__exit__()
     taken = len(studio.steps)
@@ -285,10 +285,12 @@ def test_the_end_waits_for_the_step_that_is_being_made(studio):
         ({"prompt": "x" * 301}, "a prompt of 301 characters"),
         ({"steps": 101}, "101 steps"),
         ({"seed": -1}, "seed -1"),
+        ({"dials": {"motion": 1.5}}, "motion 1.5"),
+        ({"dials": {"hold": float("nan")}}, "hold nan"),
     ],
 )
 def test_what_is_out_of_bounds(studio, change, error):
-    wish = {"image": studio.folder / "x.png", "prompt": "", "seed": 1, "steps": 2} | change
+    wish = {"image": studio.image, "prompt": "", "seed": 1, "steps": 2} | change
     assert error in list(studio.make(Wish(**wish), threading.Event()))[-1].error and not studio.steps
 
 

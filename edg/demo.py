@@ -53,8 +53,10 @@ def demo(args: argparse.Namespace) -> int:
     """Serve the page until a signal. Raises MachineError."""
     if find_spec("gradio") is None:
         raise MachineError("edg demo needs the package gradio", fix="pip install 'edg[demo]'")
+    from edg.report.uploads import Uploads
+
     listener = listen(args.host, args.port)
-    with listener, studio_of(args) as studio:
+    with listener, Uploads() as uploads, uploads.temporary(), studio_of(args, uploads) as studio:
         os.environ |= environment(studio.folder)
         from edg.report.demo import server
 
@@ -99,7 +101,7 @@ class Ending:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.number:
-            gc.freeze()  # else the interpreter goes through all that torch imported, for seconds, before it ends
+            gc.freeze()  # else the interpreter looks through all that torch imported, for seconds, to end
             signal.raise_signal(self.number)
 
     def others(self) -> bool:
@@ -154,8 +156,9 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def studio_of(args: argparse.Namespace) -> Any:
-    """The model and the base beside it. Of published weights one network at a time is in memory."""
+def studio_of(args: argparse.Namespace, uploads: Any = None) -> Any:
+    """The model and the base beside it. Of published weights one network at a time is in memory. uploads:
+    `edg.report.uploads.Uploads`, by default a new one."""
     from edg.api import SPRITES, Model
     from edg.report.studio import Studio
     from edg.runner.dials import find_dials
@@ -181,7 +184,8 @@ def studio_of(args: argparse.Namespace) -> Any:
     dials = find_dials(None, name) if "recipe" in flags else None
     steps = dials.sampling.get("ddim_steps", 50) if dials else 50
     makers = {"edg": model.animate, "base": beside.animate}
-    return Studio(name, makers, steps, turnable(dials), small=not paths, about="" if paths else ABOUT_SPRITES)
+    about = "" if paths else ABOUT_SPRITES
+    return Studio(name, makers, steps, turnable(dials), small=not paths, about=about, uploads=uploads)
 
 
 def published() -> dict[str, Path]:

@@ -19,7 +19,7 @@ from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.formats import write_clip
 from edg.core.records import write_json
 from edg.core.video import read_image
-from edg.report.uploads import Uploads, sweep
+from edg.report.uploads import Uploads
 from edg.runner import files
 from edg.runner.progress import clock
 
@@ -91,16 +91,17 @@ class Moment:
 class Studio:
     """makers: name -> Animate, the first is the model, the others are for comparison. steps: to begin with.
     dials: word -> what it turns, in words, for those that have a measured curve. small: whether its clips are
-    to be enlarged. about: what a visitor should know of the model."""
+    to be enlarged. about: what a visitor should know of the model. uploads: where files lie, closed at the
+    end; by default a new folder."""
 
     def __init__(
         self, name: str, makers: Mapping[str, Animate], steps: int = 50,
         dials: Mapping[str, str] | None = None, small: bool = False, about: str = "",
+        uploads: Uploads | None = None,
     ):  # fmt: skip
         self.name, self.makers, self.steps, self.small = name, dict(makers), steps, small
         self.dials, self.about = dict(dials or {}), about
-        sweep()
-        self.uploads = Uploads()
+        self.uploads = uploads or Uploads()
         self._one, self._looking = threading.Lock(), threading.Lock()
         self._at_work: dict[threading.Thread, threading.Event] = {}
 

@@ -14,8 +14,8 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,14 +31,30 @@ DAY = 86_400  # seconds that an upload is kept
 
 
 class Uploads:
-    """A folder that only this process and its user use. `sweep` removes those of demos that were killed."""
+    """A folder that only this process and its user use; those of demos that were killed are removed first."""
 
     def __init__(self):
+        sweep()
         self.folder, self._lock = _claim()
         self._named: dict[str, float] = {}  # uploads and examples -> when they came
         self._shown: set[str] = set()  # what was made for visitors
         self._coming = 0  # bytes of uploads on their way
         self._counting = threading.Lock()
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Put what this process needs for a while into the folder too: it goes, or is swept, with it."""
+        before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
     def reserve(self, size: int) -> None:
         """Room for an upload of `size` bytes until `release`. Raises MachineError where there is none."""
@@ -111,7 +127,7 @@ def sweep() -> None:
 
 
 def file_name(name: str) -> str:
-    """A name for an upload like the one that it came with: letters, digits, "._-, "; no folders, not hidden."""
+    """A name for an upload like the one that it came with: letters, digits, "._-, "; no folder, not hidden."""
     last = name.replace("\\", "/").rpartition("/")[2]
     kept = "".join(letter for letter in last if letter.isalnum() or letter in "._-, ").strip(". ")
     stem, dot, ending = kept.rpartition(".")

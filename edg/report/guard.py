@@ -35,7 +35,7 @@ UPLOAD = f"{API}/upload"
 PROGRESS = f"{API}/upload_progress"
 READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(assets|static|svelte)/.+"
-    rf"|{API}/(startup-events|app_id|info|theme\.css|upload_progress|queue/(data|status)|heartbeat/\w+|file=.+)",
+    rf"|{API}/(startup-events|app_id|info|theme\.css|upload_progress|queue/(data|status)|heartbeat/\w+|file=/.+)",
     re.DOTALL,
 )
 SENT = re.compile(rf"{API}/(upload|queue/join|run/predict|cancel|reset)")

@@ -127,7 +127,7 @@ def sweep() -> None:
 
 
 def file_name(name: str) -> str:
-    """A name for an upload like the one that it came with: letters, digits, "._-, "; no folder, not hidden."""
+    """A name for an upload like the one it came with: letters, digits, "._-, "; no folder, none hidden."""
     last = name.replace("\\", "/").rpartition("/")[2]
     kept = "".join(letter for letter in last if letter.isalnum() or letter in "._-, ").strip(". ")
     stem, dot, ending = kept.rpartition(".")

@@ -35,7 +35,7 @@ GUESTS = {
     "gradio": ("report/demo.py",),
     "diffusers": ("systems/*/backend.py",),
     "safetensors": ("weights/*.py",),
-    "av": ("core/video.py", "data/readers.py"),
+    "av": ("core/video.py", "core/films.py"),
     "imageio": ("core/video.py",),
     "decord": ("data/readers.py",),
     "cv2": ("metrics/*.py",),

@@ -6,6 +6,7 @@ What a picture file becomes: EXIF rotation applied, transparency laid on white, 
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import warnings
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from av.container import InputContainer
     from PIL import Image
+
+    from edg.core.films import Film
 
 MAX_PIXELS = 64_000_000
 # Every further decoder that Pillow has is code that a file called .png could reach.
@@ -81,15 +84,15 @@ def pictures_in(path: str | Path) -> int:
         raise BadFileError(f"cannot read the image {path}: {error}") from error
 
 
-def _need_regular_file(path: Path) -> None:
+def _need_regular_file(path: Path, what: str = "the image") -> None:
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
-        raise BadFileError(f"cannot open the image {path}: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise BadFileError(f"{path} is not a file", expected="an image file")
-    if path.stat().st_size == 0:
-        raise BadFileError(f"the image {path} is empty (0 bytes)")
+        raise BadFileError(f"cannot open {what} {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFileError(f"{path} is not a file", expected=f"{what}'s file")
+    if status.st_size == 0:
+        raise BadFileError(f"{what} {path} is empty (0 bytes)")
 
 
 def _need_reasonable_size(path: Path, size: tuple[int, int]) -> None:
@@ -146,6 +149,21 @@ def fit_image(
         box = (left, top, picture.width - left, picture.height - top)
     pixels = np.array(_resize(picture, (width, height), box))
     return (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255 - 0.5) / 0.5
+
+
+def on_white(picture: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 4), red, green, blue and alpha, as (H, W, 3) on white."""
+    from PIL import Image
+
+    return np.asarray(_to_rgb(Image.fromarray(picture)))
+
+
+def resize_picture(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """uint8 (H, W, 3) at another size, antialiased bilinear."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    return np.asarray(_resize(image, (width, height), (0, 0, *image.size)))
 
 
 def _resize(
@@ -252,23 +270,47 @@ def open_container(path: str | Path, **options: str) -> InputContainer:
 
 
 def read_clip(path: str | Path) -> tuple[np.ndarray, float]:
-    """All frames of a video file as uint8 (T, H, W, 3), and its frames per second (0 where it does not say).
-    Raises BadFileError when it cannot be read, or has more than 4 GB of frames."""
-    import av
+    """All frames of a video file as a player shows them (see films.py), uint8 (T, H, W, 3), and its frames
+    per second (0 where it does not say). Raises BadFileError when it cannot be read, or has more than 4 GB of
+    frames."""
+    film = open_film(path)
+    return _all_frames(film), film.fps
 
-    frames: list[np.ndarray] = []
-    try:
-        with open_container(path) as container:
-            for frame in container.decode(video=0):
-                need_reasonable_clip(path, len(frames) + 1, (frame.width, frame.height))
-                frames.append(frame.to_ndarray(format="rgb24"))
-            fps = float(container.streams.video[0].average_rate or 0)
-    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadFileError(f"cannot read the video {path}: {reason}") from error
-    if not frames:
-        raise BadFileError(f"the video {path} holds no frame")
-    return np.stack(frames), fps
+
+def read_frames(path: str | Path) -> np.ndarray:
+    """All frames of a video file as uint8 (T, H, W, 3). Raises BadFileError when it cannot be read."""
+    return read_clip(path)[0]
+
+
+def read_steady(path: str | Path, most: int) -> tuple[np.ndarray, float]:
+    """As read_clip, in even steps: where the frames of a film come at a changing rate, those that are longer
+    seen come again, up to `most` frames in all (see `films.evenly`)."""
+    from edg.core.films import evenly
+
+    film = open_film(path)
+    frames = _all_frames(film)
+    if film.steady:
+        return frames, film.fps
+    chosen, rate = evenly(film.times, film.end, film.fps, most)
+    need_reasonable_clip(path, len(chosen), (frames.shape[2], frames.shape[1]))
+    return frames[chosen], rate
+
+
+def open_film(path: str | Path) -> Film:
+    """A video file, its packets listed. Raises BadFileError."""
+    from edg.core.films import Film
+
+    path = Path(path)
+    _need_regular_file(path, "the video")
+    return Film(path)
+
+
+def _all_frames(film: Film) -> np.ndarray:
+    need_reasonable_clip(film.path, film.frames, film.size[::-1])
+    frames = film.get(range(film.frames))
+    for warning in film.warnings:
+        logging.getLogger("edg").warning(warning)
+    return frames
 
 
 def need_reasonable_clip(path: str | Path, frames: int, size: tuple[int, int]) -> None:
@@ -278,23 +320,11 @@ def need_reasonable_clip(path: str | Path, frames: int, size: tuple[int, int]) -
         raise BadFileError(f"{path} holds over {MAX_CLIP >> 30} GB of frames", expected="a clip")
 
 
-def read_frames(path: str | Path) -> np.ndarray:
-    """All frames of a video file as uint8 (T, H, W, 3). Raises BadFileError when it cannot be read."""
-    return read_clip(path)[0]
-
-
 def read_rate(path: str | Path) -> float:
-    """Frames a second of a video file, as its container tells. Raises BadFileError when it does not."""
-    import av
-
-    try:
-        with open_container(path) as container:
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise BadFileError(f"cannot read the video {path}: {error}") from error
+    """Frames a second of a video file. Raises BadFileError when it does not say."""
+    rate = open_film(path).fps
     if not rate > 0:
-        raise BadFileError(f"the video {path} does not tell its frames a second")
+        raise BadFileError(f"the video {path} does not say its frames a second")
     return rate
 
 

@@ -9,6 +9,7 @@ index), what cannot be read is replaced, counted and listed, never fatal.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from edg.data.captions import nearby
 from edg.data.order import Key
 from edg.data.readers import Backend, read_frames_at
 from edg.data.sources import Video, read_csv, read_tree, read_videos
-from edg.data.transforms import ClipSpec, choose_times, fit_clip, rate_condition
+from edg.data.transforms import ClipSpec, choose_frames, fit_clip, rate_condition
 
 __all__ = ["ClipDataset", "ClipSpec", "Skipped", "Video", "read_csv", "read_tree", "read_videos"]
 
@@ -110,6 +111,7 @@ class ClipDataset(torch.utils.data.Dataset):
         self.videos, self.clip, self.seed = videos, clip, seed
         self.skipped = Skipped() if skipped is None else skipped
         self.tries, self.reader = tries, reader
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -131,6 +133,13 @@ class ClipDataset(torch.utils.data.Dataset):
             fix="look at the list of skipped videos" + (f" {self.skipped.file}" if self.skipped.file else ""),
         )
 
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Log what is to be known of a video, once in this process."""
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                logging.getLogger("edg").warning(warning)
+
     def _other(self, epoch: int, index: int, attempt: int) -> int:
         draws = generator(self.seed, "replacement", epoch, index, attempt)
         return int(torch.randint(len(self.videos), (1,), generator=draws))
@@ -143,18 +152,19 @@ class ClipDataset(torch.utils.data.Dataset):
 
         def choose(reader):
             draws = generator(self.seed, "clip", epoch, index, attempt)
-            return choose_times(reader.frames, reader.fps, self.clip, draws)
+            return choose_frames(reader, self.clip, draws)
 
         reader, frames, chosen = read_frames_at(video.path, choose, self.reader)
+        self._warn(reader.warnings)
         draws = generator(self.seed, "flip", epoch, index, attempt)
         mirror = self.clip.flip and bool(torch.rand(1, generator=draws) < 0.5)
         return {
             "frames": fit_clip(frames, self.clip.height, self.clip.width, mirror),
             "caption": video.caption,
             "path": str(video.path),
-            "fps": rate_condition(reader.fps, chosen.step, self.clip),
-            "fps_true": reader.fps / chosen.step,
-            "stride": chosen.step,
+            "fps": rate_condition(chosen.fps * chosen.stride, chosen.stride, self.clip),
+            "fps_true": chosen.fps,
+            "stride": chosen.stride,
             "start": chosen.start,
             "reader": reader.name,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from edg.core.errors import BadFileError, UsageError
+from edg.core.films import frames_at
 from edg.core.video import fit_image
+from edg.data.readers import Reader
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class ClipSpec:
 
     frames, height, width: its size. stride: smallest and largest distance of two frames in the video, drawn
     uniformly (published: 1 to 6). fixed_fps: strides are counted at this rate instead of the video's own (a
-    stride of 1 is then the nearest whole number to video fps / fixed_fps, at least 1).
+    stride of 1 is then the nearest whole number to video fps / fixed_fps, at least 1). Frames of a video whose
+    rate changes are chosen by their times, even ones, see `choose_frames`.
     random_start: the clip begins anywhere, else at frame 0. condition: what the network is told, "fps" (the
     clip's frames per second, rounded down, at most fps_max; 512 and 1024 models) or "fs" (the stride; 256).
     flip: half of the clips are mirrored (wrong where captions say left and right).
@@ -68,6 +72,47 @@ def choose_times(count: int, fps: float, clip: ClipSpec, generator: torch.Genera
     start = _draw(0, count - 1 - stride * gaps, generator)
     start = start if clip.random_start else 0
     return range(start, start + stride * clip.frames, stride)
+
+
+@dataclass(frozen=True)
+class Choice(Sequence[int]):
+    """Frames of a video that make a clip, a sequence of their numbers. fps: of the clip. stride: the mean
+    distance in the video. start: number of the first."""
+
+    indices: Sequence[int]
+    fps: float
+    stride: int
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place):
+        return self.indices[place]
+
+
+def choose_frames(video: Reader, clip: ClipSpec, generator: torch.Generator) -> Choice:
+    """Which frames of a video a clip is made of, even in time.
+
+    At a steady rate those of `choose_times`. Where the rate changes, the clip shows what a player shows at
+    even times: every `stride` steps of the mean rate, or of fixed_fps where this is less; a frame that lasts
+    longer is there more than once. Always two numbers are drawn. Raises BadFileError when the video has fewer
+    frames than the clip.
+    """
+    if video.steady:
+        chosen = choose_times(video.frames, video.fps, clip, generator)
+        return Choice(chosen, video.fps / chosen.step, chosen.step, chosen.start)
+    stride = _draw(clip.stride[0], clip.stride[1], generator)
+    if video.frames < clip.frames:
+        raise BadFileError(f"too short: {video.frames} frames, a clip has {clip.frames}")
+    gaps, length = max(1, clip.frames - 1), float(video.times[-1])
+    step = stride / min(clip.fixed_fps or video.fps, video.fps)
+    step = min(step, length / gaps)
+    latest = int(np.searchsorted(video.times, length - step * gaps + 1e-6, side="right")) - 1
+    start = _draw(0, max(0, latest), generator)
+    start = start if clip.random_start else 0
+    at = float(video.times[start]) + step * np.arange(clip.frames)
+    return Choice(frames_at(video.times, at).tolist(), 1 / step, max(1, round(step * video.fps)), start)
 
 
 def _draw(low: int, high: int, generator: torch.Generator) -> int:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from edg.core.errors import BadFileError, MachineError
+from edg.core.films import Film
 from edg.data import readers
-from edg.data.readers import PyAvReader, open_video, read_frames_at
+from edg.data.readers import open_video, read_frames_at
 
 BACKENDS = ("auto", "pyav")
 
@@ -53,10 +54,10 @@ def test_both_readers_agree(tmp_path, films):
     pytest.importorskip("decord")
     path = films.encode(tmp_path / "a.mp4", count=60, fps=30000 / 1001)
     one, other = open_video(path, "decord"), open_video(path, "pyav")
-    assert (one.name, other.name) == ("decord", "pyav") and open_video(path).name == "decord"
+    assert (one.name, other.name) == ("decord", "pyav") and open_video(path).name == "pyav"
     assert one.fps == pytest.approx(other.fps) == pytest.approx(29.97, abs=1e-3)
     asked = range(2, 60, 7)
-    assert np.abs(one.get(asked).astype(int) - other.get(asked)).max() <= 2
+    assert close(one.get(asked), other.get(asked), 3)  # decord takes swscale's quick way
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -120,23 +121,6 @@ def test_sound_alone_is_no_video(tmp_path):
         open_video(path)
 
 
-def test_pyav_steps_in_for_decord(tmp_path, films, monkeypatch):
-    path = films.encode(tmp_path / "a.mp4")
-
-    class Fails:
-        name, frames, fps, size = "decord", 10, 25.0, (48, 64)
-
-        def get(self, indices):
-            raise BadFileError("decord cannot")
-
-    monkeypatch.setattr(readers, "DecordReader", lambda path: Fails())
-    monkeypatch.setattr(readers, "_decord", lambda: object())
-    reader, frames, chosen = read_frames_at(path, lambda reader: [reader.frames - 1])
-    assert reader.name == "pyav" and chosen == [39] and numbers(frames) == [39]
-    with pytest.raises(BadFileError, match="decord cannot"):
-        read_frames_at(path, lambda reader: [0], "decord")
-
-
 def test_without_decord(tmp_path, films, monkeypatch):
     path = films.encode(tmp_path / "a.mp4")
     monkeypatch.setattr(readers, "_decord", lambda: None)
@@ -147,6 +131,6 @@ def test_without_decord(tmp_path, films, monkeypatch):
 
 def test_times_that_say_nothing(tmp_path, films, monkeypatch):
     """Where packets carry no times, frames are counted from the beginning."""
-    reader = PyAvReader(films.encode(tmp_path / "a.mp4"))
+    reader = Film(films.encode(tmp_path / "a.mp4"))
     reader._times = None
     assert numbers(reader.get([0, 17, 39])) == [0, 17, 39]

@@ -1,4 +1,4 @@
-"""A film file as a player shows it: which stream, which frames at which times, upright, in square pixels, sRGB.
+"""A film file as a player shows it: which stream, which frames at which times, upright, in square pixels.
 
 The packets of a file are listed once (nothing is decoded), then frames are decoded from the keyframe before.
 
@@ -33,13 +33,22 @@ if TYPE_CHECKING:
 
 HD_LINES = 720
 WIDEST_PIXEL = 10
+_WEB_CODECS = {  # container, codec -> pixel formats that Chromium, Firefox and Safari all play
+    (".mp4", "h264"): ("yuv420p", "yuvj420p"),
+    (".mp4", "vp9"): ("yuv420p",),
+    (".mp4", "av1"): ("yuv420p", "yuv420p10le"),
+    (".webm", "vp8"): ("yuv420p",),
+    (".webm", "vp9"): ("yuv420p",),
+    (".webm", "av1"): ("yuv420p", "yuv420p10le"),
+}
+_WEB_SOUND = ("aac", "mp3", "opus", "vorbis", "flac")
 _SEEKS_EXACTLY = ("mp4", "matroska")  # in FFmpeg's names of the container formats
 _PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls", "jpeg2000")
 _LIMITED_GREY = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "prores")
-_RGB, _UNKNOWN, _FULL, _LIMITED = 0, 2, 2, 1  # FFmpeg's AVCOL_SPC_RGB, _UNSPECIFIED, AVCOL_RANGE_JPEG, _MPEG
+_RGB, _FULL, _LIMITED = 0, 2, 1  # FFmpeg's AVCOL_SPC_RGB, AVCOL_RANGE_JPEG, AVCOL_RANGE_MPEG
 _BT709, _BT601, _MATRICES = 1, 5, (1, 4, 5, 6, 7, 9, 10)  # those that swscale knows
-# swscale's quick way is up to 3 levels too dark: bilinear, full_chroma_int, accurate_rnd, and into planes, which
-# takes half the time that packed pixels take.
+# swscale's quick way is up to 3 levels too dark: bilinear, full_chroma_int, accurate_rnd, and into planes,
+# which takes half the time that packed pixels take.
 _EXACT, _PLANES = 0x2 | 0x2000 | 0x40000, "gbrp"
 
 
@@ -54,11 +63,13 @@ class _Packet(NamedTuple):
 class Film:
     """A film file, opened.
 
-    frames: how many it shows. fps: frames per second, mean where the rate changes. times: float64 (frames,),
-    seconds from the first frame on; end: when the last one ends. steady: frames come at one rate. size: (H, W) as shown. warnings: what a
-    user should know of it, complete once all frames are decoded. plain: any decoder would read the same
-    (one stream, a container that seeks exactly, every frame shown after the keyframe that it follows, upright,
-    square pixels, 8 bits, colour of BT.601). Raises BadFileError when the file cannot be read.
+    frames: how many it shows.      fps: frames per second, mean where the rate changes.
+    times: float64 (frames,), seconds from the first frame on.      end: when the last one ends.
+    steady: frames come at one rate.      size: (H, W) as shown.
+    warnings: what a user should know of it, complete once all frames are decoded.
+    plain: any decoder would read the same: one stream, a container that seeks exactly, every frame shown
+    after the keyframe that it follows, upright, square pixels, 8 bits, colour of BT.601.
+    Raises BadFileError when the file cannot be read.
     """
 
     name = "pyav"
@@ -110,6 +121,7 @@ class Film:
             exact = any(name in container.format.name for name in _SEEKS_EXACTLY)
             alone = len(container.streams.video) == 1
             self._ordinary = whole and exact and alone and not _leads(packets) and self._ratio == 1
+            self._web = _web_ending(container, stream, self.path)
             if getattr(stream.codec_context, "field_order", 0) > 1:
                 self._warn_of_fields()
 
@@ -123,8 +135,8 @@ class Film:
             raise BadFileError(f"{self.path} is cut short: {there} of {expected} frames")
 
     def _set_rate(self, stream: VideoStream, lasts: int) -> None:
-        """fps, times, steady, end. The container's rate counts where the frames keep it, to half a frame: it is
-        often that of all frames, also of hidden ones, or of nothing at all."""
+        """fps, times, steady, end. The container's rate counts where the frames keep it, to half a frame: it
+        is often that of all frames, also of hidden ones, or of nothing at all."""
         claimed = float(stream.average_rate or stream.guessed_rate or 0)
         if self._times is None or self.frames < 2:
             self.fps, self.steady = claimed, True
@@ -133,6 +145,7 @@ class Film:
             return
         ticks = np.array(self._times, dtype=np.float64)
         self.times = (ticks - ticks[0]) * float(stream.time_base)
+        self._offset = abs(float(ticks[0] * stream.time_base))
         mean = (self.frames - 1) / float(self.times[-1])
         self.fps = claimed if _keeps(self.times, claimed) else mean
         self.steady = _keeps(self.times, self.fps)
@@ -142,14 +155,22 @@ class Film:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._first[1]
+        return self._first[2]
 
     @property
     def plain(self) -> bool:
-        return self._ordinary and self._first[0]
+        return self._ordinary and self._first[1]
 
     @property
-    def _first(self) -> tuple[bool, tuple[int, int]]:
+    def web_ending(self) -> str:
+        """ ".mp4" or ".webm" where browsers play the file as it is and show the same frames, "" where not."""
+        at_zero = self._times is not None and self._offset < 0.5 / self.fps
+        same = self._ordinary and self.steady and at_zero and self._first[0]
+        return self._web if same else ""
+
+    @property
+    def _first(self) -> tuple[bool, bool, tuple[int, int]]:
+        """Of the first frame that was decoded: upright, upright and usual in colour, size."""
         if not hasattr(self, "_seen"):
             self.get([0])
         return self._seen
@@ -182,7 +203,7 @@ class Film:
                 if time in wanted:
                     if frame.is_corrupt:
                         raise BadFileError(f"cannot read {self.path}: a damaged frame")
-                    found[time] = self._shown(frame, stream.codec_context.name)
+                    found[time] = self._shown(frame, _codec(stream))
                 if time is not None and time >= last:
                     break
         return found
@@ -205,7 +226,7 @@ class Film:
         if not hasattr(self, "_seen"):
             usual = frame.format.name == "yuv420p" and frame.color_range != _FULL
             usual = usual and _matrix(frame, height) in (5, 6) and not matrix
-            self._seen = usual, shown.shape[:2]
+            self._seen = not matrix, usual, shown.shape[:2]
         return shown
 
     def _warn_of_fields(self) -> None:
@@ -261,7 +282,7 @@ def _shown_stream(streams: Sequence[VideoStream], found: dict[int, list[_Packet]
 
     def rank(stream) -> tuple[bool, bool, bool]:
         count, default = len(found[stream.index]), stream.disposition & av.stream.Disposition.default
-        still = count == 1 and stream.codec_context.name in _PICTURE_CODECS
+        still = count == 1 and _codec(stream) in _PICTURE_CODECS
         return count == 0, still, not default
 
     return min(streams, key=rank)  # the first of the best
@@ -293,6 +314,25 @@ def _leads(packets: Sequence[_Packet]) -> bool:
         if packet.time < begin:
             return True
     return False
+
+
+def _codec(stream) -> str:
+    """Of the format, not of the decoder: av1, not libdav1d."""
+    return stream.codec_context.codec.canonical_name
+
+
+def _web_ending(container: InputContainer, stream: VideoStream, path: Path) -> str:
+    """ ".mp4" or ".webm" where the container, the codec and the pixel format are ones that browsers play."""
+    if "mp4" in container.format.name:
+        kind = "" if container.metadata.get("major_brand", "").strip() in ("", "qt") else ".mp4"
+    else:
+        with open(path, "rb") as file:
+            kind = ".webm" if b"\x42\x82\x84webm" in file.read(64) else ""  # DocType of 4 bytes
+    coded = stream.codec_context
+    known = coded.pix_fmt in _WEB_CODECS.get((kind, _codec(stream)), ())
+    usual = coded.profile is None or not any(part in coded.profile for part in ("10", "4:2:2", "4:4:4"))
+    heard = all(sound.codec_context and _codec(sound) in _WEB_SOUND for sound in container.streams.audio)
+    return kind if known and heard and (usual or _codec(stream) != "h264") else ""
 
 
 # ---- place -------------------------------------------------------------------------------------------------
@@ -366,7 +406,8 @@ def _rgb(frame: VideoFrame, codec: str, lines: int, formatter) -> np.ndarray:
         limited = frame.color_range == _LIMITED or (frame.color_range != _FULL and codec in _LIMITED_GREY)
         return _grey(formatter.reformat(frame, format="gray").to_ndarray(), limited)
     if any(part.is_alpha for part in format.components) or format.name == "pal8":
-        return video.on_white(formatter.reformat(frame, format="rgba", interpolation=_EXACT, **colours).to_ndarray())
+        clear = formatter.reformat(frame, format="rgba", interpolation=_EXACT, **colours)
+        return video.on_white(clear.to_ndarray())
     return formatter.reformat(frame, format=_PLANES, interpolation=_EXACT, **colours).to_ndarray()
 
 

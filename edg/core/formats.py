@@ -1,4 +1,5 @@
 """A clip as files: mp4 (H.264), mov (ProRes), gif, webp, or png, a folder of frames; each with tags inside.
+Read are also films and animations that others made, and their folders of numbered frames.
 
 Tags are texts by name (prompt, seed, ...): container metadata in mp4 and mov, a text chunk each in png, and
 one JSON text in gif (its comment) and webp (EXIF ImageDescription).
@@ -9,26 +10,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from edg.core import video
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
 from edg.core.records import atomic_folder, atomic_path, sha256_file
+from edg.core.video import _to_rgb as to_rgb
 from edg.core.video import need_reasonable_clip, read_frames, read_metadata, write_video
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("mp4", "gif", "webp", "png", "mov")
-VIDEOS = (".mp4", ".webm", ".m4v", ".mov", ".mkv", ".avi", ".gif")  # what else is read, beside webp and png
+VIDEOS = (".mp4", ".webm", ".m4v", ".mov", ".mkv", ".avi", ".gif")
+ANIMATIONS = (".gif", ".webp", ".png", ".apng", ".avif")  # all but gif may stand still as well
+STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # what frames of a folder may be
 FIRST_FRAME = "00000.png"
 FRAME = re.compile(r"\d{5,}\.png")
+NUMBERED = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)  # a stem: what is before, number, what is behind
 DESCRIPTION = 0x010E  # EXIF ImageDescription
 GIF_FPS = 50  # viewers slow down what asks for more
 PALETTE_FRAMES = 8
@@ -62,20 +67,99 @@ def is_clip(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     if path.is_dir():
-        return (path / FIRST_FRAME).is_file()
-    return path.suffix.lower() in VIDEOS or (path.suffix.lower() == ".webp" and _is_animated(path))
+        return (path / FIRST_FRAME).is_file() or _has_frames(path)
+    suffix = path.suffix.lower()
+    return suffix in VIDEOS or (suffix in ANIMATIONS and _is_animated(path))
 
 
 def _is_animated(path: Path) -> bool:
-    """The flag of animation in the first chunk of a webp (VP8X), without decoding anything."""
+    """Whether a webp, png or avif moves, by its first chunks, without decoding anything."""
     if not path.is_file():  # a pipe would be waited for
         return False
     try:
         with open(path, "rb") as file:
             head = file.read(21)
+            if head[:8] == b"\x89PNG\r\n\x1a\n":
+                return _has_animation_chunk(file)
     except OSError:
         return False
+    if head[4:8] == b"ftyp":
+        return head[8:12] == b"avis"
     return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
+
+
+def _has_animation_chunk(png: BinaryIO) -> bool:
+    png.seek(8)
+    for _ in range(100):  # acTL comes before the picture; few chunks do
+        length, kind = int.from_bytes(png.read(4), "big"), png.read(4)
+        if kind in (b"acTL", b"IDAT", b""):
+            return kind == b"acTL"
+        png.seek(length + 4, 1)
+    return False
+
+
+# ---- folders of frames -------------------------------------------------------------------------------------
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return [
+        path for path in folder.iterdir() if path.suffix.lower() in STILLS and not path.name.startswith(".")
+    ]
+
+
+def _series(paths: Sequence[Path]) -> dict[tuple[str, str] | None, dict[int, list[Path]]]:
+    """(what is before the number, what is behind it) -> number -> files; None -> those without a number."""
+    found: dict[tuple[str, str] | None, dict[int, list[Path]]] = {}
+    for path in sorted(paths):
+        parts = NUMBERED.fullmatch(path.stem)
+        name, number = ((parts[1], parts[3]), int(parts[2][:18])) if parts else (None, 0)
+        found.setdefault(name, {}).setdefault(number, []).append(path)
+    return found
+
+
+def _has_frames(folder: Path) -> bool:
+    """Whether a folder holds pictures that are numbered in one way. One with texts is a folder of prompts."""
+    try:
+        paths = list(folder.iterdir())
+        if any(path.suffix.lower() == ".txt" for path in paths):
+            return False
+        return any(name and len(numbers) > 1 for name, numbers in _series(_pictures_in(folder)).items())
+    except OSError:
+        return False
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The frames of a folder by their numbers, whatever stands around these and wherever they begin.
+
+    Raises BadFileError, with the cause: no frames, other pictures among them, a number that is missing or
+    there twice.
+    """
+    try:
+        series = _series(_pictures_in(folder))
+    except OSError as error:
+        raise BadFileError(f"cannot read the folder {folder}: {error.strerror}") from error
+    if not series:
+        raise BadFileError(f"the clip {folder} holds no frame", expected="pictures such as 00000.png")
+    expected = "frames with one name and a number each, such as frame_0001.png"
+    if len(series) > 1 or None in series:
+        names = [next(iter(numbers.values()))[0].name for numbers in series.values()]
+        others = f" and {len(names) - 2} more kinds" * (len(names) > 2)
+        raise BadFileError(
+            f"{folder} holds pictures of several names: {', '.join(names[:2])}{others}", expected=expected
+        )
+    [numbers] = series.values()
+    twice = next((paths for paths in numbers.values() if len(paths) > 1), None)
+    if twice:
+        given = f"{folder} holds frame {twice[0].name} twice, as {twice[1].name}"
+        raise BadFileError(given, expected=expected)
+    order = sorted(numbers)
+    step = min((b - a for a, b in zip(order, order[1:], strict=False)), default=1)
+    gap = next((a for a, b in zip(order, order[1:], strict=False) if b - a != step), None)
+    if gap is not None:
+        raise BadFileError(
+            f"{folder}: number {gap + step} is missing after {numbers[gap][0].name}", expected=expected
+        )
+    return [numbers[number][0] for number in order]
 
 
 def check_speed(formats: Sequence[str], fps: float, crf: int) -> None:
@@ -173,42 +257,41 @@ def _exif(text: str) -> Image.Exif:
 
 
 def read_clip(path: str | Path) -> np.ndarray:
-    """All frames of a clip of any format as uint8 (T, H, W, 3). Viewers' formats (gif, webp) join frames that
-    are equal. Raises BadFileError."""
+    """All frames of a clip of any format as uint8 (T, H, W, 3). Viewers' formats (gif, webp, ...) join frames
+    that are equal. Raises BadFileError."""
     path = Path(path)
-    _need_files(path)
-    if path.is_dir() or path.suffix.lower() in (".gif", ".webp"):
-        return _stacked(path, _open_all(path))
+    if path.is_dir():
+        return _stacked(path, map(video.read_image, frame_files(path)))
+    if _is_picture(path):
+        return _animation(path)[0]
     return read_frames(path)
 
 
-def _need_files(path: Path) -> None:
-    """Raise BadFileError for a pipe or a device, as a clip or among its frames: it would be waited for."""
-    for file in path.glob("*.png") if path.is_dir() else (path,):
-        if file.exists() and not file.is_file():
-            raise BadFileError(f"{file} is not a file")
+def _is_picture(path: Path) -> bool:
+    """Whether a clip is Pillow's. Raises BadFileError for a pipe or a device: it would be waited for."""
+    if path.exists() and not path.is_file():
+        raise BadFileError(f"{path} is not a file")
+    return path.suffix.lower() in ANIMATIONS
 
 
 def read_timed(path: str | Path) -> tuple[np.ndarray, float]:
     """All frames of a clip of any format as uint8 (T, H, W, 3), and its frames per second (0 where a video
-    does not say). Frames that gif or webp have joined come as often as they are shown. Raises
-    BadFileError."""
+    does not say). Frames that gif or webp have joined, and those of a film whose rate changes, come as often
+    as they are shown. Raises BadFileError."""
     path = Path(path)
     if path.is_dir():
-        return read_clip(path), _told_rate(path)
-    _need_files(path)
-    if path.suffix.lower() not in (".gif", ".webp"):
-        return video.read_clip(path)
-    pictures = _open_all(path)
-    times = np.array([picture.info.get("duration") or 1000 / USUAL_FPS for picture in pictures])
+        return read_clip(path), _rate_of_settings(path)
+    if not _is_picture(path):
+        return video.read_steady(path, MOST_FRAMES)
+    frames, times = _animation(path)
     single = times[times < 1.5 * times.min()].mean()  # milliseconds; gif's are 120 and 130 for 125
     counts = np.maximum(1, np.round(times / single)).astype(int)
     if counts.sum() > MOST_FRAMES:
         counts[:] = 1
-    return _stacked(path, pictures).repeat(counts, axis=0), round(1000 * float(counts.sum() / times.sum()), 3)
+    return frames.repeat(counts, axis=0), round(1000 * float(counts.sum() / times.sum()), 3)
 
 
-def _told_rate(path: Path) -> float:
+def _rate_of_settings(path: Path) -> float:
     """Frames per second by the settings inside a clip."""
     with suppress(ValueError, KeyError, TypeError):
         return float(json.loads(read_tags(path)["comment"])["fps"])
@@ -218,16 +301,20 @@ def _told_rate(path: Path) -> float:
 def read_tags(path: str | Path) -> dict[str, str]:
     """The tags in a clip of any format ({} when there are none). Raises BadFileError."""
     path = Path(path)
-    if not (path.is_dir() or path.suffix.lower() in (".gif", ".webp")):
-        return read_metadata(path)
-    first = _open_all(path)[0]
     if path.is_dir():
-        return dict(first.text)
-    text = (
-        first.info.get("comment", b"")
-        if path.suffix.lower() == ".gif"
-        else first.getexif().get(DESCRIPTION, "")
-    )
+        path, *others = frame_files(path)
+        for other in others:
+            with _opened(other):
+                pass  # what is damaged is no clip
+    if not _is_picture(path) and path.suffix.lower() not in STILLS:
+        return read_metadata(path)
+    with _opened(path) as picture:
+        if picture.format == "PNG":
+            return dict(picture.text)
+        if picture.format == "GIF":
+            text = picture.info.get("comment", b"")
+        else:
+            text = picture.getexif().get(DESCRIPTION, "")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -235,34 +322,46 @@ def read_tags(path: str | Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _open_all(path: Path) -> list[Image.Image]:
-    from PIL import Image, ImageSequence
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture's file, its first picture decoded. Raises BadFileError."""
+    from PIL import Image
 
     try:
-        if path.is_dir():
-            pictures = [Image.open(file, formats=["PNG"]) for file in sorted(path.glob("*.png"))]
-            for number, picture in enumerate(pictures, 1):
-                need_reasonable_clip(path, number, picture.size)
-        else:
-            with Image.open(path, formats=["GIF", "WEBP"]) as film:
-                need_reasonable_clip(path, getattr(film, "n_frames", 1), film.size)
-                pictures = [frame.copy() for frame in ImageSequence.Iterator(film)]
-        for picture in pictures:
+        with Image.open(path, formats=video.PICTURES) as picture:
+            need_reasonable_clip(path, getattr(picture, "n_frames", 1), picture.size)
             picture.load()
+            yield picture
     except EdgError:
         raise
     except Exception as error:  # Pillow's readers raise nearly every kind for broken files
         raise BadFileError(f"cannot read the clip {path}: {error}") from error
-    if not pictures:
-        raise BadFileError(f"the clip {path} holds no frame")
-    return pictures
 
 
-def _stacked(path: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
-    sizes = {picture.size for picture in pictures}
+def _animation(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 (T, H, W, 3), milliseconds that each is shown) of gif, webp, png or avif, on white as a still
+    picture is."""
+    from PIL import ImageSequence
+
+    pictures, times = [], []
+    with _opened(path) as film:
+        for number, frame in enumerate(ImageSequence.Iterator(film)):
+            if number == 0 and getattr(film, "default_image", False):
+                continue  # an apng's picture for viewers that know no apng
+            pictures.append(np.asarray(to_rgb(frame)))
+            times.append(frame.info.get("duration") or 1000 / USUAL_FPS)
+    return _stacked(path, pictures), np.array(times)
+
+
+def _stacked(path: Path, pictures: Iterable[np.ndarray]) -> np.ndarray:
+    found: list[np.ndarray] = []
+    for picture in pictures:
+        found.append(picture)
+        need_reasonable_clip(path, len(found), picture.shape[1::-1])
+    sizes = {picture.shape for picture in found}
     if len(sizes) > 1:
         raise BadFileError(f"the frames of {path} are of {len(sizes)} sizes", expected="one")
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return np.stack(found)
 
 
 def digest(path: str | Path) -> str:
@@ -271,5 +370,5 @@ def digest(path: str | Path) -> str:
     path = Path(path)
     if not path.is_dir():
         return sha256_file(path)
-    lines = [f"{file.name} {sha256_file(file)}\n" for file in sorted(path.iterdir())]
+    lines = [f"{file.name} {sha256_file(file)}\n" for file in sorted(path.iterdir()) if file.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -84,15 +84,15 @@ def pictures_in(path: str | Path) -> int:
         raise BadFileError(f"cannot read the image {path}: {error}") from error
 
 
-def _need_regular_file(path: Path, what: str = "the image") -> None:
+def _need_regular_file(path: Path) -> None:
     try:
-        status = path.stat()
+        mode = path.stat().st_mode
     except OSError as error:
-        raise BadFileError(f"cannot open {what} {path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise BadFileError(f"{path} is not a file", expected=f"{what}'s file")
-    if status.st_size == 0:
-        raise BadFileError(f"{what} {path} is empty (0 bytes)")
+        raise BadFileError(f"cannot open the image {path}: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise BadFileError(f"{path} is not a file", expected="an image file")
+    if path.stat().st_size == 0:
+        raise BadFileError(f"the image {path} is empty (0 bytes)")
 
 
 def _need_reasonable_size(path: Path, size: tuple[int, int]) -> None:
@@ -301,7 +301,13 @@ def open_film(path: str | Path) -> Film:
     from edg.core.films import Film
 
     path = Path(path)
-    _need_regular_file(path, "the video")
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BadFileError(f"cannot read the video {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        reason = "empty (0 bytes)" if stat.S_ISREG(status.st_mode) else "not a file"
+        raise BadFileError(f"cannot read the video {path}: {reason}")
     return Film(path)
 
 

@@ -1,4 +1,4 @@
-"""Frames of a video file by their number, for training: PyAV by `core.films`, or decord where it is asked for.
+"""Frames of a video by their number, for training: by `core.films` (PyAV), or by decord where asked for.
 
 Both show the same, or decord refuses. decord 0.6 knows no display matrix, no pixels that are not square, no
 tagged default stream and no BT.709 for films without a tag; and it reads wrongly

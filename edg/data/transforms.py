@@ -22,8 +22,8 @@ class ClipSpec:
 
     frames, height, width: its size. stride: smallest and largest distance of two frames in the video, drawn
     uniformly (published: 1 to 6). fixed_fps: strides are counted at this rate instead of the video's own (a
-    stride of 1 is then the nearest whole number to video fps / fixed_fps, at least 1). Frames of a video whose
-    rate changes are chosen by their times, even ones, see `choose_frames`.
+    stride of 1 is then the nearest whole number to video fps / fixed_fps, at least 1). In a video whose rate
+    changes, frames are chosen by their times, see `choose_frames`.
     random_start: the clip begins anywhere, else at frame 0. condition: what the network is told, "fps" (the
     clip's frames per second, rounded down, at most fps_max; 512 and 1024 models) or "fs" (the stride; 256).
     flip: half of the clips are mirrored (wrong where captions say left and right).

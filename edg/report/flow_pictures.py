@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from edg.core.errors import BadFileError
-from edg.core.formats import digest, read_timed
+from edg.core.formats import ANIMATIONS, digest, read_timed
 from edg.core.records import atomic_path, read_json, sha256_file, write_text
-from edg.core.video import read_image, read_rate, write_video
+from edg.core.video import open_film, read_image, read_rate, write_video
 from edg.report.collect import is_number
 
-VERSION = 2  # of everything below: other pictures are made anew
+VERSION = 3  # of everything below: other pictures are made anew
 LIMIT = 0.05  # of the shorter side, per frame: the speed that has full colour
 FRAMES, PAIRS = 8, 24  # at most so many cells in a strip
 CELL = 192  # px, the longer side of a cell
 WORKING_SIDE = 320  # px; flow of larger clips is taken from smaller frames and scaled
 SMALL = 64  # px; pictures up to this are kept without loss
-PLAYED = (".mp4", ".webm", ".m4v")  # by browsers, in step; other clips are written again as mp4
+PLAYED = (".mp4", ".webm")  # by browsers, in step, where codec and pixels are theirs; others become mp4
 KEY = 32  # hexadecimal digits of a file's sha256
 
 
@@ -89,11 +89,13 @@ def _make(video: Path, media: Path, key: str) -> dict[str, Any]:
 
 def _copy(video: Path, media: Path, key: str, frames: np.ndarray, rate: float) -> str:
     """The clip in the media folder, as a file that browsers play; returns its name."""
-    if video.is_dir() or video.suffix.lower() not in PLAYED:
+    moving = video.is_dir() or video.suffix.lower() in ANIMATIONS
+    ending = "" if moving else open_film(video).web_ending
+    if not ending:
         even = np.pad(frames, ((0, 0), (0, -frames.shape[1] % 2), (0, -frames.shape[2] % 2), (0, 0)), "edge")
         write_video(media / f"{key}.mp4", even, rate)
         return f"{key}.mp4"
-    return place(video, media / f"{key}{video.suffix.lower()}")
+    return place(video, media / f"{key}{ending}")
 
 
 def place(source: Path, target: Path) -> str:

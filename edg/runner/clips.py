@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.formats import VIDEOS, is_clip, stem_of
+from edg.core.formats import ANIMATIONS, STILLS, VIDEOS, is_clip, stem_of
 from edg.core.records import sha256_file
 from edg.runner.files import named, read_record
 
@@ -121,13 +121,24 @@ def find_clips(folder: Path) -> list[ClipFile]:
         for path in one_of_each(paths, record)
     ]
     if not found:
-        below = next((path.parent for path in sorted(folder.rglob("*")) if is_clip(path)), None)
         raise UsageError(
             f"no clip in {folder}",
-            expected=f"{' '.join(VIDEOS)} .webp or folders of png frames",
-            fix=f"there are some in {below}" if below else "",
+            expected=f"{' '.join(VIDEOS)}, animated {' '.join(ANIMATIONS[1:])} or folders of numbered frames "
+            "(00000.png, frame_0001.png, 1.jpg, ...)",
+            fix=_where_clips_are(folder),
         )
     return found
+
+
+def _where_clips_are(folder: Path) -> str:
+    """What may have been meant by a folder that has no clip."""
+    if is_clip(folder.resolve()):
+        return f"{folder} is itself a clip of frames: name the folder above it"
+    below = next((path.parent for path in sorted(folder.rglob("*")) if is_clip(path)), None)
+    if below:
+        return f"there are some in {below}"
+    picture = next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in STILLS), None)
+    return f"{picture} is no frame of several that differ in a number" if picture else ""
 
 
 def clips_by_name(folder: Path) -> dict[str, list[Path]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HD_LINES = 720
 WIDEST_PIXEL = 10
+LOST = 4  # frames at the end of a file that was cut: a player shows the others
 _WEB_CODECS = {  # container, codec -> pixel formats that Chromium, Firefox and Safari all play
     (".mp4", "h264"): ("yuv420p", "yuvj420p"),
     (".mp4", "vp9"): ("yuv420p",),
@@ -106,11 +107,13 @@ class Film:
                     found[packet.stream.index].append(_Packet(packet.pts, *flags, packet.duration or 0))
             stream = _shown_stream(streams, found)
             self._stream, packets = stream.index, _whole(found[stream.index])
+            self._cut = len(packets) < len(found[stream.index])
             if "mp4" in container.format.name and len(packets) < stream.frames:
                 self._need_all(stream.frames)
             shown = [packet.time for packet in _decodable(packets) if not packet.hidden]
             self.frames = len(shown)
-            self._rotate = stream.metadata.get("rotate", "")
+            tags = {name.lower(): value for name, value in stream.metadata.items()}
+            self._rotate = tags.get("rotate", "")
             self._ratio = _pixel_ratio(stream.sample_aspect_ratio)
             numbered = None in shown or len(set(shown)) < len(shown)  # no usable times: count while decoding
             self._times = None if numbered else sorted(shown)
@@ -127,11 +130,11 @@ class Film:
 
     def _need_all(self, expected: int) -> None:
         """Packets may be missing because an edit list hides them. Raises BadFileError when more than the last
-        one is gone."""
+        few are gone."""
         with video.open_container(self.path, ignore_editlist="1") as container:
             stream = container.streams[self._stream]
             there = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))
-        if there < expected - 1:
+        if expected - there > min(LOST, expected // 10):
             raise BadFileError(f"{self.path} is cut short: {there} of {expected} frames")
 
     def _set_rate(self, stream: VideoStream, lasts: int) -> None:
@@ -198,7 +201,7 @@ class Film:
             before = bisect_right(self._keys, min(wanted)) - 1
             if seek and before > 0:
                 container.seek(self._keys[before], stream=stream)
-            for number, frame in enumerate(container.decode(stream)):
+            for number, frame in enumerate(self._decoded(container, stream)):
                 time = number if self._times is None else frame.pts
                 if time in wanted:
                     if frame.is_corrupt:
@@ -207,6 +210,11 @@ class Film:
                 if time is not None and time >= last:
                     break
         return found
+
+    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        for packet in container.demux(stream):
+            if not (self._cut and packet.is_corrupt):
+                yield from packet.decode()
 
     def _shown(self, frame: VideoFrame, codec: str) -> np.ndarray:
         """uint8 (H, W, 3) as a player shows a decoded frame."""

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -37,6 +38,7 @@ NUMBERED = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)  # a stem: what is b
 DESCRIPTION = 0x010E  # EXIF ImageDescription
 GIF_FPS = 50  # viewers slow down what asks for more
 PALETTE_FRAMES = 8
+LARGEST_WEBP = 1 << 30  # bytes
 USUAL_FPS, MOST_FRAMES = 8.0, 256  # of frames that tell no rate; up to which joined frames are taken apart
 
 
@@ -328,7 +330,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=video.PICTURES) as picture:
+        with Image.open(_source(path), formats=video.PICTURES) as picture:
             need_reasonable_clip(path, getattr(picture, "n_frames", 1), picture.size)
             picture.load()
             yield picture
@@ -336,6 +338,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow's readers raise nearly every kind for broken files
         raise BadFileError(f"cannot read the clip {path}: {error}") from error
+
+
+def _source(path: Path) -> Path | BytesIO:
+    """A file for Pillow. A webp's frames may be opaque, each on a part of a clear canvas: the file is marked
+    as one with alpha, without which Pillow makes the canvas black."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"RIFF" or path.stat().st_size > LARGEST_WEBP:
+            return path
+        data = bytearray(b"RIFF" + file.read())
+    if data[12:16] == b"VP8X" and len(data) > 20:
+        data[20] |= 0x10
+    return BytesIO(data)
 
 
 def _animation(path: Path) -> tuple[np.ndarray, np.ndarray]:

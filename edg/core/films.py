@@ -246,7 +246,7 @@ def evenly(times: np.ndarray, end: float, fps: float, most: int) -> tuple[np.nda
     """What a player shows of frames that come at uneven times, in even steps: (indices into the frames, some
     repeated, and the frames per second of them). The rate is that of the shortest usual step where this gives
     at most `most` frames, else the mean rate `fps`."""
-    rate = 1 / max(float(np.percentile(np.diff(times), 5)), 1e-3)
+    rate = 1 / max(float(np.percentile(np.diff(times), 5, method="lower")), 1e-3)
     if end * rate > most:
         rate = fps
     at = np.arange(max(1, round(end * rate))) / rate

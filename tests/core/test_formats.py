@@ -1,5 +1,7 @@
 """Clips in every format: frames and tags read back, files complete or not at all."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from edg.core.formats import (
     FORMATS,
     digest,
     durations,
+    frame_files,
     is_clip,
     parse_formats,
     place,
@@ -171,3 +174,194 @@ def test_names_of_formats():
     assert parse_formats("mp4, .GIF,mp4") == ("mp4", "gif")
     with pytest.raises(UsageError, match="format 'web'.*did you mean 'webp'"):
         parse_formats("mp4,web")
+
+
+# ---- transparent animations --------------------------------------------------------------------------------
+
+CLEAR = Path(__file__).parent / "clear_hidden.webp"
+
+
+def squares(count=4, ground=0, half=False):
+    """RGBA: a red square that moves over a clear ground of noise; in `half` the square is half clear."""
+    frames = []
+    for n in range(count):
+        frame = np.random.default_rng(n).integers(0, 255, (32, 48, 4)).astype(np.uint8)
+        frame[..., 3] = ground
+        frame[8:20, 4 * n : 4 * n + 12] = (200, 30, 40, 128 if half else 255)
+        frames.append(frame)
+    return frames
+
+
+def on_white(frame):
+    alpha = frame[..., 3:] / 255
+    return np.round(frame[..., :3] * alpha + 255 * (1 - alpha))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.webp", {"lossless": True, "exact": True}),
+        ("a.webp", {"lossless": True}),
+        ("a.webp", {"lossless": True, "background": (0, 255, 0, 255)}),
+        ("a.png", {"disposal": 0, "blend": 0}),
+        ("a.png", {"disposal": 1, "blend": 0}),
+        ("a.apng", {"format": "PNG", "disposal": 2, "blend": 0}),
+        ("a.png", {"default_image": True}),
+    ],
+)
+def test_transparent_animations_lie_on_white(tmp_path, name, options, half):
+    frames = squares(half=half)
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    path = tmp_path / name
+    first.save(path, save_all=True, append_images=rest, duration=125, **options)
+    frames = frames[1:] if "default_image" in options else frames
+    assert is_clip(path)
+    for found in (read_clip(path), read_timed(path)[0]):
+        assert len(found) == len(frames)
+        for one, frame in zip(found, frames, strict=True):
+            assert np.abs(one - on_white(frame)).max() <= 1
+    assert read_timed(path)[1] == pytest.approx(8)
+
+
+def test_opaque_parts_of_a_clear_canvas(tmp_path):
+    """libwebp cuts frames down to what is not clear: no frame has alpha then, the canvas has."""
+    frames = []
+    for n in range(3):
+        frame = np.zeros((32, 48, 4), np.uint8)
+        frame[8:20, 4 * n : 4 * n + 12] = (200, 30, 40, 255)
+        frames.append(frame)
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    first.save(tmp_path / "a.webp", save_all=True, append_images=rest, duration=125, lossless=True)
+    assert np.array_equal(read_clip(tmp_path / "a.webp"), [on_white(frame) for frame in frames])
+
+
+@pytest.mark.parametrize(
+    "ending, kind, disposal",
+    [(*one, disposal) for one in (("gif", "RGBA"), ("gif", "P")) for disposal in (0, 1, 2)]
+    + [("png", "P", 0), ("webp", "P", 0)],
+)
+def test_palettes_with_transparency(tmp_path, ending, kind, disposal):
+    """Frames that are parts of the canvas, kept or taken away before the next one."""
+    frames, pictures = [], []
+    for n in range(3):
+        index = np.zeros((32, 48), np.uint8)
+        index[8:20, 4 * n : 4 * n + 12] = 1
+        palette = Image.fromarray(index, "P")
+        palette.putpalette([0, 0, 0, 200, 30, 40] + [0, 255, 0] * 254)
+        palette.info["transparency"] = 0
+        frames.append(np.where(index[..., None], (200, 30, 40), 255))
+        pictures.append(palette if kind == "P" else palette.convert("RGBA"))
+    more = {"lossless": True} if ending == "webp" else {"disposal": disposal}
+    if ending == "png":
+        more["transparency"], more["blend"] = 0, 0
+    first, *rest = pictures
+    path = tmp_path / f"a.{ending}"
+    first.save(path, save_all=True, append_images=rest, duration=120, **more)
+    found = read_clip(path)
+    kept = np.minimum.accumulate(frames)  # a palette's frames over each other, where nothing is taken away
+    over = ending == "gif" and disposal != 2
+    assert np.array_equal(found, kept if over else frames)
+
+
+def test_the_reported_animation_scores_as_its_stills_do(tmp_path):
+    with Image.open(CLEAR) as film:
+        count = film.n_frames
+        for index in range(count):
+            film.seek(index)
+            (tmp_path / "a").mkdir(exist_ok=True)
+            film.save(tmp_path / f"a/{index:05d}.png")
+    found = read_clip(CLEAR)
+    assert len(found) == count and np.array_equal(found, read_clip(tmp_path / "a"))
+    assert (found[:, 0, 0] == 255).all()
+
+
+def test_what_moves(tmp_path):
+    first, *rest = [Image.fromarray(frame) for frame in squares()]
+    for name in ("still.png", "still.apng", "still.webp"):
+        first.save(tmp_path / name, format="PNG" if "png" in name else None)
+        assert not is_clip(tmp_path / name)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert not is_clip(tmp_path / "text.png") and not is_clip(tmp_path / "cut.png")
+
+
+# ---- folders of frames -------------------------------------------------------------------------------------
+
+
+def folder(path, names):
+    """A folder of frames, each of one grey: 10 times its place in `names`."""
+    path.mkdir()
+    for index, name in enumerate(names):
+        Image.new("RGB", (8, 6), (10 * index,) * 3).save(path / name)
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{n:05d}.png" for n in range(8)],
+        [f"{n:05d}.png" for n in range(1, 9)],
+        [f"frame_{n:04d}.png" for n in range(1, 13)],
+        [f"{n}.png" for n in range(1, 13)],
+        [f"{n}.jpg" for n in range(12)],
+        [f"shot2-take_{n}.jpeg" for n in range(98, 103)],
+        [f"{n}_left.PNG" for n in range(8, 12)],
+        [f"img ({n}).bmp" for n in range(1, 12)],
+        [f"f{n}.webp" for n in range(0, 40, 5)],
+        [f"f{n}.tif" for n in range(9, 11)],
+        ["f9.png", "f10.jpg"],
+    ],
+)
+def test_frames_numbered_in_any_way(tmp_path, names):
+    path = folder(tmp_path / "clip", names)
+    (path / ".DS_Store").write_text("x")
+    (path / "notes.md").write_text("x")
+    assert is_clip(path) and stem_of(path) == "clip"
+    assert [file.name for file in frame_files(path)] == names
+    for found in (read_clip(path), read_timed(path)[0]):
+        assert found.shape == (len(names), 6, 8, 3)
+        assert np.abs(found[:, 3, 3, 0] - 10.0 * np.arange(len(names))).max() <= 2
+    assert read_timed(path)[1] == 8 and read_tags(path) == {} and digest(path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1.png", "2.png", "4.png"],
+        ["frame_1.png", "frame_2.png", "cover.png"],
+        ["frame_1.png", "frame_2.png", "depth_1.png", "depth_2.png"],
+        ["1.png", "2.png", "2.jpg"],
+        ["1.png", "01.png", "2.png"],
+        [*(f"{n:05d}.png" for n in range(3)), "00004.png"],
+    ],
+)
+def test_frames_that_are_unclear_are_named(tmp_path, names):
+    path = folder(tmp_path / "clip", names)
+    assert is_clip(path)
+    for read in (read_clip, read_timed, read_tags):
+        with pytest.raises(BadFileError):
+            read(path)
+
+
+def test_folders_that_are_no_clips(tmp_path):
+    assert not is_clip(folder(tmp_path / "one", ["frame_0001.png"]))
+    assert not is_clip(folder(tmp_path / "names", ["cat.png", "dog.png"]))
+    prompts = folder(tmp_path / "prompts", ["1.png", "2.png"])
+    (prompts / "prompts.txt").write_text("a\nb\n")
+    assert not is_clip(prompts)
+    for empty in (tmp_path / "empty", tmp_path / "names"):
+        empty.mkdir(exist_ok=True)
+        with pytest.raises(BadFileError):
+            frame_files(empty)
+
+
+def test_frames_are_read_as_stills_are(tmp_path):
+    """Turned by EXIF, laid on white."""
+    path, exif = tmp_path / "clip", Image.Exif()
+    path.mkdir()
+    exif[0x0112] = 6
+    for n in (1, 2):
+        Image.new("RGBA", (8, 6), (200, 30, 40, 0)).save(path / f"{n}.png", exif=exif)
+    found = read_clip(path)
+    assert found.shape == (2, 8, 6, 3) and (found == 255).all()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -323,3 +324,17 @@ def test_a_thousand_clips(make, tmp_path, open_page, until, wait_for_frame):
     page.keyboard.press("End")
     wait_for_frame(page, 8)
     assert page.told == []
+
+
+def test_films_of_others_are_played(open_page, until, tmp_path):
+    """Codecs and pixels that browsers lack, and films that they would show in another shape."""
+    films = Path(__file__).parents[1] / "data/films"
+    (tmp_path / "run").mkdir()
+    for name in ("mpeg4_part2.mp4", "turned_90.mp4", "two_rates.mp4"):
+        shutil.copy(films / name, tmp_path / "run")
+    write_report([tmp_path / "run"], tmp_path / "report")
+    page = open_page(tmp_path / "report/index.html", viewport={"width": 1200, "height": 3000})
+    until(page, "document.querySelectorAll('video.ready').length >= 3")
+    sizes = page.evaluate("[...document.querySelectorAll('video')].map((v) => [v.videoWidth, v.videoHeight])")
+    assert sizes == [[256, 144], [144, 256], [256, 144]] and page.told == []
+    assert not any(video["error"] for video in page.evaluate(VIDEOS))

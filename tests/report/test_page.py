@@ -5,14 +5,15 @@ import json
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from edg.cli import main
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
-from edg.core.formats import FORMATS, write_clip
+from edg.core.formats import FORMATS, read_timed, write_clip
 from edg.core.records import write_json
-from edg.core.video import read_frames, write_image, write_video
+from edg.core.video import read_frames, read_image, write_image, write_video
 from edg.metrics.table import Row, summary
 from edg.report import flow_pictures, page
 from edg.report.collect import collect
@@ -369,3 +370,45 @@ def test_a_page_with_damage_raises_at_the_end(make, tmp_path):
     with pytest.raises(SomeFailedError, match="shows the rest"):
         write_report([run], tmp_path / "r")
     assert (tmp_path / "r/index.html").exists()
+
+
+# ---- films of others ---------------------------------------------------------------------------------------
+
+FILMS = Path(__file__).parents[1] / "data/films"
+
+
+@pytest.mark.parametrize(
+    "name, size, frames, left",  # shown, colour at the upper left
+    [
+        ("turned_90.mp4", (144, 256), 24, (230, 200, 20)),
+        ("mirrored_left_right.mp4", (256, 144), 24, (230, 200, 20)),
+        ("pixels_2_to_1.mp4", (256, 144), 24, (210, 30, 30)),
+        ("two_streams.mp4", (256, 144), 24, (210, 30, 30)),
+        ("cover_first.mkv", (256, 144), 24, (210, 30, 30)),
+        ("two_rates.mp4", (256, 144), 60, (210, 30, 30)),
+        ("mpeg4_part2.mp4", (256, 144), 24, (210, 30, 30)),
+    ],
+)
+def test_films_that_browsers_show_otherwise_are_written_again(tmp_path, name, size, frames, left):
+    """The film of the page, its strip and its facts are of one picture."""
+    facts = flow_pictures.clip_media(FILMS / name, tmp_path)
+    film = tmp_path / facts["video"]
+    assert (facts["w"], facts["h"], facts["n"]) == (*size, frames) and facts["fps"] == pytest.approx(24)
+    with av.open(str(film)) as container:
+        [stream] = container.streams.video
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+    shown, rate = read_timed(film)
+    assert shown.shape == (frames, size[1], size[0], 3) and rate == pytest.approx(24)
+    strip = read_image(tmp_path / facts["strip"])
+    for picture in (shown[0], strip):
+        assert np.abs(picture[10, 10].astype(int) - left).max() <= 12, picture[10, 10]
+
+
+def test_what_browsers_play_is_linked_whatever_its_name(tmp_path, make):
+    write_video(tmp_path / "a.mp4", make.moving(1), 8)
+    os.link(tmp_path / "a.mp4", tmp_path / "b.mov")
+    for name in ("a.mp4", "b.mov"):
+        (tmp_path / name[0]).mkdir()
+        facts = flow_pictures.clip_media(tmp_path / name, tmp_path / name[0])
+        film = tmp_path / name[0] / facts["video"]
+        assert film.suffix == ".mp4" and film.samefile(tmp_path / "a.mp4")

@@ -104,9 +104,9 @@ def _has_animation_chunk(png: BinaryIO) -> bool:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return [
-        path for path in folder.iterdir() if path.suffix.lower() in STILLS and not path.name.startswith(".")
-    ]
+    """The pictures of a folder but those that `edg sample --preview` makes."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in STILLS]
+    return [path for path in paths if not path.name.startswith(".") and not path.stem.endswith(".preview")]
 
 
 def _series(paths: Sequence[Path]) -> dict[tuple[str, str] | None, dict[int, list[Path]]]:
@@ -120,14 +120,16 @@ def _series(paths: Sequence[Path]) -> dict[tuple[str, str] | None, dict[int, lis
 
 
 def _has_frames(folder: Path) -> bool:
-    """Whether a folder holds pictures that are numbered in one way. One with texts is a folder of prompts."""
+    """Whether a folder holds pictures that are numbered in one way. One with texts is a folder of prompts,
+    one with films or animations is a folder of clips."""
     try:
-        paths = list(folder.iterdir())
-        if any(path.suffix.lower() == ".txt" for path in paths):
+        if any(path.suffix.lower() in (".txt", *VIDEOS) for path in folder.iterdir()):
             return False
-        return any(name and len(numbers) > 1 for name, numbers in _series(_pictures_in(folder)).items())
+        series = _series(_pictures_in(folder))
     except OSError:
         return False
+    numbered = [list(numbers.values()) for name, numbers in series.items() if name and len(numbers) > 1]
+    return any(not _is_animated(files[0][0]) for files in numbered)
 
 
 def frame_files(folder: Path) -> list[Path]:

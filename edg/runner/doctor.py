@@ -100,7 +100,7 @@ def software(problems: list[str]) -> Iterator[str]:
 
 def _consequence(name: str, problems: list[str]) -> str:
     if name == "decord":
-        return " (PyAV reads training clips instead)"
+        return " (PyAV reads training clips)"
     if name in ("imageio", "opencv-python-headless", "huggingface_hub", "pytorch-lightning"):
         return " (needed by some commands: pip install -r requirements.txt)"
     problems.append(f"{name} is not installed; pip install -r requirements.txt")

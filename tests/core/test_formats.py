@@ -350,6 +350,15 @@ def test_folders_that_are_no_clips(tmp_path):
     prompts = folder(tmp_path / "prompts", ["1.png", "2.png"])
     (prompts / "prompts.txt").write_text("a\nb\n")
     assert not is_clip(prompts)
+    previews = folder(tmp_path / "previews", [f"0000-x_sample{n}.preview.png" for n in range(3)])
+    assert not is_clip(previews)
+    for format in ("webp", "gif", "mp4", "mov", "png"):
+        run = tmp_path / f"run_{format}"
+        run.mkdir()
+        for n in range(2):
+            write_clip(place(run, f"x_sample{n}", format), clip(), format, fps=8, crf=10, tags={})
+            Image.new("RGB", (8, 6)).save(run / f"x_sample{n}.preview.png")
+        assert not is_clip(run)
     for empty in (tmp_path / "empty", tmp_path / "names"):
         empty.mkdir(exist_ok=True)
         with pytest.raises(BadFileError):

@@ -380,3 +380,22 @@ def test_every_metric_is_in_the_docs():
     told = text.partition("said otherwise. ")[2].partition(" neither better nor")[0]
     assert re.findall(r"`(\w+)`", told) == [name for name, one in METRICS.items() if one.better != "higher"]
     assert "`frechet_distance` and `kernel_distance` are better when lower" in text and len(SETS) == 2
+
+
+def test_frames_that_others_numbered(capsys, tmp_path):
+    """ffmpeg counts from 1: the scores are those of frames from 0. A gap is the fault of one clip."""
+    frames = np.round(render(held_out(3, 1)[0])[0] * 255).astype(np.uint8)
+    for name, begin in (("a", 0), ("b", 1), ("c", 1)):
+        for k, frame in enumerate(frames):
+            write_image(
+                tmp_path / f"in/{name}" / (f"{k:05d}.png" if name == "a" else f"f_{k + begin}.png"), frame
+            )
+    assert run(capsys, tmp_path / "in", "--metrics", CHEAP.rpartition(",")[0])[0] == 0
+    first, *others = [row["scores"] for row in rows(tmp_path / "in")]
+    assert others == [first, first]
+    (tmp_path / "in/c/f_3.png").unlink()
+    assert run(capsys, tmp_path / "in", "--metrics", CHEAP.rpartition(",")[0])[0] == 5
+    assert [bool(row["failed"]) for row in rows(tmp_path / "in")] == [False, False, True]
+    assert rows(tmp_path / "in")[1]["scores"] == first
+    for folder in (tmp_path / "in/a", tmp_path):  # the clip itself, the folder above
+        assert run(capsys, folder)[0] == 2

@@ -151,7 +151,7 @@ def test_pixels_that_are_not_square(tmp_path, films, ratio, size, ending, codec,
         assert frames.shape[1:3] == (48, 64)
 
 
-@pytest.mark.parametrize("ratio", ["1000", "1/1000", "65535/1"])
+@pytest.mark.parametrize("ratio", ["11", "1/11", "200", "65535/1"])
 def test_absurd_pixels_are_not_believed(tmp_path, films, ratio):
     path = encode(tmp_path / "a.mp4", [films.picture(0, 48, 64)] * 2, ratio=ratio)
     assert open_video(path).size == (48, 64)

@@ -217,12 +217,15 @@ def sleep_when_idle(here: World) -> None:
 
 def find_spec(system: System, name: str | None, paths: Mapping[str, Path]) -> Spec:
     """The model: as given, or told by the first parameter set's names and shapes. Raises UsageError."""
+    from edg.weights.align import refuse_lora
     from edg.weights.store import open_weights
 
     if name:
         return system.spec(_published_name(name))
     first = next(iter(paths.values()))
-    found, why = system.identify(open_weights(first, check_base=False))
+    weights = open_weights(first, check_base=False)
+    refuse_lora(weights)
+    found, why = system.identify(weights)
     if found is None:
         raise UsageError(
             f"cannot tell which model {first} is ({why})", expected="--config with a model or a YAML file"
@@ -238,9 +241,12 @@ def _published_name(name: str) -> str:
 
 def open_sets(paths: Mapping[str, Path], aloud: bool) -> dict[str, Any]:
     """The parameter sets, opened (not read, not checked); aloud: with what is worth saying about them."""
+    from edg.weights.align import refuse_lora
     from edg.weights.store import open_weights
 
     sets = {name: open_weights(path, check_base=False) for name, path in paths.items()}
+    for weights in sets.values():
+        refuse_lora(weights)
     for name, weights in sets.items():
         for note in weights.notes if aloud else ():
             say(f"{name}: {note}")

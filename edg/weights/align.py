@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edg.core.errors import UsageError
+from edg.core.errors import BadFileError, UsageError
 from edg.weights import keys
 from edg.weights.store import Weights
 from edg.weights.tensors import StoredTensor, TensorInfo
@@ -42,9 +42,13 @@ class IdentityProjection(StoredTensor):
 def align(inputs: Mapping[str, Weights], missing: str) -> tuple[list[Aligned], list[str], list[str]]:
     """(tensors in the order of the base file, names left out, notes).
 
-    missing: 'identity' | 'error' | 'drop' (`recipe.Recipe`). Raises UsageError for differing names or shapes.
+    missing: 'identity' | 'error' | 'drop' (`recipe.Recipe`). Raises UsageError for differing names or shapes,
+    BadFileError for a LoRA beside a model.
     """
     base_name, base = next(iter(inputs.items()))
+    if not all(keys.is_lora(weights) for weights in inputs.values()):  # two of them are merged by name
+        for weights in inputs.values():
+            refuse_lora(weights)
     names = list(dict.fromkeys(name for weights in inputs.values() for name in weights))
     bare = {n for n, weights in inputs.items() if not any(map(keys.is_adapter, weights))}
     aligned, absent, unmatched, stand_ins = [], [], [], 0
@@ -75,6 +79,16 @@ def align(inputs: Mapping[str, Weights], missing: str) -> tuple[list[Aligned], l
         )
     aligned.sort(key=lambda a: (a.sources[base_name].where[0] == "", a.sources[base_name].where))
     return aligned, absent, notes
+
+
+def refuse_lora(weights: Weights) -> None:
+    """Raise BadFileError where a whole model is wanted and the file holds low-rank changes to one."""
+    if keys.is_lora(weights):
+        raise BadFileError(
+            f"{weights.path} looks like a LoRA, which is a change to a model and not a model",
+            expected="a whole model",
+            fix="add it to its model with the tool that trained it, and give the file of the result",
+        )
 
 
 def _names_differ(inputs: Mapping[str, Weights], unmatched: list[str]) -> UsageError:

@@ -124,15 +124,16 @@ def progress_line(what: str = "merging") -> Callable[[int, int], None] | None:
 
 
 def _plan(recipe, full: bool) -> int:
-    from edg.weights.align import align
-    from edg.weights.recipe import remarks as recipe_remarks
+    from edg.weights.masks import BLOCK
+    from edg.weights.plan import make_plan
 
-    inputs = {name: open_weights(path) for name, path in recipe.inputs.items()}
-    aligned, absent, notes = align(inputs, recipe.missing)
-    nbytes = sum(tensor.info.nbytes for tensor in aligned)
-    print(f"{len(aligned)} tensors, {nbytes / 1e9:.2f} GB, {len(absent)} left out, seed {recipe.seed}")
-    for note in notes + recipe_remarks(recipe):
-        print(f"note: {note}")
+    notes: list[str] = []
+    plan = make_plan(recipe, None, full, "safetensors", BLOCK, notes.append)
+    aligned = plan.aligned
+    nbytes = sum(info.nbytes for info in plan.outputs[0].infos)
+    print(f"{len(aligned)} tensors, {nbytes / 1e9:.2f} GB, {len(plan.absent)} left out, seed {recipe.seed}")
+    for note in notes:
+        print(visible(note))
     for output in recipe.outputs:
         counts = Counter(recipe.step_for(output, tensor.name).op for tensor in aligned)
         steps = ", ".join(f"{op}: {n} tensors" for op, n in counts.most_common())

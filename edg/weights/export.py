@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edg.core.device import DTYPES
 from edg.core.errors import UsageError, nearest
+from edg.weights.align import refuse_lora
 from edg.weights.keys import BUFFERS
 from edg.weights.reference import sha256_weights
 from edg.weights.store import Weights, open_weights
@@ -73,6 +74,7 @@ def export(
     if form is None:
         raise UsageError(f"export to {str(out)!r}", expected="a name that ends in .safetensors, .pt or .ckpt")
     weights = open_weights(source)
+    refuse_lora(weights)
     if any(out.resolve() == file.path.resolve() for file in weights.files):
         raise UsageError(f"{out} is one of the files to be read", fix="choose another name")
     if out.exists() and not overwrite:

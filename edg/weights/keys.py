@@ -7,10 +7,11 @@ Published form: `model.diffusion_model.*`, `first_stage_model.*`, `cond_stage_mo
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 ROOTS = {
     "model.diffusion_model.": "unet",
@@ -19,7 +20,23 @@ ROOTS = {
     "embedder.": "image",
     "image_proj_model.": "image_proj",
 }
-WRAPPERS = ("_forward_module.", "module.", "_orig_mod.")
+#: Parts of names that compile, FSDP, activation checkpointing and their kin put between a module and its
+#: parameters: taken off wherever they stand.
+WRAPPERS = frozenset(
+    [
+        "_orig_mod",
+        "_forward_module",
+        "_original_module",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_offload_wrapped_module",
+        "_fpw_module",
+    ]
+)
+#: Parts that a model may have of its own: taken off inside a name only where a published name remains. Those
+#: have neither a part `module` nor one that begins with an underscore.
+LIKE_WRAPPERS = re.compile(r"module|_(\w+_)?(mod|module|model|wrapped|flat|fpw|fsdp|ddp|dp)")
+LORA = re.compile(r"(^|[._])(lora|loha|lokr|hada_w[12]|lokr_w[12])([._]|$)", re.IGNORECASE)
 BUFFERS = frozenset(
     [
         "betas",
@@ -62,28 +79,69 @@ BLOCK = re.compile(
 
 
 def normalise(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """(published name -> name in the file, notes): wrapper prefixes off, EMA copies out, old keys renamed.
+    """(published name -> name in the file, notes): what all names carry in front off, wrappers of training
+    frameworks off wherever they stand, EMA copies out, old keys renamed.
 
     Raises ValueError when two names become one."""
     names, notes = list(names), []
-    ema = [n for n in names if n.startswith("model_ema.")]
-    if ema and len(ema) < len(names):
-        names = [n for n in names if not n.startswith("model_ema.")]
+    ema = {n for n in names if _is_ema(n)}
+    if 0 < len(ema) < len(names):
+        names = [n for n in names if n not in ema]
         notes.append(f"{len(ema)} EMA keys ignored")
     prefix = wrapper_prefix(names)
     if prefix:
         notes.append(f"prefix {prefix!r} removed from every name")
+    short = {name: name[len(prefix) :] for name in names}
+    bare = _without_wrappers(short)
+    if removed := [part for name in names for part in _parts_less(short[name], bare[name])]:
+        count = sum(short[name] != bare[name] for name in names)
+        listed = ", ".join(repr(f"{part}.") for part in sorted(set(removed)))
+        notes.append(f"{listed} removed from inside {count} names")
     result, renamed = {}, 0
     for name in names:
-        short = name[len(prefix) :]
-        fixed = short.replace("framestride_embed", "fps_embedding")
-        renamed += fixed != short
+        fixed = bare[name].replace("framestride_embed", "fps_embedding")
+        renamed += fixed != bare[name]
         if fixed in result:
             raise ValueError(f"{result[fixed]!r} and {name!r} both mean {fixed!r}")
         result[fixed] = name
     if renamed:
         notes.append(f"{renamed} keys renamed from framestride_embed to fps_embedding")
     return result, notes
+
+
+def _is_ema(name: str) -> bool:
+    return "model_ema." in name and _drop_parts(name, _like_wrapper).startswith("model_ema.")
+
+
+def _without_wrappers(names: Mapping[str, str]) -> dict[str, str]:
+    """The names (values) without wrappers: everything like one goes where a published name remains, what is
+    one for certain goes in any case."""
+    bare = {name: _drop_parts(short, _like_wrapper) for name, short in names.items()}
+    prefix = (
+        wrapper_prefix(list(bare.values())) if bare != dict(names) else ""
+    )  # it may stand before wrappers
+    found = {}
+    for name, short in names.items():
+        found[name] = bare[name][len(prefix) :]
+        if component(found[name]) == "other":
+            found[name] = _drop_parts(short, WRAPPERS.__contains__).removeprefix(prefix)
+    return found
+
+
+def _drop_parts(name: str, is_wrapper: Callable[[str], object]) -> str:
+    if "_" not in name and "module" not in name:
+        return name
+    *modules, last = name.split(".")
+    return ".".join([*(part for part in modules if not is_wrapper(part)), last])
+
+
+def _like_wrapper(part: str) -> bool:
+    return part in WRAPPERS or bool(LIKE_WRAPPERS.fullmatch(part))
+
+
+def _parts_less(long: str, short: str) -> list[str]:
+    """The parts of a dotted name that a shorter form of it lacks."""
+    return list((Counter(long.split(".")) - Counter(short.split("."))).elements())
 
 
 def wrapper_prefix(names: list[str]) -> str:
@@ -100,10 +158,16 @@ def wrapper_prefix(names: list[str]) -> str:
     prefix = ""
     while True:
         inner = [n[len(prefix) :] for n in names]
-        step = next((w for w in WRAPPERS if inner and all(n.startswith(w) for n in inner)), "")
-        if not step:
+        first = inner[0].split(".")[0] if inner else ""
+        if first not in WRAPPERS | {"module"} or not all(n.startswith(f"{first}.") for n in inner):
             return prefix
-        prefix += step
+        prefix += f"{first}."
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """True for low-rank changes to a model, by whatever trainer: at least half of the names say so."""
+    names = list(names)
+    return 0 < len(names) <= 2 * sum(bool(LORA.search(name)) for name in names)
 
 
 def is_adapter(name: str) -> bool:
@@ -155,6 +219,26 @@ def matches(name: str, where: Iterable[str]) -> bool:
     """Whether a tensor is meant by any of `where`: module kinds (KINDS) or name patterns (`*.bias`)."""
     own = kinds(name)
     return any(w in own or fnmatch.fnmatchcase(name, w) for w in where)
+
+
+def near_names(pattern: str, names: Iterable[str]) -> str:
+    """'did you mean ...' for a pattern that matches none of the names: the nearest kind and the nearest parts of
+    names, each with a name that has it. '' when nothing is near."""
+    parts: dict[str, str] = {}
+    for name in names:
+        for part in name.split("."):
+            parts.setdefault(part, name)
+    pieces = [piece for piece in re.split(r"[.*?\[\]]+", pattern) if len(piece) > 1 and piece not in parts]
+    found = [repr(kind) for piece in pieces for kind in _close(piece, KINDS)]
+    found += [f"{part!r} as in {parts[part]!r}" for piece in pieces for part in _close(piece, parts)]
+    if not pieces:  # every part is there, but not so together
+        found = [repr(name) for name in _close(pattern, dict.fromkeys(parts.values()))]
+    return f"did you mean {' or '.join(dict.fromkeys(found))}?" if found else ""
+
+
+def _close(text: str, known: Iterable[str]) -> list[str]:
+    by_small = {one.lower(): one for one in known}
+    return [by_small[hit] for hit in difflib.get_close_matches(text.lower(), by_small, n=2, cutoff=0.6)]
 
 
 def parameter_counts(sizes: Mapping[str, int]) -> dict[str, int]:

@@ -75,6 +75,7 @@ def make_plan(
         for name in recipe.outputs
     ]
     plan = Plan(recipe, inputs, aligned, absent, outputs, format, full, block)
+    notes += _idle_steps(plan)
     if out is not None:
         _check_paths(plan)
     for note in notes + _remarks(plan):
@@ -87,6 +88,51 @@ def make_plan(
 def _stored(tensor: Aligned, recipe: Recipe) -> TensorInfo:
     keep = tensor.info.dtype not in FLOATS or not recipe.dtype
     return TensorInfo(tensor.info.shape, tensor.info.dtype if keep else recipe.dtype)
+
+
+def _idle_steps(plan: Plan) -> list[str]:
+    """A note for every optional step that has no effect. Raises UsageError for a step, or a pattern of its
+    `where`, that meets no tensor and is not optional: a slip in a name would leave the output as it was."""
+    names = [tensor.name for index, tensor in enumerate(plan.aligned) if plan.is_float(index)]
+    notes = []
+    for output in plan.outputs:
+        reached = {id(step) for index, step in enumerate(output.steps) if plan.is_float(index)}
+        for number, step in enumerate(plan.recipe.outputs[output.name], 1):
+            place = f"{output.name}: step {number} ({step.op})"
+            unmet = [p for p in step.where if not any(keys.matches(name, [p]) for name in names)]
+            if lost := [pattern for pattern in unmet if not step.may_lack(pattern)]:
+                raise _meets_nothing(plan, place, lost, names)
+            if unmet:
+                notes.append(f"{place}: {_listed(unmet)} meets no tensor, which is optional there")
+            if id(step) in reached or len(unmet) == len(step.where) > 0 or step.optional is True:
+                continue
+            raise UsageError(
+                f"{place} meets no tensor" + (f" of where {list(step.where)}" if step.where else ""),
+                expected="a tensor that no earlier step takes",
+                fix="put it before the others or remove it; optional: true if it may meet none",
+            )
+    return notes
+
+
+def _listed(patterns: Sequence[str]) -> str:
+    return ", ".join(map(repr, patterns[:5])) + (f" and {len(patterns) - 5} more" if patterns[5:] else "")
+
+
+def _meets_nothing(plan: Plan, place: str, patterns: list[str], names: list[str]) -> UsageError:
+    listed = _listed(patterns)
+    others = [tensor.name for tensor in plan.aligned if keys.matches(tensor.name, patterns)]
+    if others:
+        return UsageError(
+            f"{place}: where {listed} meets only tensors that are not floating, such as {others[0]}",
+            expected="floating tensors: the others are copied from the base",
+            fix="remove it; optional: true if this is meant",
+        )
+    near = next(filter(None, (keys.near_names(pattern, names) for pattern in patterns)), "")
+    return UsageError(
+        f"{place}: where {listed} meets no tensor of the inputs",
+        expected="a kind of modules, or a pattern that matches names (edg info FILE --names)",
+        fix="; ".join(filter(None, [near, "optional: true if it may meet none"])),
+    )
 
 
 def _check_paths(plan: Plan) -> None:

@@ -7,7 +7,8 @@
       con: [{op: consistent, alpha: 1.0, beta: 0.25, where: [temporal, "*.bias"]}]
 
 Of the steps of an output the first whose `where` matches a tensor is applied; what no step matches is the
-base's.
+base's. A step or a pattern that meets no tensor of the inputs is an error when they are opened (`plan`), unless
+the step says `optional: true`, or names the patterns that may meet none.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def to_dict(recipe: Recipe) -> dict:
     def plain(step: Step) -> dict:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(step).items()}
         return {"op": step.op} | {
-            k: v for k, v in values.items() if v is not None and not (k == "where" and not v)
+            k: v for k, v in values.items() if v is not None and not (k in ("where", "optional") and not v)
         }
 
     table = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}

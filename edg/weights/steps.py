@@ -7,7 +7,7 @@ output; the arithmetic itself is in `ops`. The first input of a recipe is the ba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -60,9 +60,11 @@ class TiesStatistics:
 
 @dataclass(frozen=True)
 class Step:
-    """where: module kinds or name patterns it applies to (empty: everything)."""
+    """where: module kinds or name patterns it applies to (empty: everything). optional: whether the step and
+    all of its patterns, or which of the patterns, may meet no tensor of the inputs: otherwise an error."""
 
     where: tuple[str, ...] = ()
+    optional: bool | tuple[str, ...] = field(default=False, kw_only=True)
     op: ClassVar[str] = ""
     whole: ClassVar[bool] = False  # needs whole tensors
     keeps_equal: ClassVar[bool] = True  # where all inputs are equal, the result is the base
@@ -80,6 +82,14 @@ class Step:
                 raise UsageError(f"{self.op}: {key} {value}", expected="a number from 0 to 1")
             if key == "rank" and any(v < 0 for v in values):
                 raise UsageError(f"{self.op}: {key} {value}", expected="a whole number, 0 or more")
+        if not isinstance(self.optional, bool) and (strange := sorted({*self.optional} - {*self.where})):
+            raise UsageError(
+                f"{self.op}: optional: {strange[0]!r}", expected="true, or some of the patterns in where"
+            )
+
+    def may_lack(self, pattern: str) -> bool:
+        """Whether a pattern of `where` may meet no tensor."""
+        return self.optional if isinstance(self.optional, bool) else pattern in self.optional
 
     def run(self, block: Block) -> Tensor:
         raise NotImplementedError
@@ -323,7 +333,7 @@ def make_step(data: object, place: str) -> Step:
             fix=nearest(data["op"], STEPS),
         )
     settings = {key: value for key, value in data.items() if key != "op"}
-    for key in ("where", "of"):  # one name may stand without brackets
+    for key in ("where", "of", "optional"):  # one name may stand without brackets
         if isinstance(settings.get(key), str) and not isinstance(getattr(kind, key, ""), str):
             settings[key] = [settings[key]]
     try:

@@ -181,10 +181,15 @@ def test_c18_a_tensor_named_like_a_path(tmp_path, command):
     assert all(repr(name) in command.out for name in names)
     assert not {"\0", "\x1b"} & set(command.out)
     out = tmp_path / "out"
-    merge = ["merge", "average", "--base", tmp_path / "x.pt", "--tuned", tmp_path / "x.pt", "--out", out]
+    merge = ["merge", "extrapolate", "--base", tmp_path / "x.pt", "--tuned", tmp_path / "x.pt", "--out", out]
     assert command([*merge, "--full", "--format", "pt"])[0] == 0
-    assert open_weights(out / "merged.pt").names() == names
-    assert {path.name for path in tmp_path.rglob("*")} == {"x.pt", "out", "merged.pt", "merged.pt.json"}
+    assert open_weights(out / "extrapolated.pt").names() == names
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "x.pt",
+        "out",
+        "extrapolated.pt",
+        "extrapolated.pt.json",
+    }
 
 
 @pytest.mark.parametrize("part", ["data.pkl", "data/0"])

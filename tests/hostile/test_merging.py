@@ -159,7 +159,7 @@ def test_c39_views_strides_and_shared_storages_equal_torch_load(tmp_path, comman
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     merge = [
         "merge",
-        "average",
+        "extrapolate",
         "--base",
         path,
         "--tuned",
@@ -170,7 +170,7 @@ def test_c39_views_strides_and_shared_storages_equal_torch_load(tmp_path, comman
         "--quiet",
     ]
     assert command(merge)[0] == 0
-    made = safetensors.torch.load_file(tmp_path / "out" / "merged.safetensors")
+    made = safetensors.torch.load_file(tmp_path / "out" / "extrapolated.safetensors")
     assert all(torch.equal(made[name], tensor) for name, tensor in theirs.items())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from edg.systems.edg.presets import PRESETS
 from edg.systems.edg.spec import ModelSpec
+from edg.weights.keys import is_lora
 
 UNET = "model.diffusion_model."
 
@@ -73,7 +74,7 @@ def guess(weights: Mapping[str, Any]) -> str:
 
     if not names:
         return "it holds no tensors"
-    if any_with("lora_up.", "lora_down.", ".lora_A.", ".lora_B.", "lora_unet_"):
+    if is_lora(names) or any_with("lora_up.", "lora_down.", ".lora_A.", ".lora_B.", "lora_unet_"):
         return "it looks like a LoRA, which is a change to a model and not a model"
     if any_with("time_stack.", "time_mixer.", "temporal_transformer_blocks."):
         return "it looks like Stable Video Diffusion, another family"

@@ -22,7 +22,7 @@ from edg.core.errors import EdgError, UsageError, nearest
 from edg.core.formats import FORMATS, write_clip
 from edg.core.video import read_image, write_image
 from edg.data.prompts import Pair
-from edg.runner.command import check_bases, identity, prepare, preview_decoder
+from edg.runner.command import check_bases, identified, prepare, preview_decoder
 from edg.runner.files import tags
 from edg.runner.progress import Meter, say
 from edg.runner.sample import record_of, warnings_of
@@ -112,7 +112,7 @@ class Model:
         ready = prepare(args, World(), [Pair(0, prompt, first, last)], aloud=False)
         request = ready.requests[0] if id is None else _renamed(ready.requests, id)
         check_bases(ready.sets)
-        identities = {name: identity(weights) for name, weights in ready.sets.items()}
+        identities, origins = identified(ready.sets)
         meter = Meter(quiet=progress is not None)
         meter.loading()
         try:
@@ -124,7 +124,7 @@ class Model:
             meter.close()
         if result.frames is None:
             raise EdgError(result.error)
-        job = ready.run(identities, World())
+        job = ready.run(identities, World(), origins)
         record = record_of(job, request, "done", job.settings(request)) | {"command": command}
         record |= {"warnings": warnings_of(result), "info": dict(result.info)}
         for warning in record["warnings"] if progress is None else ():

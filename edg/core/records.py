@@ -253,6 +253,19 @@ def remember_sha256(path: str | Path, digest: str, status: os.stat_result) -> No
         write_text(_sha256_note(path, status), digest)
 
 
+def remember(kind: str, key: Any, text: str) -> None:
+    """Keep a text in the user's cache folder under a JSON-like key."""
+    with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
+        write_text(_cache_folder() / kind / hash_value(key)[:32], text)
+
+
+def recall(kind: str, key: Any) -> str:
+    """The text that `remember` kept under this key, "" where there is none."""
+    with suppress(OSError, ValueError):
+        return (_cache_folder() / kind / hash_value(key)[:32]).read_text(encoding="utf-8")
+    return ""
+
+
 def file_state(status: os.stat_result) -> tuple[int, int, int]:
     """(inode, size, time of change): what tells a file from an altered or replaced one."""
     return status.st_ino, status.st_size, status.st_mtime_ns

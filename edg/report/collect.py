@@ -238,7 +238,19 @@ def _common(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         settings[name] = next(iter(values.values())) if len(values) == 1 else f"{len(values)} values"
     first = records[0]
     notes = {k: first[k] for k in ("command", "set_paths", "device", "made_at", "versions") if k in first}
-    return {"settings": settings, "sets": (first["settings"] or {}).get("sets"), "notes": notes}
+    return {"settings": settings, "sets": _sets(first), "notes": notes}
+
+
+def _sets(record: Mapping[str, Any]) -> Any:
+    """The parameter sets of a record, each with the merge that it names as its origin."""
+    sets, origins = (record["settings"] or {}).get("sets"), record.get("set_origins")
+    if not isinstance(sets, Mapping) or not isinstance(origins, Mapping):
+        return sets
+    pairs = {name: (one, origins.get(name)) for name, one in sets.items()}
+    return {
+        name: {**one, **made} if isinstance(one, Mapping) and isinstance(made, Mapping) else one
+        for name, (one, made) in pairs.items()
+    }
 
 
 def flatten(value: Mapping[str, Any], skip: Sequence[str] = (), where: str = ""):

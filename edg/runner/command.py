@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from edg.runner.plan import in_a_line, is_resident, plan_of
 from edg.runner.progress import say
 from edg.runner.sample import Run, run
 from edg.systems.base import Request, Spec, System
+from edg.weights.tensors import FLOATS
 
 PATIENCE = 20  # seconds for a killed run to let go of the folder
 
@@ -40,10 +42,10 @@ def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
         say(line)
     ready = prepare(args, here)
     with world(ready.device.type) as here:
-        identities = here.first(lambda: identify_sets(ready.sets, ready.outdir))
+        identities, origins = here.first(lambda: identify_sets(ready.sets, ready.outdir))
         if not here.is_first:
             check_bases(ready.sets)
-        job = ready.run(identities, here)
+        job = ready.run(identities, here, origins)
         run(job, ready.system, lambda: ready.load(identities, keep, here.is_first), here)
     return 0
 
@@ -89,8 +91,8 @@ class Prepared:
             keep[same] = model
         return model
 
-    def run(self, identities: Any, here: World) -> Run:
-        """What the runner is to make."""
+    def run(self, identities: Any, here: World, origins: Mapping[str, Any]) -> Run:
+        """What the runner is to make. origins: of the sets (`origin`), a note for the records."""
         from edg import systems
         from edg.core.device import dtype_name
 
@@ -105,7 +107,10 @@ class Prepared:
                 "dtype": dtype_name(self.dtype),
                 "options": options_settings(self.requests[0].options),
             },
-            notes=notes(args, self.paths, spec, str(self.device), here) | dict(self.note),
+            notes=notes(args, self.paths, spec, str(self.device), here)
+            | {"set_origins": dict(origins)}
+            | dict(self.note),
+            former=lambda record: former_settings(self.sets, record),
             fps=args.fps,
             crf=args.crf,
             formats=parse_formats(args.format),
@@ -253,11 +258,18 @@ def open_sets(paths: Mapping[str, Path], aloud: bool) -> dict[str, Any]:
     return sets
 
 
-def identify_sets(sets: dict[str, Any], outdir: Path) -> dict[str, Any]:
-    """Rank 0: every set's identity, which may take reading it all; so first that its clips can be written."""
+def identify_sets(sets: dict[str, Any], outdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rank 0: every set's identity, which may take reading it all, so first that its clips can be written;
+    and every set's origin."""
     ensure_writable(outdir)
     check_bases(sets)
-    return {name: identity(weights) for name, weights in sets.items()}
+    return identified(sets)
+
+
+def identified(sets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(identities, origins) of parameter sets by name."""
+    identities = {name: identity(weights) for name, weights in sets.items()}
+    return identities, {name: found for name, weights in sets.items() if (found := origin(weights))}
 
 
 def check_bases(sets: dict[str, Any]) -> None:
@@ -283,14 +295,71 @@ def default_prompts(model: str) -> Path:
 
 
 def identity(weights: Any) -> dict[str, Any]:
-    """What a parameter set is, wherever it lies: the merge that made it (recipe, inputs), or its hash."""
-    made = getattr(weights, "provenance", {})
+    """What a parameter set is, wherever and however it lies: a hash of its numbers. What made it, its record
+    can only claim (`origin`)."""
+    from edg.weights.hashing import numbers_sha256
+
+    dtypes = sorted({info.dtype for info in weights.infos().values() if info.dtype in FLOATS})
+    return {"numbers_sha256": numbers_sha256(weights), "dtypes": dtypes}
+
+
+def origin(weights: Any) -> dict[str, Any]:
+    """The merge that a set's record names: output, recipe, hashes of the inputs; and what it was exported as.
+    {} where none is named. A note beside the identity, and the identity of records by earlier code."""
+    from edg.weights.recipe import same_result
+
+    made = weights.provenance
     recipe, inputs = made.get("recipe"), made.get("inputs")
-    if isinstance(recipe, Mapping) and isinstance(inputs, list):
-        steps = {key: value for key, value in recipe.items() if key != "inputs"}  # there these are paths
-        hashes = {str(item.get("name")): item.get("sha256") for item in inputs}
-        return {"output": made.get("output"), "recipe": steps, "inputs": hashes}
-    return {"sha256": [cached_sha256(file.path) for file in weights.files]}
+    if not isinstance(recipe, Mapping) or not isinstance(inputs, list):
+        return {}
+    steps = {key: value for key, value in same_result(recipe).items() if key != "inputs"}  # there are paths
+    hashes = {str(item.get("name")): item.get("sha256") for item in inputs if isinstance(item, Mapping)}
+    found = {"output": made.get("output"), "recipe": steps, "inputs": hashes}
+    return found | ({"exported": made["exported"]} if "exported" in made else {})
+
+
+def former_settings(sets: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `sets` as earlier code wrote them in this record, where these are honestly the same
+    sets; {} otherwise, and for a record in today's form.
+
+    Earlier records hold the hashes of foreign files, which are computed again here, and of merged ones what
+    their own record claims. Such a claim counts where the numbers are computed from it (a merge in memory);
+    where the file is the one that the clip was made with, untouched since, and no export; or else where
+    merging again, of the inputs that it names, gives its numbers. An export with another dtype never does."""
+    then = (record.get("settings") or {}).get("sets")
+    if not isinstance(then, Mapping) or then.keys() != sets.keys():
+        return {}
+    if all(isinstance(old, Mapping) and "numbers_sha256" in old for old in then.values()):
+        return {}
+    found: dict[str, Any] = {}
+    for name, weights in sets.items():
+        old = then[name] if isinstance(then[name], Mapping) else {}
+        if "numbers_sha256" in old:
+            found[name] = identity(weights)
+        elif "sha256" in old:
+            found[name] = {"sha256": [cached_sha256(file.path) for file in weights.files]}
+        else:
+            found[name] = {key: value for key, value in origin(weights).items() if key != "exported"}
+            if found[name] != old or not _is_proven(name, weights, record):
+                return {}
+    return {"sets": found}
+
+
+def _is_proven(name: str, weights: Any, record: Mapping[str, Any]) -> bool:
+    """Whether what a set's own record claims may stand for its numbers, as `former_settings` says."""
+    from edg.weights.provenance import is_as_recorded
+
+    if weights.container == "memory":
+        return True
+    paths = record.get("set_paths")
+    try:
+        made = datetime.strptime(str(record.get("made_at")), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        then = os.stat(paths[name])
+        same = any(os.path.samestat(then, file.stat) for file in weights.files)
+        changed = max(max(file.stat.st_mtime, file.stat.st_ctime) for file in weights.files)
+    except (OSError, ValueError, LookupError, TypeError):
+        same, made, changed = False, 0, 0
+    return (same and changed < made and "exported" not in weights.provenance) or is_as_recorded(weights)
 
 
 def options_settings(options: Any) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class Run:
     shared: settings that all clips have in common and that decide the pixels (system, spec, parameter sets,
     dtype, options); compared when a run is resumed. notes: recorded, not compared (paths, versions, device).
     formats: see core/formats.py; the first stands for the clip. They are no setting: further ones may be
-    asked for later.
+    asked for later. former: those of the settings that a record by earlier code has in another form, in that
+    form, where they are the same ({} else); compared too when a run is resumed.
     """
 
     requests: Sequence[Request]
@@ -57,6 +58,7 @@ class Run:
     preview: bool = False  # ID.preview.png, while a clip is made
     preview_decoder: str | None = None  # that it is made with
     formats: tuple[str, ...] = ("mp4",)
+    former: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda record: {}
 
     def video(self, request: Request) -> Path:
         return place(self.outdir, request.id, self.formats[0])
@@ -152,16 +154,35 @@ def is_finished(job: Run, request: Request) -> bool:
         return False
     with suppress(BadFileError):  # an image that is gone now makes the clip fail later, with its reason
         settings = job.settings(request)
-        if record.get("settings_hash") == hash_value(settings):
+        if _is_of(job, record, settings):
             return set(job.formats) <= there.keys() or _completed(job, request, record, there)
         if not job.overwrite:
-            difference = first_difference(record.get("settings", {}), settings)
+            difference = _difference(job, record, settings)
             raise UsageError(
                 f"{place(job.outdir, request.id, next(iter(there)))} was made with other settings "
                 f"({difference})",
                 fix="use --overwrite to make it again, or another --savedir",
             )
     return False
+
+
+def _is_of(job: Run, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a record is of a clip with these settings, in today's form or in an earlier one."""
+    then = record.get("settings_hash")
+    if then == hash_value(settings):
+        return True
+    former = job.former(record)
+    return bool(former) and then == hash_value({**settings, **former})
+
+
+def _difference(job: Run, record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Where the settings of a record differ; for parameter sets, whose hashes say little, also where their
+    origins do."""
+    found = first_difference(record.get("settings", {}), settings)
+    if found.startswith("sets."):
+        origins = first_difference(record.get("set_origins", {}), job.notes.get("set_origins", {}), "sets")
+        found += f"; {origins}" if origins else ""
+    return found
 
 
 def _completed(job: Run, request: Request, record: dict[str, Any], there: dict[str, str]) -> bool:

@@ -1,18 +1,74 @@
-"""SHA-256 of inputs: of a file, or following a merge so that bytes come from the page cache.
+"""SHA-256 of a parameter set's numbers, in whatever files they lie; and of files, following a merge.
 
-What is hashed was merged before, and is forgotten there when the file is large."""
+The numbers decide: a record inside a file, or beside it, says where they came from, and may be wrong.
+What follows a merge comes from the page cache, and is forgotten there when the file is large."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from edg.core.records import remember_sha256
+from edg.core.records import file_state, hash_value, recall, remember, remember_sha256
 from edg.weights.pagecache import forget, too_large
 from edg.weights.tensors import InputFile
 
+if TYPE_CHECKING:
+    from edg.weights.store import Weights
+
 STEP = 4 << 20
+
+
+def numbers_sha256(weights: Weights) -> str:
+    """One SHA-256 of every tensor's name, dtype, shape and bytes: the same for .pt, .safetensors, shards,
+    complete files and files of changes, and for none that differ in a bit.
+
+    Reads all of it once, a block of a tensor at a time; remembered while the files stay as they are. Raises
+    BadFileError when a file changes meanwhile."""
+    key = weights.content_key()
+    known = recall("numbers", key) if key else ""
+    if len(known) == 64:
+        return known
+    digests = tensor_digests(weights)
+    found = hashlib.sha256()
+    for name in sorted(digests):
+        info = weights.info(name)
+        found.update(json.dumps([name, info.dtype, list(info.shape), digests[name]]).encode() + b"\n")
+    if key:
+        remember("numbers", key, found.hexdigest())
+    return found.hexdigest()
+
+
+def tensor_digests(weights: Weights) -> dict[str, str]:
+    """SHA-256 of every tensor's bytes by name; remembered for what lies in files."""
+    key = weights.content_key() if weights.container != "memory" else None
+    if key:
+        with suppress(ValueError, RecursionError):
+            known = json.loads(recall("tensors", key))
+            if isinstance(known, dict) and known.keys() == weights.tensors.keys():
+                return known
+    in_order = sorted(weights.tensors, key=lambda name: weights.tensors[name].where)
+    found = {name: weights.tensors[name].digest() for name in in_order}
+    weights.check_unchanged()
+    if key:
+        remember("tensors", key, json.dumps(found))
+    return found
+
+
+def places_key(weights: Weights) -> Any:
+    """What decides the numbers of a set that lies in files: those files, as they were when it was opened, and
+    where in them each tensor is. None for tensors in memory."""
+    if not weights.files:
+        return None
+    places = [
+        [name, t.info.dtype, t.info.shape, t.where, getattr(t, "strides", None), type(t).__name__]
+        for name, t in weights.tensors.items()
+    ]
+    files = [[str(file.path.resolve()), *file_state(file.stat)] for file in weights.files]
+    return ["numbers", 1, files, hash_value(places)]
 
 
 def combined(hashes: Sequence[tuple[str, str]]) -> str:

@@ -117,9 +117,7 @@ def _without_wrappers(names: Mapping[str, str]) -> dict[str, str]:
     """The names (values) without wrappers: everything like one goes where a published name remains, what is
     one for certain goes in any case."""
     bare = {name: _drop_parts(short, _like_wrapper) for name, short in names.items()}
-    prefix = (
-        wrapper_prefix(list(bare.values())) if bare != dict(names) else ""
-    )  # it may stand before wrappers
+    prefix = wrapper_prefix(list(bare.values())) if bare != dict(names) else ""  # before the wrappers
     found = {}
     for name, short in names.items():
         found[name] = bare[name][len(prefix) :]
@@ -222,8 +220,8 @@ def matches(name: str, where: Iterable[str]) -> bool:
 
 
 def near_names(pattern: str, names: Iterable[str]) -> str:
-    """'did you mean ...' for a pattern that matches none of the names: the nearest kind and the nearest parts of
-    names, each with a name that has it. '' when nothing is near."""
+    """'did you mean ...' for a pattern that matches none of the names: the nearest kind and the nearest parts
+    of names, each with a name that has it. '' when nothing is near."""
     parts: dict[str, str] = {}
     for name in names:
         for part in name.split("."):

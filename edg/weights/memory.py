@@ -9,13 +9,17 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
+import edg
 from edg.core.records import cached_sha256
+from edg.weights.hashing import tensor_digests
 from edg.weights.masks import BLOCK
 from edg.weights.merge import ties_of, to_stderr
 from edg.weights.pipeline import Pass, Target
 from edg.weights.plan import Output, Plan, make_plan
 from edg.weights.provenance import provenance
-from edg.weights.recipe import Recipe
+from edg.weights.recipe import Recipe, same_result, to_dict
 from edg.weights.steps import Ties
 from edg.weights.store import Weights
 from edg.weights.tensors import StoredTensor
@@ -37,6 +41,24 @@ class MergedTensor(StoredTensor):
             begin, end = max(first, start), min(first + values.numel(), stop)
             out[begin - start : end - start].copy_(values[begin - first : end - first])
 
+    def blocks(self):
+        source, whole = self._copied(), self.info.numel
+        if source is not None:
+            yield from source.blocks()
+            return
+        for _, values in Pass(self.merged.plan).values(self.merged.target, self.index, 0, whole):
+            yield values
+
+    def digest(self):
+        source = self._copied()
+        if source is None:
+            return super().digest()
+        name = self.merged.plan.aligned[self.index].name
+        for weights in self.merged.plan.inputs.values():  # hashed once for all strengths of a recipe
+            if weights.tensors.get(name) is source:
+                return tensor_digests(weights)[name]
+        return source.digest()
+
     def _copied(self) -> StoredTensor | None:
         """The input's tensor that is taken as it is stored, where the step says so."""
         tensor = self.merged.plan.aligned[self.index]
@@ -46,8 +68,8 @@ class MergedTensor(StoredTensor):
 
 
 class Merged(Weights):
-    """One output of a plan. `provenance` is that of a complete file by the same recipe, so that clips of
-    both count as made with the same set; it hashes the inputs when it is first asked for."""
+    """One output of a plan. Its numbers are those of a file by the same recipe, so that clips of both count
+    as made with the same set; `provenance`, computed and not read, hashes the inputs when first asked for."""
 
     def __init__(self, plan: Plan, output: Output):
         self.plan, self.output = plan, output
@@ -60,6 +82,13 @@ class Merged(Weights):
         """Where the blocks belong; a `ties` step reads the whole model for it, once."""
         with_ties = any(isinstance(step, Ties) for step in self.output.steps)
         return Target(self.output, None, ties_of(self.plan, self.output) if with_ties else {})
+
+    def content_key(self):
+        inputs = [weights.content_key() for weights in self.plan.inputs.values()]
+        if not all(inputs):
+            return None
+        versions = [edg.__version__, torch.__version__]
+        return ["merged", versions, same_result(to_dict(self.plan.recipe)), self.output.name, inputs]
 
     @cached_property
     def provenance(self) -> dict:

@@ -24,7 +24,7 @@ from edg.weights.hashing import HashFollower
 from edg.weights.masks import BLOCK
 from edg.weights.pipeline import Pass, Progress, Target
 from edg.weights.plan import Output, Plan, make_plan
-from edg.weights.provenance import base_reference, provenance
+from edg.weights.provenance import base_reference, provenance, remember_written
 from edg.weights.recipe import Recipe
 from edg.weights.steps import Step, Ties, TiesStatistics, ties_statistics
 from edg.weights.writers import open_writer
@@ -129,6 +129,7 @@ def _finish(
         record = _record(plan, output, hashes, stored)
         target.writer.finish(_metadata(record))
         sidecar = output.path.with_name(output.path.name + ".json")
+        remember_written(output.path)
         write_atomically(sidecar, (json.dumps(record, indent=1) + "\n").encode())
         size = output.path.stat().st_size
         made.append(Made(output.name, output.path, len(plan.aligned), stored, size))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import edg
-from edg.core.errors import BadFileError
-from edg.core.records import cached_sha256
-from edg.weights.hashing import combined
-from edg.weights.recipe import Recipe, to_dict
-from edg.weights.store import Weights, open_weights
+from edg.core.errors import BadFileError, EdgError
+from edg.core.records import cached_sha256, file_state, recall, remember
+from edg.weights.hashing import combined, numbers_sha256
+from edg.weights.recipe import Recipe, from_dict, same_result, to_dict
+from edg.weights.reference import candidates, sha256_weights
+from edg.weights.store import DAMAGED, Weights, open_weights
+
+WRITTEN = "merged"  # kind of the notes in the user's cache
 
 
 def provenance(
@@ -54,7 +58,10 @@ def input_record(name: str, weights: Weights, hashes: Mapping[str, str]) -> dict
 
 
 def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
-    """Whether every output lies in `out` already, made by this recipe from inputs of the same content."""
+    """Whether every output lies in `out` already, made by this recipe from inputs of the same content.
+
+    A record alone is no proof: an output must be the very file that a merge has written here, untouched
+    since, or hold the numbers that the recipe gives, which takes as long as to merge again."""
     paths = {name: out / f"{name}.{format}" for name in recipe.outputs}
     if not all(map(os.path.isfile, paths.values())):
         return False
@@ -70,12 +77,67 @@ def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
             return False
         known = {item["name"]: item for item in record["inputs"]}
         same = record.get("output") == name and ("base" not in record) == full
-        same = same and _without_paths(record["recipe"]) == _without_paths(to_dict(recipe))
+        same = same and same_result(record["recipe"]) == same_result(to_dict(recipe))
         if not same or {n: item["bytes"] for n, item in known.items()} != sizes:
             return False
     hashes = {path: cached_sha256(file) for path, file in files.items()}
     now = {name: input_record(name, weights, hashes)["sha256"] for name, weights in inputs.items()}
-    return all(now == {i["name"]: i["sha256"] for i in record["inputs"]} for record in records.values())
+    if any(now != {i["name"]: i["sha256"] for i in record["inputs"]} for record in records.values()):
+        return False
+    return all(recall(WRITTEN, _state(path)) for path in paths.values()) or _holds(recipe, paths)
+
+
+def remember_written(path: Path) -> None:
+    """Note that a merge has just written this output, for `is_made`."""
+    remember(WRITTEN, _state(path), "1")
+
+
+def _state(path: Path) -> list:
+    return [str(path.resolve()), *file_state(path.stat())]
+
+
+def _holds(recipe: Recipe, paths: Mapping[str, Path]) -> bool:
+    """Whether each file holds the numbers that the recipe gives, merged again in memory."""
+    from edg.weights.memory import merged
+
+    try:
+        wanted = merged(recipe, warn=lambda text: None)
+        return all(
+            numbers_sha256(open_weights(path)) == numbers_sha256(wanted[name]) for name, path in paths.items()
+        )
+    except BadFileError:
+        return False
+
+
+def is_as_recorded(weights: Weights) -> bool:
+    """Whether a set's numbers are those that its own record says: its inputs are looked for and merged again
+    in memory. False where they are gone."""
+    record = weights.provenance
+    if not _is_ours(record):
+        return False
+    try:
+        paths = {item["name"]: _find_input(weights.path, item) for item in record["inputs"]}
+        if not all(paths.values()):
+            return False
+        recipe = from_dict({**record["recipe"], "inputs": {n: str(path) for n, path in paths.items()}})
+        output = str(record.get("output"))
+        return output in recipe.outputs and _holds(
+            replace(recipe, outputs={output: recipe.outputs[output]}), {output: weights.path}
+        )
+    except (EdgError, *DAMAGED):  # the record may say anything
+        return False
+
+
+def _find_input(owner: Path, item: dict) -> Path | None:
+    if not isinstance(item.get("path"), str):
+        return None
+    for path in candidates(owner, item):
+        if path.exists():
+            found = open_weights(path)
+            same_size = sum(file.size for file in found.files) == item["bytes"]
+            if same_size and sha256_weights(found) == item["sha256"]:
+                return path
+    return None
 
 
 def _is_ours(record: dict) -> bool:
@@ -88,7 +150,3 @@ def _is_ours(record: dict) -> bool:
         and all(isinstance(item, dict) and {"name", "bytes", "sha256"} <= item.keys() for item in inputs)
         and all(isinstance(item["name"], str) for item in inputs)
     )
-
-
-def _without_paths(recipe: Mapping) -> dict:
-    return {**recipe, "inputs": list(recipe.get("inputs", {}))}

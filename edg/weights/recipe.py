@@ -7,8 +7,8 @@
       con: [{op: consistent, alpha: 1.0, beta: 0.25, where: [temporal, "*.bias"]}]
 
 Of the steps of an output the first whose `where` matches a tensor is applied; what no step matches is the
-base's. A step or a pattern that meets no tensor of the inputs is an error when they are opened (`plan`), unless
-the step says `optional: true`, or names the patterns that may meet none.
+base's. A step or a pattern that meets no tensor of the inputs is an error when they are opened (`plan`),
+unless the step says `optional: true`, or names the patterns that may meet none.
 """
 
 from __future__ import annotations
@@ -177,6 +177,19 @@ def adjusted(recipe: Recipe, place: str, value: float) -> Recipe:
     whole = isinstance(getattr(step, setting), int) and value == int(value)
     steps[known[place]] = dataclasses.replace(step, **{setting: int(value) if whole else float(value)})
     return dataclasses.replace(recipe, outputs={**recipe.outputs, output: tuple(steps)})
+
+
+def same_result(recipe: Mapping) -> dict:
+    """A recipe's plain data without what decides no number: paths of inputs, what may meet no tensor."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items() if key != "optional"}
+        return value
+
+    return {**recipe, "inputs": list(recipe.get("inputs") or {}), "outputs": plain(recipe.get("outputs"))}
 
 
 def to_dict(recipe: Recipe) -> dict:

@@ -14,11 +14,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError
 from edg.core.records import read_small
 from edg.weights import keys, reference
+from edg.weights.hashing import places_key
 from edg.weights.legacy_reader import open_legacy
 from edg.weights.pickle_machine import TensorRef
 from edg.weights.safetensors_reader import open_safetensors
@@ -118,6 +119,10 @@ class Weights(Mapping):
         except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def content_key(self) -> Any:
+        """What a note about the numbers is kept under (JSON-like), None where nothing stands for them."""
+        return places_key(self)
 
     def check_unchanged(self) -> None:
         """Raise BadFileError when a file was modified since it was opened."""

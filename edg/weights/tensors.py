@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import math
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,6 +160,23 @@ class StoredTensor:
         out = torch.empty(self.info.shape, dtype=torch_dtype(self.info.dtype))
         self._read(0, out.view(-1))
         return out
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """All values in row-major order, a flat block at a time in the same memory, in the stored dtype."""
+        import torch
+
+        block = torch.empty(min(CHUNK, self.info.numel), dtype=torch_dtype(self.info.dtype))
+        for start in range(0, self.info.numel, CHUNK):
+            part = block[: min(CHUNK, self.info.numel - start)]
+            self._read(start, part)
+            yield part
+
+    def digest(self) -> str:
+        """SHA-256 of the values' bytes in row-major order."""
+        found = hashlib.sha256()
+        for block in self.blocks():
+            found.update(raw_bytes(block))
+        return found.hexdigest()
 
     def last(self) -> float:
         """The last value in row-major order."""

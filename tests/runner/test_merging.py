@@ -69,8 +69,8 @@ def test_a_clip_tells_its_dials_their_strengths_and_the_recipe(capsys, tmp_path,
     assert made["dials"]["stand_for"] == {"dyn.alpha": 0.5, "T": 400}
     assert made["dials"]["recipe"] == "edg_temporal_conv"
     assert made["merged_in_memory"]["base"] == str(BASE)
-    sets = made["settings"]["sets"]
-    assert list(sets) == ["dyn", "con"]
+    assert list(made["settings"]["sets"]) == ["dyn", "con"]
+    sets = made["set_origins"]
     assert sets["dyn"]["recipe"]["outputs"]["dyn"][0]["alpha"] == 0.5
     assert sets["dyn"]["inputs"] == {"base": sha256_file(BASE), "tuned": sha256_file(TUNED)}
     assert made["settings"]["options"]["switch_at"] == [400]

@@ -1,0 +1,201 @@
+"""Names as frameworks leave them, steps that meet nothing, and files that are changes to a model."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from edg.cli import main
+from edg.core.errors import BadFileError, UsageError
+from edg.weights import keys, merge, recipe
+from edg.weights.export import export
+from edg.weights.memory import merged
+from edg.weights.store import open_weights
+
+UNET = "model.diffusion_model."
+NAMES = [f"{UNET}{name}" for name in (
+    "time_embed.0.weight", "init_attn.0.proj_in.weight", "input_blocks.1.0.in_layers.2.weight",
+    "input_blocks.1.0.temopral_conv.conv1.2.weight", "input_blocks.1.2.cc_projection.bias", "out.2.bias",
+)] + ["first_stage_model.quant_conv.weight", "cond_stage_model.model.logit_scale",
+      "embedder.model.visual.proj", "image_proj_model.latents", "betas", "queries",
+      "qformer.to_q.weight"]  # fmt: skip
+REFERENCE = Path(__file__).parents[1] / "reference"
+CONV = f"{UNET}input_blocks.1.0.temopral_conv.conv1.2.weight"
+FSDP = "_fsdp_wrapped_module"
+WRAPPED = {
+    "compiled": lambda n: n.replace(UNET, f"{UNET}_orig_mod."),
+    "compiled above": lambda n: n.replace("model.diffusion_model.", "model._orig_mod.diffusion_model."),
+    "FSDP in blocks": lambda n: n.replace(".1.0.", f".{FSDP}.1.0.{FSDP}._fpw_module."),
+    "checkpointed": lambda n: n.replace(".1.", ".1._checkpoint_wrapped_module.", 1),
+    "DDP inside": lambda n: n.replace(UNET, f"{UNET}module."),
+    "DDP above": lambda n: n.replace("model.diffusion_model.", "model.module.diffusion_model."),
+    "DDP in front of some": lambda n: f"module.{n}" if n.startswith("model.") else n,
+    "all at once": lambda n: "_forward_module." + n.replace(UNET, f"{UNET}module._orig_mod.{FSDP}."),
+    "in front, foreign too": lambda n: "net.module." + n.replace("model.dif", "model._orig_mod.dif"),
+    "before the last part": lambda n: ".".join([*n.split(".")[:-1], "_orig_mod", n.split(".")[-1]]),
+    "others": lambda n: n.replace(UNET, f"{UNET}_ddp._flat._wrapped_module."),
+    "in all but buffers": lambda n: f"module.{n}" if "." in n else n,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wrappers_are_taken_off_wherever_they_stand(wrap):
+    wrapped = [wrap(name) for name in NAMES]
+    assert wrapped != NAMES
+    found, notes = keys.normalise(wrapped)
+    assert list(found) == NAMES and list(found.values()) == wrapped and notes
+
+
+@pytest.mark.parametrize("file", sorted(REFERENCE.glob("keys_*.json.gz")), ids=lambda path: path.name)
+def test_published_names_stay_and_come_back_from_any_wrapper(file):
+    names = list(json.loads(gzip.decompress(file.read_bytes())))
+    assert keys.normalise(names) == ({name: name for name in names}, [])
+    assert not keys.is_lora(names)
+    for wrap in (WRAPPED["before the last part"], WRAPPED["all at once"], WRAPPED["DDP above"]):
+        assert list(keys.normalise([wrap(name) for name in names])[0]) == names
+
+
+def test_parts_of_other_models_that_may_be_their_own_stay():
+    names = ["encoder.module.weight", "encoder._module.bias", "module_list.0.weight", "head.module"]
+    assert list(keys.normalise(names)[0]) == names
+    assert list(keys.normalise(["a._orig_mod.w", "b.w"])[0]) == ["a.w", "b.w"]
+    assert list(keys.normalise(["module.a.module.w", "module.b"])[0]) == ["a.module.w", "b"]
+
+
+def test_two_names_that_become_one_are_refused_with_both(tmp_path, base):
+    twin = CONV.replace(UNET, f"{UNET}_orig_mod.")
+    torch.save(base | {twin: base[CONV]}, tmp_path / "x.pt")
+    with pytest.raises(BadFileError) as error:
+        open_weights(tmp_path / "x.pt")
+    assert repr(CONV) in error.value.given and repr(twin) in error.value.given
+
+
+def test_wrapped_copies_of_averages_are_left_out():
+    names = [f"module.{name}" for name in NAMES] + ["module.model_ema.decay", "module.model_ema.out2bias"]
+    assert list(keys.normalise(names)[0]) == NAMES
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_compiled_pair_merges_as_the_plain_one(tmp_path, base, tuned, files, both):
+    for name, state in {"base": base if both else None, "tuned": tuned}.items():
+        if state:
+            torch.save({WRAPPED["compiled"](n): t for n, t in state.items()}, tmp_path / f"{name}.ckpt")
+    out = tmp_path / "out"
+    argv = ["merge", "edg_temporal_conv", "--base", files[0], "--tuned", files[1], "--out", out, "--full"]
+    assert main([str(item) for item in argv]) == 0
+    made = open_weights(out / "dyn.safetensors")
+    assert set(made) == set(base)
+    wanted = {n: t + 1.5 * (t - tuned[n]) if n == CONV else tuned[n] for n, t in base.items()}
+    assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items())
+    export(tmp_path / "tuned.ckpt", tmp_path / "plain.pt")
+    assert set(torch.load(tmp_path / "plain.pt")["state_dict"]) == set(tuned)
+
+
+# ---- steps and patterns that meet nothing ------------------------------------------------------------------
+
+SLIP = {"op": "extrapolate", "alpha": 1.5, "where": "*temporal_conv*"}
+REST = {"op": "copy", "of": "tuned"}
+IDLE = {
+    "a slip": [SLIP, REST],
+    "one of two": [{**SLIP, "where": ["temporal_conv", "*temporal_conv*"]}, REST],
+    "a kind that is not there": [{**SLIP, "where": "adapter"}],
+    "letters": [{**SLIP, "where": "*.BIAS"}],
+    "empty": [{**SLIP, "where": ""}],
+    "only numbers that are copied": [{**SLIP, "where": "count*"}],
+    "taken before": [{"op": "copy"}, {**SLIP, "where": "unet"}],
+    "never reached": [REST, SLIP | {"where": []}],
+    "optional for another": [{**SLIP, "where": ["unet", "*nowhere*", "adapter"], "optional": ["adapter"]}],
+}  # fmt: skip
+
+
+def of(files, steps, output="dyn"):
+    inputs = {"base": str(files[0]), "tuned": str(files[1])}
+    return recipe.from_dict({"inputs": inputs, "outputs": {output: steps}})
+
+
+@pytest.fixture
+def counted(tmp_path, base, tuned):
+    """The two files, with a tensor of whole numbers."""
+    for name, state in {"base": base, "tuned": tuned}.items():
+        torch.save(state | {"count": torch.tensor(3)}, tmp_path / f"{name}.ckpt")
+    return tmp_path / "base.ckpt", tmp_path / "tuned.ckpt"
+
+
+@pytest.mark.parametrize("steps", IDLE.values(), ids=IDLE)
+def test_a_step_or_pattern_that_meets_nothing_is_an_error(tmp_path, counted, steps):
+    wanted = of(counted, steps)
+    for run in (lambda: merge.run(wanted, tmp_path / "out"), lambda: merged(wanted)):
+        with pytest.raises(UsageError) as error:
+            run()
+        assert error.value.given.startswith("dyn: step ") and "optional: true" in error.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_error_names_output_step_pattern_and_the_nearest_names(tmp_path, files, capsys):
+    with pytest.raises(UsageError) as error:
+        merged(of(files, [SLIP, REST], "moving"))
+    assert "moving: step 1 (extrapolate)" in error.value.given and "'*temporal_conv*'" in error.value.given
+    assert repr(CONV) in error.value.fix and "'temporal_conv'" in error.value.fix
+    path = tmp_path / "slip.json"
+    path.write_text(json.dumps({"inputs": {"base": "", "tuned": ""}, "outputs": {"dyn": [SLIP, REST]}}))
+    argv = ["merge", path, "--base", files[0], "--tuned", files[1], "--out", tmp_path / "out"]
+    for more in ([], ["--dry-run"]):
+        assert main([*map(str, argv), *more]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("optional", [True, "*temporal_conv*", ["*temporal_conv*"]])
+def test_who_means_it_says_so(tmp_path, files, tuned, optional):
+    notes = []
+    wanted = of(files, [{**SLIP, "optional": optional}, REST])
+    merge.run(wanted, tmp_path / "out", warn=notes.append)
+    made = open_weights(tmp_path / "out" / "dyn.safetensors")
+    assert all(torch.equal(made[name], tuned[name]) for name in tuned)
+    assert any("*temporal_conv*" in note for note in notes)
+    assert recipe.from_dict(recipe.to_dict(wanted)) == wanted
+    assert recipe.same_result(recipe.to_dict(wanted)) == recipe.same_result(
+        recipe.to_dict(of(files, [SLIP, REST]))
+    )
+
+
+def test_optional_names_patterns_of_where():
+    with pytest.raises(UsageError):
+        of(("a", "b"), [{**SLIP, "optional": ["unet"]}])
+
+
+@pytest.mark.parametrize("name", ["edg", "edg_anchored", "edg_temporal", "extrapolate", "task_arithmetic"])
+def test_shipped_recipes_work_without_convolutions_in_time_or_adapter(tmp_path, base, tuned, name):
+    for file, state in {"base": base, "tuned": tuned}.items():
+        kept = {n: t for n, t in state.items() if "temopral" not in n and "init_attn" not in n}
+        torch.save(kept, tmp_path / f"{file}.pt")
+    argv = ["merge", name, "--base", tmp_path / "base.pt", "--tuned", tmp_path / "tuned.pt", "--dry-run"]
+    assert main([str(item) for item in argv]) == 0
+
+
+# ---- low-rank changes --------------------------------------------------------------------------------------
+
+LORAS = {
+    "kohya": ["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"],
+    "peft": ["base_model.model.a.lora_A.weight", "base_model.model.a.lora_B.weight"],
+    "diffusers": ["unet.a.to_q_lora.down.weight", "unet.a.to_q_lora.up.weight"],
+    "lightning": [f"{UNET}a.lora_A.default.weight", f"{UNET}a.lora_B.default.weight"],
+    "lycoris": ["lycoris_a.hada_w1_a", "lycoris_a.hada_w1_b", "lycoris_a.lokr_w2", "lycoris_a.alpha"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", LORAS.values(), ids=LORAS)
+def test_a_lora_in_the_place_of_a_model_is_named(tmp_path, files, names):
+    lora = tmp_path / "lora.pt"
+    torch.save({name: torch.zeros(2, 2) for name in names}, lora)
+    for pair in ((files[0], lora), (lora, files[1])):
+        with pytest.raises(BadFileError) as error:
+            merged(of(pair, [REST]))
+        assert str(lora) in error.value.given and "LoRA" in error.value.given
+    with pytest.raises(BadFileError):
+        export(lora, tmp_path / "out.pt")
+    flags = ["--dynamic_path", lora, "--consistency_path", files[1], "--savedir", tmp_path / "clips"]
+    for config in ([], ["--config", "sprites"]):
+        assert main(["sample", *map(str, flags), *config]) == 3
+    assert len(merged(of((lora, lora), [REST]), warn=lambda _: None)["dyn"]) == len(names)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from edg.weights import ops
+from edg.weights import ops, recipe, steps
 from edg.weights.masks import BLOCK, keep_mask
 
 P, S = tensor([1.0, 2.0, -4.0]), tensor([2.0, 2.0, 0.0])
@@ -130,3 +130,146 @@ def test_masks_stay_what_they_were():
 
 
 RECORDED = [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 0]
+
+
+def test_svd_of_more_than_two_dimensions_is_of_first_by_all_others():
+    """A 3x3 kernel in time or space: rows are output channels. Truth by numpy, term by term."""
+    import numpy as np
+
+    for shape in ((4, 3, 2), (2, 3, 3, 3), (5, 2, 3, 1, 1), (3, 4)):
+        x = torch.randn(shape, generator=torch.manual_seed(len(shape)))
+        rows = x.numpy().reshape(shape[0], -1)
+        u, s, v = np.linalg.svd(rows, full_matrices=False)
+        for rank in range(1, min(rows.shape)):
+            wanted = sum(s[k] * np.outer(u[:, k], v[k]) for k in range(rank)).reshape(shape)
+            assert np.allclose(ops.svd_rank(x, rank=rank).numpy(), wanted, atol=1e-5), (shape, rank)
+        assert torch.equal(ops.svd_rank(x, rank=min(rows.shape)), x)
+    wide = torch.randn(2, 3, 3, generator=torch.manual_seed(1))  # smaller side 2: a density of 0.5 is rank 1
+    assert torch.equal(ops.svd_rank(wide, density=0.5), ops.svd_rank(wide, rank=1))
+
+
+SHAPE = (2, 3)
+BASE, TUNED = tensor([[1.0, 2.0, -4.0], [0.0, 8.0, 1.0]]), tensor([[2.0, 2.0, 0.0], [4.0, -8.0, 1.0]])
+KEPT = tensor([[True, False, True], [False, True, True]])
+
+
+def block(tensors=None, mask=KEPT, ndim=2, **more):
+    """A block whose masks are given by hand; asks are noted as (stream, keep)."""
+    asked = []
+
+    def source(stream, keep):
+        asked.append((stream, keep))
+        return mask
+
+    made = steps.Block(tensors or {"base": BASE.clone(), "tuned": TUNED.clone()}, ndim, source, **more)
+    return made, asked
+
+
+@pytest.mark.parametrize(
+    "step, wanted, stream",
+    [
+        # S - P = [[1, 0, 4], [4, -16, 0]]; thinned by half: [[2, 0, 8], [0, -32, 0]]
+        (steps.Consistent(alpha=1, beta=0.25, drop_rate=0.5), [[2.5, 2, 2], [4, -16, 1]], "adt"),
+        (steps.Consistent(alpha=2, beta=0.25, drop_rate=0.5), [[4.5, 4, 2], [8, -24, 2]], "adt"),
+        (
+            steps.Consistent(alpha=1, beta=0.25, drop_rate=0.5, form="anchored"),
+            [[2.5, 2, 2], [4, -16, 1]],
+            "adt",
+        ),
+        (
+            steps.Consistent(alpha=2, beta=0.25, drop_rate=0.5, form="anchored"),
+            [[3.5, 2, 6], [8, -32, 1]],
+            "adt",
+        ),
+        (
+            steps.Consistent(alpha=0, beta=0.5, drop_rate=0.5, form="anchored"),
+            [[2, 2, 0], [0, -8, 1]],
+            "adt",
+        ),
+        (steps.Dynamic(alpha=0.5, beta=0.25, drop_rate=0.5), [[0.75, 2, -5], [0, 12, 1]], "deg"),
+        (steps.TaskArithmetic(scaling=0.5, drop_rate=0.5), [[2, 2, 0], [0, -8, 1]], "dare0"),
+        (steps.TaskArithmetic(scaling=(3,)), [[4, 2, 8], [12, -40, 1]], None),
+        (steps.TaskArithmetic(scaling=0.5, drop_rate=0.5, dare_scale=2), [[3, 2, 4], [0, -24, 1]], "dare0"),
+        (steps.Extrapolate(alpha=0.5), [[0.5, 2, -6], [-2, 16, 1]], None),
+        (steps.Linear(weights=(2, -1)), [[0, 2, -8], [-4, 24, 1]], None),
+        (steps.Average(of=("base", "tuned")), [[1.5, 2, -2], [2, 0, 1]], None),
+        (steps.Average(), [[2, 2, 0], [4, -8, 1]], None),
+        (steps.Magnitude(density=0.34, scaling=0.5), [[1, 2, -2], [0, 0, 1]], None),
+        (steps.Copy(), [[1, 2, -4], [0, 8, 1]], None),
+        (steps.Copy(of="tuned"), [[2, 2, 0], [4, -8, 1]], None),
+    ],
+)
+def test_every_step_by_hand(step, wanted, stream):
+    for out in (None, torch.empty(SHAPE)):
+        made, asked = block(out=out)
+        assert torch.equal(step.run(made), tensor(wanted, dtype=torch.float32)), step
+        assert asked == ([(stream, 0.5)] if stream else [])
+        assert torch.equal(made.tensors["base"], BASE) and torch.equal(made.tensors["tuned"], TUNED)
+
+
+def test_steps_take_the_inputs_that_they_name():
+    three = {"base": tensor([[1.0, 1.0]]), "a": tensor([[2.0, 3.0]]), "b": tensor([[5.0, 7.0]])}
+    for step, wanted in (
+        (steps.Extrapolate(alpha=1, of="b"), [[-3, -5]]),
+        (steps.Consistent(alpha=1, beta=0, of="b"), [[5, 7]]),
+        (steps.Consistent(alpha=1, beta=0), [[2, 3]]),
+        (steps.TaskArithmetic(scaling=(2, 1)), [[1 + 2 + 4, 1 + 4 + 6]]),
+        (steps.TaskArithmetic(of=("b",)), [[5, 7]]),
+        (steps.TaskArithmetic(scaling=2), [[1 + 2 + 8, 1 + 4 + 12]]),
+        (steps.Average(), [[3.5, 5]]),
+    ):
+        found = step.run(block(dict(three), None)[0])
+        assert torch.equal(found, tensor(wanted, dtype=torch.float32)), step
+
+
+def test_masks_of_several_models_have_streams_of_their_own():
+    three = {"base": BASE, "a": TUNED, "b": TUNED}
+    made, asked = block(three)
+    steps.TaskArithmetic(drop_rate=0.25).run(made)
+    assert asked == [("dare0", 0.75), ("dare1", 0.75)]
+
+
+NAMES = ["base", "tuned", "third"]
+
+
+@pytest.mark.parametrize(
+    "step, source",
+    [
+        (steps.Copy(), "base"), (steps.Copy(of="third"), "third"), (steps.Extrapolate(alpha=0), "base"),
+        (steps.Extrapolate(alpha=1), None), (steps.Linear(weights=(0, 1, 0)), "tuned"),
+        (steps.Linear(weights=(0, 2, 0)), None), (steps.Linear(weights=(1, 1, 0)), None),
+        (steps.Dynamic(alpha=0), "base"), (steps.Dynamic(beta=0), "base"), (steps.Dynamic(), None),
+        (steps.Consistent(beta=0), "tuned"), (steps.Consistent(beta=0, of="third"), "third"),
+        (steps.Consistent(), None), (steps.Consistent(beta=0, alpha=2), None),
+        (steps.Consistent(beta=0, alpha=1, form="anchored"), "tuned"),
+        (steps.Consistent(beta=0, alpha=0, form="anchored"), "base"),
+        (steps.Consistent(beta=0, alpha=0), None),
+        (steps.Consistent(beta=0, alpha=0.5, form="anchored"), None),
+    ],
+)  # fmt: skip
+def test_what_is_a_copy_whatever_the_values(step, source):
+    assert step.copies(NAMES) == source
+    if source and len(getattr(step, "weights", ())) != 3 and source != "third":
+        found = step.run(block()[0])
+        assert torch.equal(found, {"base": BASE, "tuned": TUNED}[source])
+
+
+def test_where_all_are_equal_a_step_says_whether_the_base_stays():
+    equal = {"base": BASE, "tuned": BASE.clone()}
+    for step in (
+        steps.Consistent(), steps.Consistent(alpha=3, form="anchored"), steps.Consistent(alpha=2),
+        steps.Consistent(alpha=0.5), steps.Dynamic(), steps.Linear(weights=(1, 1)),
+        steps.Extrapolate(alpha=2), steps.TaskArithmetic(scaling=2), steps.Magnitude(density=0.5),
+    ):  # fmt: skip
+        kept = torch.allclose(step.run(block(dict(equal))[0]), BASE)
+        assert step.keeps_equal == kept, step
+
+
+def test_the_published_pair_and_its_anchored_form():
+    for con in ("released", "anchored"):
+        made = recipe.edg_recipe("p", "s", con=con, con_alpha=0.5)
+        assert made.outputs["con"] == (steps.Consistent(alpha=0.5, beta=0.25, drop_rate=0.7, form=con),)
+        assert made.outputs["dyn"] == (steps.Dynamic(alpha=0.25, beta=0.75, drop_rate=0.7),)
+        assert made.mask_scalars == (con == "released") and made.seed == 123
+    shipped = recipe.load_recipe("edg_anchored")
+    assert shipped.outputs["con"][0].form == "anchored" and not shipped.mask_scalars

@@ -292,3 +292,24 @@ def test_previews_grow_while_a_clip_is_made_and_change_nothing_else(tmp_path):
     assert same(frames(plan), frames(plain))
     records = [read_json(p.record(p.requests[0]))["settings_hash"] for p in (plan, plain)]
     assert records[0] == records[1]
+
+
+def test_settings_in_the_form_of_an_earlier_record_count_as_the_same(tmp_path):
+    """`former` gives them in that form, or nothing where they are not the same."""
+    run(job(tmp_path), FakeSystem(), object)
+    now = {"options": {"eta": 1.0}, "sets": {"dyn": {"numbers_sha256": "0"}}}
+    asked = []
+
+    def former(record):
+        asked.append(record["id"])
+        return {"options": {"eta": 1.0}}
+
+    other = dataclasses.replace(job(tmp_path), shared={"options": {"eta": "as of today"}})
+    summary = run(dataclasses.replace(other, former=former), FakeSystem(), object)
+    assert (summary.made, summary.skipped, len(asked)) == (0, 3, 3)
+    with pytest.raises(UsageError):
+        run(dataclasses.replace(other, former=lambda record: {"options": {"eta": 3.0}}), FakeSystem(), object)
+    with pytest.raises(UsageError):
+        run(other, FakeSystem(), object)
+    with pytest.raises(UsageError):
+        run(dataclasses.replace(other, shared=now), FakeSystem(), object)

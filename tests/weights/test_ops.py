@@ -273,3 +273,15 @@ def test_the_published_pair_and_its_anchored_form():
         assert made.mask_scalars == (con == "released") and made.seed == 123
     shipped = recipe.load_recipe("edg_anchored")
     assert shipped.outputs["con"][0].form == "anchored" and not shipped.mask_scalars
+
+
+@pytest.mark.parametrize("sign, majority", [(1, 1.0), (-1, -1.0), (0, 0.0)])
+def test_ties_statistics_by_hand(sign, majority):
+    """Half of three entries is trimmed: the threshold is the second smallest; what is left votes."""
+    zero = torch.zeros(3)
+    for first in ([5.0, 6.0, 1.0], [1.0, 7.0, 5.0]):
+        other = tensor(first) * (sign or -1)
+        models = {"base": zero, "a": tensor(first) * (sign or 1), "b": other}
+        step = steps.Ties(drop_rate=0.5)
+        found = steps.ties_statistics(step, 3, lambda models=models: iter([block(models, None, 1)[0]]))
+        assert found == steps.TiesStatistics((5.0, 5.0), majority)

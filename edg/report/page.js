@@ -333,15 +333,17 @@ function points(point) {
   return Object.fromEntries(Object.entries(point?.options ?? {}).map(([name, value]) => [`point ${name}`, value]));
 }
 
-/** Every parameter set in a few words: the steps of the merge that made it and its inputs, or its file's hash. */
+/** Every parameter set in a few words: the steps of the merge that it names and their inputs, or its file's hash, and the hash
+ *  of its numbers, which tells sets of one recipe apart. */
 function sets(all) {
   const start = (hash) => String(hash).slice(0, 8);
   const step = ({ op, ...rest }) => [op, ...Object.entries(rest).filter(([, v]) => v !== "").map(([k, v]) => `${k} ${words(v)}`)].join(" ");
   return Object.fromEntries(Object.entries(all ?? {}).map(([name, set]) => {
     const steps = set?.recipe?.outputs?.[set.output];
     const from = Object.entries(set?.inputs ?? {}).map(([key, hash]) => `${key} ${start(hash)}`).join(", ");
-    const told = Array.isArray(steps) ? [...steps.map(step), `seed ${set.recipe.seed}, of ${from}`].join("\n")
-      : Array.isArray(set?.sha256) ? `file ${set.sha256.map(start).join(", ")}` : words(set);
+    const numbers = set?.numbers_sha256 ? [`numbers ${start(set.numbers_sha256)}, ${words(set.dtypes)}`] : [];
+    const told = Array.isArray(steps) ? [...steps.map(step), `seed ${set.recipe.seed}, of ${from}`, ...numbers].join("\n")
+      : Array.isArray(set?.sha256) ? `file ${set.sha256.map(start).join(", ")}` : numbers[0] ?? words(set);
     return [`set ${name}`, told];
   }));
 }

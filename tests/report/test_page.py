@@ -412,3 +412,13 @@ def test_what_browsers_play_is_linked_whatever_its_name(tmp_path, make):
         facts = flow_pictures.clip_media(tmp_path / name, tmp_path / name[0])
         film = tmp_path / name[0] / facts["video"]
         assert film.suffix == ".mp4" and film.samefile(tmp_path / "a.mp4")
+
+
+def test_sets_of_the_page_are_their_numbers_with_their_origin():
+    from edg.report.collect import _sets
+
+    sets, made = {"dyn": {"numbers_sha256": "a"}}, {"dyn": {"output": "dyn", "recipe": {"seed": 1}}}
+    assert _sets({"settings": {"sets": sets}, "set_origins": made}) == {"dyn": {**sets["dyn"], **made["dyn"]}}
+    assert _sets({"settings": {"sets": made}}) == made
+    assert _sets({"settings": None}) is None
+    assert _sets({"settings": {"sets": ["x"]}, "set_origins": {"dyn": 1}}) == ["x"]

@@ -199,3 +199,15 @@ def test_a_lora_in_the_place_of_a_model_is_named(tmp_path, files, names):
     for config in ([], ["--config", "sprites"]):
         assert main(["sample", *map(str, flags), *config]) == 3
     assert len(merged(of((lora, lora), [REST]), warn=lambda _: None)["dyn"]) == len(names)
+
+
+def test_half_an_adapter_is_not_taken_for_none(tmp_path, files, base, adapted):
+    """The identity stands for an adapter that an input lacks as a whole, not for tensors that were lost."""
+    third = dict(adapted)
+    del third["queries"]
+    torch.save(third, tmp_path / "third.pt")
+    torch.save(adapted, tmp_path / "adapted.pt")
+    with pytest.raises(UsageError) as error:
+        merged(of((tmp_path / "adapted.pt", tmp_path / "third.pt"), [REST]))
+    assert "'queries'" in error.value.given
+    assert "queries" in merged(of((files[0], tmp_path / "adapted.pt"), [REST]), warn=lambda _: None)["dyn"]

@@ -342,9 +342,9 @@ function sets(all) {
     const steps = set?.recipe?.outputs?.[set.output];
     const from = Object.entries(set?.inputs ?? {}).map(([key, hash]) => `${key} ${start(hash)}`).join(", ");
     const numbers = set?.numbers_sha256 ? [`numbers ${start(set.numbers_sha256)}, ${words(set.dtypes)}`] : [];
-    const told = Array.isArray(steps) ? [...steps.map(step), `seed ${set.recipe.seed}, of ${from}`, ...numbers].join("\n")
+    const shown = Array.isArray(steps) ? [...steps.map(step), `seed ${set.recipe.seed}, of ${from}`, ...numbers].join("\n")
       : Array.isArray(set?.sha256) ? `file ${set.sha256.map(start).join(", ")}` : numbers[0] ?? words(set);
-    return [`set ${name}`, told];
+    return [`set ${name}`, shown];
   }));
 }
 

@@ -92,7 +92,7 @@ class Prepared:
         return model
 
     def run(self, identities: Any, here: World, origins: Mapping[str, Any]) -> Run:
-        """What the runner is to make. origins: of the sets (`origin`), a note for the records."""
+        """The job for the runner. origins: of the sets (`origin`), a note for the records."""
         from edg import systems
         from edg.core.device import dtype_name
 
@@ -295,7 +295,7 @@ def default_prompts(model: str) -> Path:
 
 
 def identity(weights: Any) -> dict[str, Any]:
-    """What a parameter set is, wherever and however it lies: a hash of its numbers. What made it, its record
+    """A parameter set's hash of numbers and dtypes, wherever and however it lies. What made it, its record
     can only claim (`origin`)."""
     from edg.weights.hashing import numbers_sha256
 
@@ -346,7 +346,7 @@ def former_settings(sets: Mapping[str, Any], record: Mapping[str, Any]) -> dict[
 
 
 def _is_proven(name: str, weights: Any, record: Mapping[str, Any]) -> bool:
-    """Whether what a set's own record claims may stand for its numbers, as `former_settings` says."""
+    """True if what a set's own record claims may stand for its numbers, as `former_settings` says."""
     from edg.weights.provenance import is_as_recorded
 
     if weights.container == "memory":

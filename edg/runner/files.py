@@ -61,7 +61,7 @@ def write(
 
 
 def tags(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What every file says about itself: prompt, seed, the hash of its parameter sets' identities,
+    """The texts inside every file: prompt, seed, the hash of its parameter sets' identities,
     the version, and all settings as JSON in the comment."""
     return {
         "title": str(settings["prompt"]),

@@ -167,7 +167,7 @@ def is_finished(job: Run, request: Request) -> bool:
 
 
 def _is_of(job: Run, record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a record is of a clip with these settings, in today's form or in an earlier one."""
+    """True if a record is of a clip with these settings, in today's form or in an earlier one."""
     then = record.get("settings_hash")
     if then == hash_value(settings):
         return True

@@ -59,7 +59,7 @@ def tensor_digests(weights: Weights) -> dict[str, str]:
 
 
 def places_key(weights: Weights) -> Any:
-    """What decides the numbers of a set that lies in files: those files, as they were when it was opened, and
+    """Key of the numbers of a set that lies in files: those files, as they were when it was opened, and
     where in them each tensor is. None for tensors in memory."""
     if not weights.files:
         return None

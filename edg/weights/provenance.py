@@ -58,7 +58,7 @@ def input_record(name: str, weights: Weights, hashes: Mapping[str, str]) -> dict
 
 
 def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
-    """Whether every output lies in `out` already, made by this recipe from inputs of the same content.
+    """True if every output lies in `out` already, made by this recipe from inputs of the same content.
 
     A record alone is no proof: an output must be the very file that a merge has written here, untouched
     since, or hold the numbers that the recipe gives, which takes as long as to merge again."""
@@ -97,7 +97,7 @@ def _state(path: Path) -> list:
 
 
 def _holds(recipe: Recipe, paths: Mapping[str, Path]) -> bool:
-    """Whether each file holds the numbers that the recipe gives, merged again in memory."""
+    """True if each file holds the numbers that the recipe gives, merged again in memory."""
     from edg.weights.memory import merged
 
     try:
@@ -110,7 +110,7 @@ def _holds(recipe: Recipe, paths: Mapping[str, Path]) -> bool:
 
 
 def is_as_recorded(weights: Weights) -> bool:
-    """Whether a set's numbers are those that its own record says: its inputs are looked for and merged again
+    """True if a set's numbers are those that its own record says: its inputs are looked for and merged again
     in memory. False where they are gone."""
     record = weights.provenance
     if not _is_ours(record):

@@ -88,7 +88,7 @@ class Step:
             )
 
     def may_lack(self, pattern: str) -> bool:
-        """Whether a pattern of `where` may meet no tensor."""
+        """True if a pattern of `where` may meet no tensor."""
         return self.optional if isinstance(self.optional, bool) else pattern in self.optional
 
     def run(self, block: Block) -> Tensor:

@@ -121,7 +121,7 @@ class Weights(Mapping):
         return found if isinstance(found, dict) else {}
 
     def content_key(self) -> Any:
-        """What a note about the numbers is kept under (JSON-like), None where nothing stands for them."""
+        """Key of notes about the numbers (JSON-like), None where nothing stands for them."""
         return places_key(self)
 
     def check_unchanged(self) -> None:

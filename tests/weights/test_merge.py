@@ -517,3 +517,16 @@ def test_a_merge_remembers_the_hashes_of_its_inputs(tmp_path, files, monkeypatch
     run(edg_recipe(*map(str, files)), tmp_path / "out", full=True)
     monkeypatch.setattr(records, "sha256_file", lambda path: "not remembered")
     assert records.cached_sha256(files[1]) == sha256(files[1].read_bytes()).hexdigest()
+
+
+def test_safetensors_hold_wide_tensors_first(tmp_path):
+    """So that every tensor begins at a multiple of its own size."""
+    state = {"a.w": torch.ones(3).half(), "b.w": torch.ones(3).double(), "c.w": torch.ones(3)}
+    torch.save(state, tmp_path / "x.pt")
+    steps = {"m": [{"op": "copy"}]}
+    wanted = from_dict({"inputs": {"base": str(tmp_path / "x.pt")}, "outputs": steps})
+    merge.run(wanted, tmp_path / "out", full=True)
+    data = (tmp_path / "out" / "m.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    starts = [header[name]["data_offsets"][0] for name in ("b.w", "c.w", "a.w")]
+    assert starts == [0, 24, 36]

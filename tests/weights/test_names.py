@@ -211,3 +211,11 @@ def test_half_an_adapter_is_not_taken_for_none(tmp_path, files, base, adapted):
         merged(of((tmp_path / "adapted.pt", tmp_path / "third.pt"), [REST]))
     assert "'queries'" in error.value.given
     assert "queries" in merged(of((files[0], tmp_path / "adapted.pt"), [REST]), warn=lambda _: None)["dyn"]
+
+
+def test_whole_numbers_keep_their_dtype_in_a_16_bit_merge(tmp_path, counted):
+    inputs = {"base": str(counted[0]), "tuned": str(counted[1])}
+    wanted = recipe.from_dict({"inputs": inputs, "outputs": {"m": [REST]}, "dtype": "float16"})
+    merge.run(wanted, tmp_path / "out", full=True)
+    made = open_weights(tmp_path / "out" / "m.safetensors")
+    assert made["count"].dtype == torch.int64 and made["count"] == 3 and made["betas"].dtype == torch.float16

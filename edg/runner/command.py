@@ -136,9 +136,11 @@ def prepare(
         find_spec(system, args.config, {})  # a misspelt model is told before its missing files
     inside = None
     if merging.asked(args):
-        inside = merging.choose(args, lambda paths: find_spec(system, args.config, paths))
+        inside = merging.choose(
+            args, lambda paths: find_spec(system, args.config, paths, tables_of(args, paths))
+        )
     paths = inside.paths if inside else flags.set_paths(args)
-    spec = find_spec(system, args.config, paths)
+    spec = find_spec(system, args.config, paths, tables_of(args, paths))
     options = flags.sampling_options(args, system, spec, len(inside.recipe.outputs if inside else paths))
     flags.check_numbers(args, spec)
     if pairs is None:
@@ -153,7 +155,8 @@ def prepare(
         if aloud and not multiplies(dtype):
             name = dtype_name(dtype)
             say(f"torch knows of no {name} products of this processor: likely slower than --dtype fp32")
-    sets = merging.open_sets(inside, args, spec, aloud) if inside else open_sets(paths, aloud)
+    tables = {} if inside else tables_of(args, paths)
+    sets = merging.open_sets(inside, args, spec, aloud) if inside else open_sets(paths, aloud, tables)
     requests = [
         request_for(args, spec, options, pair, f"{pair.name}_sample{i}")
         for pair in pairs
@@ -220,15 +223,24 @@ def sleep_when_idle(here: World) -> None:
 # ---- inputs ------------------------------------------------------------------------------------------------
 
 
-def find_spec(system: System, name: str | None, paths: Mapping[str, Path]) -> Spec:
+def tables_of(args: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, str]:
+    """Which of several tables in its file each parameter set is, by --table. Raises UsageError."""
+    from edg.weights.tables import by_input
+
+    return by_input(args.table or (), paths)
+
+
+def find_spec(
+    system: System, name: str | None, paths: Mapping[str, Path], tables: Mapping[str, str] | None = None
+) -> Spec:
     """The model: as given, or told by the first parameter set's names and shapes. Raises UsageError."""
     from edg.weights.align import refuse_lora
     from edg.weights.store import open_weights
 
     if name:
         return system.spec(_published_name(name))
-    first = next(iter(paths.values()))
-    weights = open_weights(first, check_base=False)
+    first_name, first = next(iter(paths.items()))
+    weights = open_weights(first, check_base=False, table=(tables or {}).get(first_name, ""))
     refuse_lora(weights)
     found, why = system.identify(weights)
     if found is None:
@@ -244,12 +256,15 @@ def _published_name(name: str) -> str:
     return f"dynamicrafter-{match[1]}" if match and not Path(name).exists() else name
 
 
-def open_sets(paths: Mapping[str, Path], aloud: bool) -> dict[str, Any]:
-    """The parameter sets, opened (not read, not checked); aloud: with what is worth saying about them."""
+def open_sets(paths: Mapping[str, Path], aloud: bool, tables: Mapping[str, str]) -> dict[str, Any]:
+    """The parameter sets, opened (not read, not checked); aloud: with what is worth saying about them;
+    tables: name -> which of several tables in its file."""
     from edg.weights.align import refuse_lora
     from edg.weights.store import open_weights
 
-    sets = {name: open_weights(path, check_base=False) for name, path in paths.items()}
+    sets = {
+        name: open_weights(path, check_base=False, table=tables.get(name, "")) for name, path in paths.items()
+    }
     for weights in sets.values():
         refuse_lora(weights)
     for name, weights in sets.items():
@@ -281,7 +296,7 @@ def check_bases(sets: dict[str, Any]) -> None:
 
     for name, weights in sets.items():
         if weights.provenance.get("base"):
-            sets[name] = open_weights(weights.path)
+            sets[name] = open_weights(weights.path, table=weights.table)
 
 
 def default_prompts(model: str) -> Path:
@@ -383,6 +398,7 @@ def notes(
     return {
         "command": ["edg", *sys.argv[1:]],
         "set_paths": {name: str(path) for name, path in paths.items()},
+        **({"set_tables": tables_of(args, paths)} if args.table else {}),
         "analytic_init_path": args.analytic_init_path,
         "spec": to_dict(spec),
         "device": device,

@@ -39,6 +39,8 @@ def choose(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spe
 
     spec_of: the model of parameter sets by path.
     """
+    from edg.weights.tables import by_input
+
     _check_together(args)
     paths = _inputs(args, spec_of)
     spec = spec_of(paths)
@@ -46,7 +48,8 @@ def choose(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spe
     name, recipe, strengths = _adjusted(args, dials)
     if dials and name == dials.recipe and args.T is None and args.switch_at is None and args.blend == "hard":
         args.T = strengths.get("T", dials.T)
-    recipe = replace(recipe, inputs=_files_of(recipe, paths))
+    files = _files_of(recipe, paths)
+    recipe = replace(recipe, inputs=files, tables={**recipe.tables, **by_input(args.table or (), files)})
     note = {"merged_in_memory": {"recipe": str(name), **{key: str(path) for key, path in paths.items()}}}
     turned = {word: getattr(args, word) for word in WORDS if getattr(args, word) is not None}
     if turned:

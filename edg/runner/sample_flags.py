@@ -85,6 +85,12 @@ def _add_weights(group) -> None:
         metavar="NAME=FILE",
         help="any number of parameter sets instead, in their order of use",
     )
+    group.add_argument(
+        "--table",
+        nargs="+",
+        metavar="[NAME=]TABLE",
+        help="of several tables in a file, e.g. ema_state_dict (the raw weights)",
+    )
     group.add_argument("--T", type=int, help="the timestep at which con takes over, 0..1000 (500)")
     group.add_argument(
         "--switch_at", nargs="+", type=int, metavar="T", help="falling, one between each two --sets"

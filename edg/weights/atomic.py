@@ -33,11 +33,15 @@ class AtomicFile:
             self._remove_leftovers()
             self.temporary = self.path.parent / f"{self._prefix}{os.getpid()}"
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-            self.fd = os.open(self.temporary, flags, 0o666)
             self.flusher: pagecache.Flusher | None = None
-            lock(self.fd)
-            if not self.temporary.exists():  # before it was locked, another process took it for a leftover
-                raise self._busy(self.temporary)
+            self.fd = os.open(self.temporary, flags, 0o666)
+            try:
+                lock(self.fd)
+                if not self.temporary.exists():  # another process took it for a leftover, not locked yet
+                    raise self._busy(self.temporary)
+            except BaseException:
+                self.abort()
+                raise
         except OSError as error:
             raise machine_error(self.path, error) from error
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError, visible
 from edg.weights import keys
-from edg.weights.store import DAMAGED, Weights, open_weights
+from edg.weights.store import DAMAGED, Weights, open_inputs, open_weights
+from edg.weights.tables import HELP as TABLE_HELP
+from edg.weights.tables import by_input
 from edg.weights.tensors import TensorInfo
 
 Identify = Callable[[Mapping], str]
@@ -23,6 +25,9 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="the input named base")
     parser.add_argument("--tuned", help="the input named tuned")
     parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help="any other input")
+    parser.add_argument(
+        "--table", action="append", default=[], metavar="[INPUT=]NAME", help=f"{TABLE_HELP}, INPUT's or all"
+    )
     parser.add_argument("--out", "--outdir", default="merged", help="folder of the outputs (default: merged)")
     parser.add_argument(
         "--full", action="store_true", help="complete files, not only what differs from the base"
@@ -55,11 +60,12 @@ def merge_command(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{args.recipe} names no file for {', '.join(empty)}", fix=f"give --input {empty[0]}=FILE"
         )
-    changes = {"seed": args.seed, "dtype": args.dtype, "missing": args.missing}
+    tables = {**recipe.tables, **by_input(args.table, inputs)}
+    changes = {"tables": tables or None, "seed": args.seed, "dtype": args.dtype, "missing": args.missing}
     recipe = dataclasses.replace(recipe, inputs=inputs, **{k: v for k, v in changes.items() if v is not None})
     if args.verify:
-        for name, path in recipe.inputs.items():
-            print(f"{name}: {open_weights(path).verify()} checksums compared")
+        for name, weights in open_inputs(recipe).items():
+            print(f"{name}: {weights.verify()} checksums compared")
     if args.dry_run:
         return _plan(recipe, args.full)
     return merge_and_report(
@@ -146,15 +152,16 @@ def add_info_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", nargs="?", const="*", metavar="PATTERN", help="list tensors, e.g. '*cc_projection*'"
     )
+    parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
     parser.add_argument("--verify", action="store_true", help="compare the data with its checksums")
 
 
 def info_command(args: argparse.Namespace, identify: Identify | None = None) -> int:
     """Print what a checkpoint is, from names and shapes. identify: mapping -> name of its spec or ''."""
     try:
-        weights = open_weights(args.file, check_base=args.verify)
+        weights = open_weights(args.file, check_base=args.verify, table=args.table)
     except BadFileError:  # tell what is in the file even when its base is not there
-        for line in describe(open_weights(args.file, join_base=False)):
+        for line in describe(open_weights(args.file, join_base=False, table=args.table)):
             print(visible(line))
         raise
     for line in describe(weights, identify):

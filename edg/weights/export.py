@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.device import DTYPES
-from edg.core.errors import UsageError, nearest
+from edg.core.errors import UsageError, nearest, visible
 from edg.weights.align import refuse_lora
 from edg.weights.keys import BUFFERS
 from edg.weights.reference import sha256_weights
 from edg.weights.store import Weights, open_weights
+from edg.weights.tables import HELP as TABLE_HELP
 from edg.weights.tensors import CHUNK, FLOATS, ITEMSIZE, TensorInfo, raw_bytes, torch_dtype
 from edg.weights.writers import TensorWriter, open_writer
 
@@ -28,6 +30,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a parameter set: of a merge, of a training run, a checkpoint, shards")
     parser.add_argument("out", help="OUT.safetensors, OUT.pt or OUT.ckpt; the ending chooses the format")
     parser.add_argument("--dtype", help="of the floating tensors: fp16, bf16 or float32 (as they are stored)")
+    parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -37,7 +40,15 @@ def export_command(args: argparse.Namespace) -> int:
     from edg.weights.commands import progress_line
 
     progress = None if args.quiet else progress_line("exporting")
-    infos = export(args.file, args.out, dtype_of(args.dtype), overwrite=args.overwrite, progress=progress)
+    infos = export(
+        args.file,
+        args.out,
+        dtype_of(args.dtype),
+        table=args.table,
+        overwrite=args.overwrite,
+        progress=progress,
+        warn=lambda text: print(visible(text), file=sys.stderr),
+    )
     size = os.stat(args.out).st_size
     print(f"{args.out}  {size / 1e9:.2f} GB, complete: {len(infos)} tensors")
     return 0
@@ -59,22 +70,27 @@ def export(
     out: str | os.PathLike,
     dtype: str | None = None,
     *,
+    table: str = "",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, TensorInfo]:
     """Write every tensor of `source` to `out` and return what was written; a file of changes is joined with
     its base. Atomic; memory is one block of a tensor.
 
     dtype: 'float16', 'bfloat16' or 'float32' for floating tensors, None keeps each as it is. The schedule is
-    kept as stored: 16 bits cannot hold it. Raises UsageError (ending, an `out` that is there, values too
+    kept as stored: 16 bits cannot hold it. table: of several in the file. warn: is given what the file has
+    and OUT will not. Raises UsageError (ending, an `out` that is there, values too
     large for float16), BadFileError, MachineError.
     """
     out = Path(out)
     form = FORMATS.get(out.suffix.lower())
     if form is None:
         raise UsageError(f"export to {str(out)!r}", expected="a name that ends in .safetensors, .pt or .ckpt")
-    weights = open_weights(source)
+    weights = open_weights(source, table=table)
     refuse_lora(weights)
+    for note in weights.notes:
+        warn(f"note: {note}")
     if any(out.resolve() == file.path.resolve() for file in weights.files):
         raise UsageError(f"{out} is one of the files to be read", fix="choose another name")
     if out.exists() and not overwrite:
@@ -109,8 +125,9 @@ def _record(weights: Weights, dtype: str | None) -> dict:
     import edg
 
     kept = {key: value for key, value in weights.provenance.items() if key not in ("base", "absent")}
-    told = {"path": str(weights.path), "sha256": sha256_weights(weights), "dtype": dtype or "as stored"}
-    kept |= {"edg": kept.get("edg", edg.__version__), "exported": told}
+    source = {"path": str(weights.path), "sha256": sha256_weights(weights), "dtype": dtype or "as stored"}
+    source |= {"table": weights.table} if weights.table else {}
+    kept |= {"edg": kept.get("edg", edg.__version__), "exported": source}
     if "stored" in kept:
         kept["stored"] = kept["tensors"] = len(weights)
     return kept

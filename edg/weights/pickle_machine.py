@@ -10,6 +10,7 @@ training checkpoint full of foreign objects still yields its tensors.
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -41,30 +42,96 @@ class Global:
 
 
 class Stub:
-    """Stands for the object some foreign class would have made. Takes anything, does nothing."""
+    """Stands for the object some foreign class would have made. Takes anything, does nothing; held: those of
+    the things it was given that may hold tensors."""
 
-    __slots__ = ("name",)
+    __slots__ = ("held", "name")
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, given: Iterable[object] = ()):
+        self.name, self.held = name, []
+        self.hold(given)
+
+    def hold(self, given: Iterable[object]) -> None:
+        self.held += (item for item in given if isinstance(item, CARRIERS))
+
+
+class OddKey:
+    """Stands for a key that no table of ours is asked for (a tuple, a float, a huge number), by identity."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, key: object):
+        short = isinstance(key, float) or (isinstance(key, int) and key.bit_length() < 100)
+        self.text = repr(key) if short else f"a {type(key).__name__}"
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A storage: record key, dtype ('' when untyped), number of elements (bytes when untyped)."""
+    """A storage: record key, dtype ('' when untyped), number of elements (bytes when untyped), and whether it
+    is one of the meta device, which has no values."""
 
     key: str
     dtype: str
     numel: int
+    meta: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TensorRef:
-    storage: StorageRef
+    """A tensor by its description. neg, conj: its values are the negatives, the conjugates, of what is
+    stored. odd: the kind of tensor whose values are not read here, '' for one that is read."""
+
+    storage: StorageRef | None
     dtype: str
     first: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    neg: bool = False
+    conj: bool = False
+    odd: str = ""
+
+
+CARRIERS = (dict, list, tuple, Stub, StorageRef, TensorRef)
+
+
+def odd_tensor(kind: str) -> TensorRef:
+    return TensorRef(None, "", 0, (), (), odd=kind)
+
+
+def children(value: object) -> Iterable[tuple[object, object]]:
+    """(key or index, item) of everything in a container, or given to a foreign object, that may hold
+    tensors."""
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, (list, tuple)):
+        pairs = enumerate(value)
+    else:
+        pairs = enumerate(value.held) if isinstance(value, Stub) else ()
+    return ((key, item) for key, item in pairs if isinstance(item, CARRIERS))
+
+
+def first_tensor(
+    value: object, spend: Callable[[int], None] = lambda count: None, seen: set[int] | None = None
+) -> tuple | None:
+    """Keys and indices from `value` down to a tensor or storage in it, None where there is none. seen:
+    containers by identity that hold none, to which this search adds."""
+    waiting, seen = [(value, None)], set() if seen is None else seen
+    while waiting:
+        item, way = waiting.pop()
+        if isinstance(item, (TensorRef, StorageRef)):
+            steps: list[object] = []
+            while way is not None:
+                way, step = way
+                steps.append(step)
+            return tuple(reversed(steps))
+        if id(item) not in seen:
+            seen.add(id(item))
+            spend(1 + (len(item) if isinstance(item, (dict, list, tuple)) else 0))
+            waiting += [(inner, (way, key)) for key, inner in children(item)][::-1]
+    return None
 
 
 class _Mark:
@@ -185,8 +252,13 @@ class PickleMachine:
     op_additems = op_appends
 
     def extend(self, items):
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(items)
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, Stub):
+            target.hold(items)
+        else:
+            self.change(target)
 
     def op_setitem(self, _):
         value, key = self.stack.pop(), self.stack.pop()
@@ -199,9 +271,19 @@ class PickleMachine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                if is_key(key):
-                    self.spend(key_cost(key))
-                    target[key] = value
+                self.spend(key_cost(key))
+                put(target, key, value)
+        elif isinstance(target, Stub):
+            target.hold(items)
+        else:
+            self.change(target)
+
+    def change(self, target: object) -> None:
+        """Something is done to an object that torch would carry out and this machine does not."""
+        if isinstance(target, TensorRef):
+            target.odd = target.odd or "a tensor that is changed after it was made"
+        elif isinstance(target, (dict, list, StorageRef)):
+            raise PickleError(f"a {type(target).__name__} changed in a way that no torch.save writes")
 
     # --- objects: only tensors and OrderedDict mean anything
     # -------------------------------------------------
@@ -231,19 +313,28 @@ class PickleMachine:
     op_newobj = op_reduce
 
     def op_newobj_ex(self, _):
-        self.stack.pop()
+        keywords = self.stack.pop()
         self.op_reduce(None)
+        if isinstance(self.stack[-1], Stub):
+            self.stack[-1].hold([keywords])
+        elif keywords:
+            self.change(self.stack[-1])
 
     def op_inst(self, arg):
-        self.to_mark()
-        self.stack.append(Stub(self.global_name(str(arg).replace(" ", ".", 1)).name))
+        items = self.to_mark()
+        self.stack.append(Stub(self.global_name(str(arg).replace(" ", ".", 1)).name, items))
 
     def op_obj(self, _):
         items = self.to_mark()
-        self.stack.append(Stub(getattr(items[0], "name", "?")) if items else Stub("?"))
+        self.stack.append(Stub(getattr(items[0], "name", "?"), items) if items else Stub("?"))
 
     def op_build(self, _):
-        self.stack.pop()  # the state of an object we did not make
+        """The state of an object: of one we did not make, or the attributes of an OrderedDict."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Stub):
+            target.hold([state])
+        elif not isinstance(target, (dict, list)):
+            self.change(target)
 
     def op_binpersid(self, _):
         pid = self.stack.pop()
@@ -261,32 +352,43 @@ class PickleMachine:
         if not isinstance(key, str) or not isinstance(numel, int) or isinstance(numel, bool) or numel < 0:
             raise PickleError("a storage with a bad key or size")
         dtype = "" if kind == "UntypedStorage" else STORAGES.get(kind, kind)
-        storage = StorageRef(key, dtype, numel)
-        self.storages.setdefault(key, storage)
+        storage = StorageRef(key, dtype, numel, pid[3] == "meta")
+        known = self.storages.setdefault(key, storage)
+        if _plain(known) != _plain(storage):  # torch goes by the first, whatever the second is called
+            raise PickleError("a storage that is described in two ways")
         self.stack.append(storage)
 
     def call(self, function, args):
         while isinstance(function, Global) and isinstance(args, tuple):
             self.spend(len(args))
-            if function.name == FROM_TYPE and len(args) > 2:  # (function, class, its arguments, state)
+            # The state is set as attributes, of which `data` is one: it may change the values.
+            if function.name in WITH_STATE and first_tensor(args[3:], self.spend) is not None:
+                return odd_tensor("a tensor with more tensors in its attributes")
+            if function.name in FROM_TYPE and len(args) > 2:  # (function, class, its arguments, state)
                 function, args = args[0], args[2]
                 continue
             handler = HANDLERS.get(function.name)
             if handler is None:
-                return Stub(function.name)
+                return Stub(function.name, args)
             self.spend(sum(len(a) for a in args if isinstance(a, (tuple, list))))
-            if handler is make_dict and args and isinstance(args[-1], (list, tuple)):
+            if handler in (make_dict, make_default) and args and isinstance(args[-1], (list, tuple)):
                 pairs = (a for a in args[-1] if isinstance(a, (list, tuple)) and a)
                 self.spend(sum(PAIR + key_cost(pair[0]) for pair in pairs))
+            elif args and isinstance(args[-1], dict):
+                self.spend(PAIR * len(args[-1]))
             return handler(*args)
-        return Stub("?")
+        return Stub(getattr(function, "name", "?"), (function, args))
+
+
+def _plain(storage: StorageRef) -> tuple:
+    return storage.dtype or "uint8", storage.numel, storage.meta
 
 
 def known(name: str) -> bool:
     module, _, last = name.rpartition(".")
     return (
         name in HANDLERS
-        or name == FROM_TYPE
+        or name in FROM_TYPE
         or (module in ("torch", "torch.storage") and (last in STORAGES or last in ITEMSIZE))
     )
 
@@ -300,19 +402,34 @@ def integers(values, what: str) -> tuple[int, ...]:
     return tuple(values)
 
 
-def rebuild_tensor(storage, first, shape, strides, *rest):
+def rebuild_tensor(storage, first, shape, strides, requires_grad=False, hooks=None, metadata=None):
     if not isinstance(storage, StorageRef):
-        return Stub("tensor")
-    return tensor_ref(storage, storage.dtype or "uint8", first, shape, strides)
+        return odd_tensor("a tensor without a storage")
+    return tensor_ref(storage, storage.dtype or "uint8", first, shape, strides, metadata)
 
 
-def rebuild_tensor_v3(storage, first, shape, strides, requires_grad, hooks, dtype, *rest):
-    if not isinstance(storage, StorageRef) or not isinstance(dtype, Global):
-        return Stub("tensor")
-    return tensor_ref(storage, dtype.name.rsplit(".", 1)[-1], first, shape, strides)
+def rebuild_tensor_v3(storage, first, shape, strides, requires_grad, hooks, dtype, metadata=None):
+    if not isinstance(storage, StorageRef) or not is_dtype(dtype):
+        return odd_tensor("a tensor without a storage or a dtype of torch")
+    return tensor_ref(storage, dtype.name.removeprefix("torch."), first, shape, strides, metadata)
 
 
-def tensor_ref(storage, dtype, first, shape, strides):
+def is_dtype(value) -> bool:
+    return isinstance(value, Global) and value.name.startswith("torch.")
+
+
+def rebuild_on_device(data, dtype, device, requires_grad):
+    """A tensor that was on the CPU only while it was saved."""
+    if isinstance(data, TensorRef) and is_dtype(dtype) and dtype.name == f"torch.{data.dtype}":
+        return data
+    return odd_tensor("a tensor of another device and dtype")
+
+
+def rebuild_wrapper(kind=None, *_):
+    return odd_tensor(f"a {getattr(kind, 'name', 'tensor')}"[:80])
+
+
+def tensor_ref(storage, dtype, first, shape, strides, metadata):
     shape, strides, (first,) = (
         integers(shape, "shape"),
         integers(strides, "stride"),
@@ -320,7 +437,14 @@ def tensor_ref(storage, dtype, first, shape, strides):
     )
     if len(shape) != len(strides):
         raise PickleError("a tensor whose shape and strides differ in length")
-    return TensorRef(storage, dtype, first, shape, strides)
+    if storage.meta:
+        return odd_tensor("a tensor of the meta device, which has no values")
+    bits = dict(metadata) if isinstance(metadata, dict) else {"?": metadata} if metadata else {}
+    neg, conj = bits.pop("neg", False), bits.pop("conj", False)
+    good = not bits and neg in (True, False) and (not conj or (conj is True and dtype.startswith("complex")))
+    if metadata and not (good and (neg or conj) and dtype in SIGNED):
+        return odd_tensor("a tensor with metadata of its own")
+    return TensorRef(storage, dtype, first, shape, strides, bool(neg), bool(conj))
 
 
 def is_key(key) -> bool:
@@ -333,26 +457,67 @@ def key_cost(key) -> int:
     return len(key) >> 6 if isinstance(key, (str, bytes)) else 0
 
 
+def put(table: dict, key, value) -> None:
+    """Set an entry of a table; under a key that is not kept, only what may hold tensors is."""
+    if is_key(key):
+        table[key] = value
+    elif isinstance(value, CARRIERS):
+        table[OddKey(key)] = value
+
+
 def make_dict(*args):
     made = {}
-    pairs = args[-1] if args and isinstance(args[-1], (list, tuple)) else ()
-    for pair in pairs:
-        if isinstance(pair, (list, tuple)) and len(pair) == 2 and is_key(pair[0]):
-            made[pair[0]] = pair[1]
+    if len(args) == 1 and isinstance(args[0], dict):
+        return dict(args[0])
+    if args and not isinstance(args[-1], (list, tuple)):
+        return Stub("collections.OrderedDict", args)
+    for pair in args[-1] if args else ():
+        if isinstance(pair, (list, tuple)) and len(pair) == 2:
+            put(made, *pair)
     return made
+
+
+def make_default(factory=None, *args):
+    return make_dict(*args)
+
+
+def of_kind(kind: str) -> Callable[..., TensorRef]:
+    return lambda *_: odd_tensor(kind)
 
 
 HANDLERS = {
     "collections.OrderedDict": make_dict,
-    "collections.defaultdict": make_dict,
+    "collections.Counter": make_dict,
+    "collections.defaultdict": make_default,
     "torch.Size": lambda sizes=(), *_: integers(sizes, "size"),
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch.nn.parameter.Parameter": lambda data=None, *_: data,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": rebuild_on_device,
+    "torch._utils._rebuild_device_tensor_from_numpy": of_kind("a tensor kept as a NumPy array"),
+    "torch._utils._rebuild_xla_tensor": of_kind("a tensor kept as a NumPy array"),
+    "torch._utils._rebuild_sparse_tensor": of_kind("a sparse tensor"),
+    "torch._utils._rebuild_sparse_csr_tensor": of_kind("a sparse tensor"),
+    "torch._utils._rebuild_qtensor": of_kind("a quantised tensor"),
+    "torch._utils._rebuild_nested_tensor": of_kind("a nested tensor"),
+    "torch._utils._rebuild_meta_tensor_no_storage": of_kind("a tensor of the meta device, without values"),
+    "torch._utils._rebuild_wrapper_subclass": rebuild_wrapper,
 }
-FROM_TYPE = "torch._tensor._rebuild_from_type_v2"  # a call wrapped in another: followed by `call`
+# Calls wrapped in another: followed by `call`.
+FROM_TYPE = {
+    f"torch.{module}._rebuild_from_type{suffix}" for module in ("_tensor", "tensor") for suffix in ("", "_v2")
+}
+WITH_STATE = FROM_TYPE | {"torch._utils._rebuild_parameter_with_state"}
+SIGNED = {"complex64", "complex128", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16",
+          "int8"}  # fmt: skip
+# Names of calls that make an array of NumPy.
+ARRAYS = {
+    f"numpy.{core}.{call}" for core in ("core", "_core")
+    for call in ("multiarray._reconstruct", "numeric._frombuffer")
+}  # fmt: skip
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 NEW_CONTAINER = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
 MEMO_PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}

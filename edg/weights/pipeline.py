@@ -19,7 +19,7 @@ from edg.weights.hashing import HashFollower
 from edg.weights.masks import keep_mask
 from edg.weights.plan import Output, Plan
 from edg.weights.steps import Block, Step, TiesStatistics
-from edg.weights.tensors import FLOATS, ITEMSIZE, TensorInfo, raw_bytes, torch_dtype
+from edg.weights.tensors import FLOATS, ITEMSIZE, NARROW, TensorInfo, dtype_name, raw_bytes, torch_dtype
 from edg.weights.writers import TensorWriter
 
 READ_AHEAD = 2
@@ -195,7 +195,7 @@ class Pass:
         if result.dtype == wanted:
             return result
         narrow = work.slot.get(f"narrow {output.name}", work.count, wanted).copy_(result)
-        if wanted == torch.float16 and not torch.isfinite(narrow.sum()):
+        if info.dtype in NARROW:
             _check_overflow(output, tensor, result, narrow)
         return narrow
 
@@ -233,10 +233,14 @@ def _as_stored(work: Work, info: TensorInfo) -> Tensor:
 
 
 def _check_overflow(output: Output, tensor: Aligned, result: Tensor, narrow: Tensor) -> None:
-    lost = int((torch.isfinite(result) & ~torch.isfinite(narrow)).sum())
+    if narrow.dtype == torch.float16:
+        lost = 0 if torch.isfinite(narrow.sum()) else (torch.isfinite(result) & ~torch.isfinite(narrow)).sum()
+    else:  # some of these have no infinity and take the largest value they have
+        lost = (torch.isfinite(result) & (result.abs() > torch.finfo(narrow.dtype).max)).sum()
     if lost:
         raise UsageError(
-            f"{output.name}: {lost} values of {tensor.name} are too large for float16",
+            f"{output.name}: {int(lost)} values of {tensor.name} are too large for "
+            + dtype_name(narrow.dtype),
             fix="write float32 or bfloat16 (--dtype)",
         )
 

@@ -15,7 +15,7 @@ from edg.weights.atomic import check_writable
 from edg.weights.masks import BLOCK
 from edg.weights.recipe import Recipe, remarks
 from edg.weights.steps import Step
-from edg.weights.store import Weights, open_weights
+from edg.weights.store import Weights, open_inputs
 from edg.weights.tensors import FLOATS, ITEMSIZE, TensorInfo
 from edg.weights.writers import FORMATS
 
@@ -60,7 +60,7 @@ def make_plan(
         raise UsageError(f"format {format!r}", expected="one of " + ", ".join(FORMATS))
     if block % BLOCK or block <= 0:
         raise UsageError(f"block {block}", expected=f"a multiple of {BLOCK}")
-    inputs = {name: open_weights(path) for name, path in recipe.inputs.items()}
+    inputs = open_inputs(recipe)
     aligned, absent, notes = align(inputs, recipe.missing)
     if format == "safetensors":  # wide dtypes first: every tensor stays aligned
         aligned.sort(key=lambda tensor: -ITEMSIZE[_stored(tensor, recipe).dtype])

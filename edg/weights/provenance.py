@@ -13,7 +13,7 @@ from edg.core.records import cached_sha256, file_state, recall, remember
 from edg.weights.hashing import combined, numbers_sha256
 from edg.weights.recipe import Recipe, from_dict, same_result, to_dict
 from edg.weights.reference import candidates, sha256_weights
-from edg.weights.store import DAMAGED, Weights, open_weights
+from edg.weights.store import DAMAGED, Weights, open_inputs, open_weights
 
 WRITTEN = "merged"  # kind of the notes in the user's cache
 
@@ -54,7 +54,8 @@ def base_reference(
 def input_record(name: str, weights: Weights, hashes: Mapping[str, str]) -> dict:
     sha = combined([(file.path.name, hashes[str(file.path)]) for file in weights.files])
     size = sum(file.size for file in weights.files)
-    return {"name": name, "path": str(weights.path), "bytes": size, "sha256": sha}
+    record = {"name": name, "path": str(weights.path), "bytes": size, "sha256": sha}
+    return record | ({"table": weights.table} if weights.table else {})
 
 
 def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
@@ -67,7 +68,7 @@ def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
         return False
     try:
         records = {name: open_weights(path, check_base=False).provenance for name, path in paths.items()}
-        inputs = {name: open_weights(path) for name, path in recipe.inputs.items()}
+        inputs = open_inputs(recipe)
     except BadFileError:
         return False
     files = {str(file.path): file.path for weights in inputs.values() for file in weights.files}
@@ -133,7 +134,7 @@ def _find_input(owner: Path, item: dict) -> Path | None:
         return None
     for path in candidates(owner, item):
         if path.exists():
-            found = open_weights(path)
+            found = open_weights(path, table=str(item.get("table", "")))
             same_size = sum(file.size for file in found.files) == item["bytes"]
             if same_size and sha256_weights(found) == item["sha256"]:
                 return path

@@ -36,7 +36,8 @@ class Recipe:
 
     seed, generator: of the DARE masks. missing: what to do with names that not all inputs have: `identity`
     (an input without any adapter key stands for the identity adapter, everything else is an error),
-    `error`, or `drop` (released). mask_scalars: DARE masks 0-d tensors too (released). dtype: of the
+    `error`, or `drop` (released). tables: input -> which of several tables in its file, the raw weights where
+    it is not named. mask_scalars: DARE masks 0-d tensors too (released). dtype: of the
     outputs, '' for the base's.
     """
 
@@ -48,8 +49,16 @@ class Recipe:
     mask_scalars: bool = True
     dtype: str = ""
     notes: str = field(default="", compare=False)
+    tables: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        for name, table in self.tables.items():
+            if name not in self.inputs or not isinstance(table, str) or not table:
+                raise UsageError(
+                    f"tables: {name}: {table!r}",
+                    expected=f"INPUT: NAME of {', '.join(self.inputs)}",
+                    fix=nearest(name, self.inputs),
+                )
         _choice("missing", self.missing, MISSING)
         _choice("dtype", self.dtype, DTYPES)
         _choice("generator", self.generator, (GENERATOR,))
@@ -202,9 +211,9 @@ def to_dict(recipe: Recipe) -> dict:
         }
 
     table = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-    table["inputs"] = dict(recipe.inputs)
+    table["inputs"], table["tables"] = dict(recipe.inputs), dict(recipe.tables)
     table["outputs"] = {name: [plain(s) for s in steps] for name, steps in recipe.outputs.items()}
-    return {k: v for k, v in table.items() if k != "notes" or v}
+    return {k: v for k, v in table.items() if k not in ("notes", "tables") or v}
 
 
 def from_dict(data: object, place: str = "recipe") -> Recipe:
@@ -224,6 +233,10 @@ def from_dict(data: object, place: str = "recipe") -> Recipe:
     if not isinstance(outputs, dict):
         raise UsageError(f"{place}: outputs", expected="a table NAME: [steps]")
     values["inputs"] = {str(k): v or "" for k, v in inputs.items()}
+    tables = values.get("tables") or {}
+    if not isinstance(tables, dict):
+        raise UsageError(f"{place}: tables", expected="a table INPUT: NAME")
+    values["tables"] = {str(k): v for k, v in tables.items()}
     values["outputs"] = {
         str(name): tuple(
             make_step(step, f"{place}: {name}") for step in (steps if isinstance(steps, list) else [steps])

@@ -29,8 +29,8 @@ def candidates(owner: Path, base: dict) -> list[Path]:
 
 def complete(
     weights: Weights,
-    known: Mapping[str, Weights | None],
-    open_weights: Callable[[Path], Weights],
+    known: Mapping[tuple[str, str], Weights | None],
+    open_weights: Callable[[Path, str], Weights],
     check: bool,
 ) -> Weights:
     """Join `weights` with the base it names. known: files that are open already, None for those that wait for
@@ -38,14 +38,16 @@ def complete(
     from edg.weights.store import Weights
 
     base = weights.provenance["base"]
-    if not isinstance(base, dict) or not all(isinstance(base.get(k), str) for k in ("path", "sha256")):
+    if not isinstance(base, dict) or not all(
+        isinstance(base.get(k, ""), str) and (k in base or k == "table") for k in ("path", "sha256", "table")
+    ):
         raise BadFileError(f"{weights.path}: its reference to a base is malformed")
-    tried = []
+    tried, table = [], base.get("table", "")
     for path in candidates(weights.path, base):
-        place = os.path.realpath(path)
+        place = os.path.realpath(path), table
         if not path.exists() or (place in known and known[place] is None):
             continue
-        found = known[place] if place in known else open_weights(path)
+        found = known[place] if place in known else open_weights(path, table)
         if check and sha256_weights(found) != base["sha256"]:
             tried.append(str(path))
             continue

@@ -19,7 +19,8 @@ DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
     "BOOL": "bool",
-    "C64": "complex64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 CODES = {name: code for code, name in DTYPES.items()}
 
@@ -38,7 +39,8 @@ def open_safetensors(file: InputFile) -> tuple[dict[str, FileTensor], dict[str, 
             fix="download it again",
         )
     header = _parse(file, file.read(8, length))
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # as safetensors itself reads `null`
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise BadFileError(f"{path}: its __metadata__ is not a table of texts")
     spans = sorted((_span(path, name, entry), name) for name, entry in header.items())

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edg.core.errors import BadFileError, EdgError
+from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.records import read_small
 from edg.weights import keys, reference
 from edg.weights.hashing import places_key
 from edg.weights.legacy_reader import open_legacy
-from edg.weights.pickle_machine import TensorRef
 from edg.weights.safetensors_reader import open_safetensors
 from edg.weights.sniff import sniff
+from edg.weights.tables import choose_table
 from edg.weights.tensors import MISSING, InputFile, MemoryTensor, StoredTensor, TensorInfo
 from edg.weights.writers import write_pt, write_safetensors
 from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
@@ -31,9 +31,9 @@ from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TensorInfo", "Weights", "open_weights", "write_pt", "write_safetensors"]
-INNER = ("state_dict", "module", "model", "params", "weights")  # tables that may hold the tensors
-MAX_TENSORS = 100_000
+    from edg.weights.recipe import Recipe
+
+__all__ = ["TensorInfo", "Weights", "open_inputs", "open_weights", "write_pt", "write_safetensors"]
 MAX_INDEX = 64 << 20  # bytes
 DAMAGED = (
     ArithmeticError,
@@ -75,6 +75,7 @@ class Weights(Mapping):
         self.stored_names = names
         self.notes += more
         self.records: list[tuple[InputFile, ZipEntry]] = []
+        self.table = ""  # that was asked for, of several in the file
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], path: str = "memory") -> Weights:
@@ -148,22 +149,34 @@ class Weights(Mapping):
         return entry.name
 
 
-def open_weights(path: str | os.PathLike, *, check_base: bool = True, join_base: bool = True) -> Weights:
+def open_weights(
+    path: str | os.PathLike, *, check_base: bool = True, join_base: bool = True, table: str = ""
+) -> Weights:
     """Open a checkpoint file or a sharded folder for lazy reading.
 
     A file in which `edg merge` stored only what changed opens as the complete mapping; check_base=False
-    skips the check of the base's SHA-256 then, join_base=False shows only what is stored. Raises
-    BadFileError (exit 3) for anything that is not a readable checkpoint.
+    skips the check of the base's SHA-256 then, join_base=False shows only what is stored. table: the name of
+    one of several tables in the file, '' for the raw weights (`tables.choose_table`). Raises BadFileError
+    (exit 3) for anything that is not a readable checkpoint, UsageError for a table that it does not have.
     """
-    return _open_joined(Path(path), check_base, join_base, {})
+    return _open_joined(Path(path), table, check_base, join_base, {})
 
 
-def _open_joined(path: Path, check_base: bool, join_base: bool, known: dict[str, Weights | None]) -> Weights:
-    """known: bases found so far, None for a file whose base is being looked for: none is opened twice."""
+def open_inputs(recipe: Recipe) -> dict[str, Weights]:
+    """The inputs of a merge by name, each with the table that the recipe names."""
+    tables = recipe.tables
+    return {name: open_weights(path, table=tables.get(name, "")) for name, path in recipe.inputs.items()}
+
+
+def _open_joined(
+    path: Path, table: str, check_base: bool, join_base: bool, known: dict[tuple[str, str], Weights | None]
+) -> Weights:
+    """known: bases found so far by path and table, None for a file whose base is being looked for: none is
+    opened twice."""
     try:
-        place = os.path.realpath(path)
+        place = os.path.realpath(path), table
         known[place] = None
-        weights = _open(path)
+        weights = _open(path, table)
         if join_base and weights.provenance.get("base"):
             find = partial(_open_joined, check_base=check_base, join_base=True, known=known)
             weights = reference.complete(weights, known, find, check_base)
@@ -181,8 +194,9 @@ def _open_joined(path: Path, check_base: bool, join_base: bool, known: dict[str,
         ) from error
 
 
-def _open(path: Path) -> Weights:
+def _open(path: Path, table: str = "") -> Weights:
     if path.is_dir() or path.name.endswith(".index.json"):
+        _check_one_table(path, table)
         return _open_sharded(path)
     if path.exists() and not path.is_file():
         raise BadFileError(f"{path} is not a regular file", expected="a checkpoint")
@@ -190,17 +204,23 @@ def _open(path: Path) -> Weights:
     kind = sniff(file)
     if kind == "safetensors":
         tensors, metadata = open_safetensors(file)
+        _check_one_table(path, table)
         return Weights(path, kind, tensors, metadata=metadata, notes=_name_note(path, kind), files=[file])
     top, records, notes = open_zip(file) if kind == "zip" else open_legacy(file)
-    table, metadata, more = _find_table(path, top)
-    refs = {name: value for name, value in table.items() if isinstance(value, TensorRef)}
+    refs, metadata, more = choose_table(path, top, table)
     tensors = {name: file_tensor(file, records, name, ref) for name, ref in refs.items()}
     notes += _name_note(path, kind) + more
     weights = Weights(path, kind, tensors, metadata=metadata, notes=notes, files=[file])
-    used = dict.fromkeys(f"data/{ref.storage.key}" for ref in refs.values())
+    weights.table = table
+    used = dict.fromkeys(f"data/{ref.storage.key}".lower() for ref in refs.values())
     if kind == "zip":  # the others have no checksums
         weights.records = [(file, records[key]) for key in used]
     return weights
+
+
+def _check_one_table(path: Path, table: str) -> None:
+    if table:
+        raise UsageError(f"--table {table}: {path} is one table", expected="no --table for this file")
 
 
 def _name_note(path: Path, kind: str) -> list[str]:
@@ -210,53 +230,6 @@ def _name_note(path: Path, kind: str) -> list[str]:
     return (
         ["named .safetensors but is a torch checkpoint"] if kind == "zip" and suffix == ".safetensors" else []
     )
-
-
-def _find_table(path: Path, top: object) -> tuple[dict, dict[str, str], list[str]]:
-    """(name -> TensorRef or other, metadata, notes): the table of tensors in a checkpoint's top object."""
-    if not isinstance(top, dict):
-        raise BadFileError(
-            f"{path} holds no table of tensors", expected="a state dict", fix="save model.state_dict()"
-        )
-    if "average" in top and "optimizer_states" in top:  # what `edg train` goes on from
-        folder = path.resolve().parent
-        raise BadFileError(
-            f"{path} is a step of a training run, not a model",
-            expected=f"the run's result, {folder.parent / folder.name}.safetensors",
-            fix="the same edg train command writes it at the end",
-        )
-
-    counted: dict[int, int] = {}  # by identity: a file may name one table many times
-
-    def count(value: object) -> int:
-        if id(value) not in counted:
-            values = value.values() if isinstance(value, dict) else ()
-            counted[id(value)] = sum(isinstance(v, TensorRef) for v in values)
-        return counted[id(value)]
-
-    table, notes = top, []
-    inner = next((key for key in INNER if count(top.get(key))), None)
-    if inner is None and not count(top):
-        inner = next((key for key, value in top.items() if count(value)), None)
-    if inner is not None:
-        table = top[inner]
-    if not count(table):
-        if any("zero" in str(key) or "optimizer" in str(key) for key in top):
-            raise BadFileError(
-                f"{path} is an optimizer shard, not a model",
-                expected="a state dict",
-                fix="run zero_to_fp32.py first",
-            )
-        raise BadFileError(f"{path} holds no tensors by name", expected="a state dict")
-    if count(table) > MAX_TENSORS:
-        raise BadFileError(f"{path} holds {count(table)} tensors", expected=f"at most {MAX_TENSORS}")
-    table = {key: value for key, value in table.items() if isinstance(key, str)}
-    if len(table) > count(table):
-        notes.append(f"{len(table) - count(table)} entries that are no tensors ignored")
-    metadata = {key: repr(value) for key, value in table.items() if type(value) in (int, float)}
-    if isinstance(top.get("edg"), str):
-        metadata["edg"] = top["edg"]
-    return table, metadata, notes
 
 
 def _open_sharded(path: Path) -> Weights:
@@ -282,9 +255,12 @@ def _open_sharded(path: Path) -> Weights:
             raise BadFileError(f"{folder} holds {len(names)} checkpoints", fix="give one of them by name")
     shards = {}
     for name in names:
-        if not (folder / name).is_file():
+        shard = folder / name
+        if not shard.is_file() or name.endswith(".index.json"):
             raise BadFileError(f"{index[0] if index else folder} names the shard {name}, which is missing")
-        shards[name] = _open(folder / name)
+        if index and not _is_inside(shard, folder):
+            raise BadFileError(f"{index[0]}: its weight_map names files outside the folder, as {name}")
+        shards[name] = _open(shard)
     tensors = _gather_shards(path, shards, weight_map)
     notes = [note for shard in shards.values() for note in shard.notes]
     files = [file for shard in shards.values() for file in shard.files]
@@ -312,9 +288,24 @@ def _gather_shards(
 def _weight_map(path: Path) -> dict[str, str]:
     try:
         found = json.loads(read_small(path, MAX_INDEX))["weight_map"]
-        good = all(isinstance(v, str) and Path(v).name == v and v not in ("", "..") for v in found.values())
+        good = all(_is_relative(value) for value in found.values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadFileError(f"{path} is no index of shards ({error})"[:300]) from error
     if not good:
         raise BadFileError(f"{path}: its weight_map names files outside the folder")
     return found
+
+
+def _is_relative(name: object) -> bool:
+    """Whether the name of a shard leads down from the index's folder."""
+    parts = Path(name).parts if isinstance(name, str) else ()
+    return bool(parts) and not Path(name).is_absolute() and ".." not in parts
+
+
+def _is_inside(shard: Path, folder: Path) -> bool:
+    """Whether a shard lies in the folder when links are followed; a snapshot of the Hugging Face cache is
+    made of links to the blobs of its repository."""
+    home, place = folder.resolve(), shard.resolve()
+    snapshots = next((parent for parent in (home, *home.parents) if parent.name == "snapshots"), None)
+    allowed = [home] if snapshots is None else [home, snapshots.parent / "blobs"]
+    return any(place.is_relative_to(root) for root in allowed)

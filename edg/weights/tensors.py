@@ -27,8 +27,10 @@ ITEMSIZE = {
     "int64": 8, "int32": 4, "int16": 2, "int8": 1,
     "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1,
     "bool": 1, "complex64": 8, "complex128": 16,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
 }  # fmt: skip
-FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+FLOATS = frozenset(name for name in ITEMSIZE if name.startswith(("float", "bfloat")))
+NARROW = FLOATS - {"float64", "float32", "bfloat16"}  # values of float32 may be too large for these
 CHUNK = 1 << 20  # elements converted at a time when the stored dtype is not the wanted one
 MAX_NUMEL = 1 << 40
 MAX_BROADCAST = 1 << 24  # elements of a view that repeats its storage more than 64 times
@@ -201,11 +203,22 @@ class MemoryTensor(StoredTensor):
 class FileTensor(StoredTensor):
     """A tensor in a file. offset: first byte of its storage; first: storage offset in elements;
     strides None means contiguous. storage_numel: elements of the storage, None when it is the tensor itself.
+    neg, conj: the values are the negatives, the conjugates, of what is stored (torch's lazy bits).
     """
 
     def __init__(
-        self, file: InputFile, info: TensorInfo, offset: int, first=0, strides=None, storage_numel=None
+        self,
+        file: InputFile,
+        info: TensorInfo,
+        offset: int,
+        first=0,
+        strides=None,
+        storage_numel=None,
+        *,
+        neg: bool = False,
+        conj: bool = False,
     ):
+        self.neg, self.conj = neg, conj
         self.file, self.info, self.offset, self.first = file, info, offset, first
         self.strides = None if strides is None or is_contiguous(info.shape, strides) else tuple(strides)
         self.where = (str(file.path), offset + first * ITEMSIZE[info.dtype])
@@ -232,7 +245,8 @@ class FileTensor(StoredTensor):
         return 1 + sum((n - 1) * s for n, s in zip(self.info.shape, self.strides, strict=True))
 
     def last(self):
-        if self.info.dtype != "float32" or self.strides is not None or not self.info.numel:
+        plain = self.info.dtype == "float32" and self.strides is None and not (self.neg or self.conj)
+        if not plain or not self.info.numel:
             return super().last()
         (value,) = struct.unpack("<f", self.file.read(self.where[1] + self.info.nbytes - 4, 4))
         return value
@@ -240,6 +254,13 @@ class FileTensor(StoredTensor):
     def _read(self, start, out):
         if not out.numel():
             return
+        self._read_stored(start, out)
+        if self.conj:
+            out.copy_(out.conj())
+        if self.neg:
+            out.neg_()
+
+    def _read_stored(self, start, out):
         if self.strides is not None:  # rare (views, channels_last): gather once, keep it for the next block
             whole = self._last if self._last is not None else self._gather()
             out.copy_(whole[start : start + out.numel()])

@@ -17,19 +17,20 @@ import pickle
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import UsageError
 from edg.weights.atomic import AtomicFile
 from edg.weights.safetensors_reader import CODES, MAX_HEADER
-from edg.weights.tensors import CHUNK, ITEMSIZE, TensorInfo, dtype_name, raw_bytes
+from edg.weights.tensors import CHUNK, ITEMSIZE, TensorInfo, dtype_name, raw_bytes, torch_dtype
 
 if TYPE_CHECKING:
     import torch
 
 FORMATS = ("safetensors", "pt")
+AS_PT = "choose a .pt file: edg export FILE OUT.pt, edg merge --format pt"
 SLACK = 4096  # bytes of header kept free for metadata that is known only at the end
 ALIGNMENT = 64
 LIMIT32 = 0xFFFFFFFF
@@ -43,10 +44,16 @@ STORAGE_CLASSES = {
 
 
 class TensorWriter:
-    """Common part: a tensor at a time, its bytes in order."""
+    """Common part: a tensor at a time, its bytes in order. An exception of a constructor leaves no file:
+    what can be refused is before the file is made."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, nbytes: int, reserve: bool):
         self.file = AtomicFile(path)
+        try:
+            self.file.expect(nbytes, reserve)
+        except BaseException:
+            self.file.abort()
+            raise
         self.written: dict[str, TensorInfo] = {}
         self.at = 0  # where the next byte goes
         self._left = 0
@@ -76,31 +83,34 @@ class TensorWriter:
         self.file.abort()
 
 
+def _check_dtype(name: str, info: TensorInfo, known: Container[str], form: str) -> None:
+    if info.dtype not in known:
+        fix = AS_PT if form == "safetensors" else ""
+        raise UsageError(f"{name} is {info.dtype}, which {form} files cannot hold", fix=fix)
+
+
 class SafetensorsWriter(TensorWriter):
     """plan: every tensor that may come (fixes the header's room); metadata_size: bytes of its metadata."""
 
     def __init__(self, path, plan: Mapping[str, TensorInfo], metadata_size: int = 0, reserve: bool = True):
-        super().__init__(path)
+        for name, info in plan.items():
+            _check_dtype(name, info, CODES, "safetensors")
         total = sum(info.nbytes for info in plan.values())
         entries = {name: self._entry(info, total, total) for name, info in plan.items()}
         room = len(json.dumps(entries).encode()) + metadata_size + SLACK
         self.header_size = -(-room // 8) * 8
+        if self.header_size > MAX_HEADER:
+            raise UsageError(f"{len(plan)} names need a header of {self.header_size} bytes", fix=AS_PT)
+        super().__init__(path, 8 + self.header_size + total, reserve)
         self.start = self.at = 8 + self.header_size
         self.offsets: dict[str, int] = {}
-        if self.header_size > MAX_HEADER:
-            self.abort()
-            raise UsageError(
-                f"{len(plan)} names need a header of {self.header_size} bytes", fix="use --format pt"
-            )
-        self.file.expect(self.start + total, reserve)
 
     @staticmethod
     def _entry(info: TensorInfo, begin: int, end: int) -> dict:
         return {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": [begin, end]}
 
     def _place(self, name, info):
-        if info.dtype not in CODES:
-            raise UsageError(f"{name} is {info.dtype}, which safetensors cannot hold", fix="use --format pt")
+        _check_dtype(name, info, CODES, "safetensors")
         self.offsets[name] = self.at - self.start
 
     def finish(self, metadata):
@@ -120,15 +130,14 @@ class PtWriter(TensorWriter):
     zip64_from: sizes and offsets from here on use the 64-bit fields (a parameter for the tests)."""
 
     def __init__(self, path, plan: Mapping[str, TensorInfo], reserve: bool = True, zip64_from: int = LIMIT32):
-        super().__init__(path)
+        for name, info in plan.items():
+            _check_dtype(name, info, ITEMSIZE, "pt")
+        super().__init__(path, sum(info.nbytes + 512 for info in plan.values()), reserve)
         self.root = Path(path).stem.encode("ascii", "replace").decode().replace("/", "_") or "archive"
         self.zip64_from, self.entries, self.crc, self.header_at = zip64_from, [], 0, 0
-        total = sum(info.nbytes + 512 for info in plan.values())
-        self.file.expect(total, reserve)
 
     def _place(self, name, info):
-        if info.dtype not in STORAGE_CLASSES:
-            raise UsageError(f"{name} is {info.dtype}, which .pt files of torch cannot hold")
+        _check_dtype(name, info, ITEMSIZE, "pt")
         self._open_record(f"data/{len(self.written) - 1}", info.nbytes)
 
     def _open_record(self, name: str, size: int) -> None:
@@ -224,7 +233,9 @@ class _Tensor:
             strides.insert(0, step)
             step *= max(n, 1)
         arguments = (self.storage, 0, shape, tuple(strides), False, OrderedDict())
-        return torch._utils._rebuild_tensor_v2, arguments
+        if self.storage.info.dtype in STORAGE_CLASSES:
+            return torch._utils._rebuild_tensor_v2, arguments
+        return torch._utils._rebuild_tensor_v3, (*arguments, torch_dtype(self.storage.info.dtype))
 
 
 class _Pickler(pickle.Pickler):
@@ -232,6 +243,8 @@ class _Pickler(pickle.Pickler):
         import torch
 
         if isinstance(obj, _Storage):
+            if obj.info.dtype not in STORAGE_CLASSES:  # of torch's newer dtypes
+                return ("storage", torch.UntypedStorage, obj.key, "cpu", obj.info.nbytes)
             kind = getattr(torch, STORAGE_CLASSES[obj.info.dtype])
             return ("storage", kind, obj.key, "cpu", obj.info.numel)
         return None

@@ -23,6 +23,7 @@ END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 # Bits of an entry's flags: encrypted in any way, numbers after the data, name in UTF-8.
 ENCRYPTED, DESCRIPTOR, UTF8 = 1 | 1 << 6 | 1 << 13, 1 << 3, 1 << 11
+DOS_FOLDER, REGULAR = 1 << 4, 8  # of an entry's attributes; torch's reader gives a folder no bytes
 UNICODE_NAME = 0x7075  # an extra field that gives another name
 
 
@@ -142,8 +143,8 @@ def _central_entries(file: InputFile, data: bytes, count: int) -> list[_Central]
     for _ in range(count):
         if data[at : at + 4] != b"PK\x01\x02" or at + 46 > len(data):
             raise BadFileError(f"{file.path}: the zip directory is damaged at its byte {at}")
-        (_, _, _, flags, method, _, _, crc, packed, full, n, x, c, disk, _, _, header) = struct.unpack_from(
-            "<4s6H3L5H2L", data, at
+        flags, method, _, _, crc, packed, full, n, x, c, disk, _, kind, header = struct.unpack_from(
+            "<4H3L5H2L", data, at + 8
         )
         name, extra = data[at + 46 : at + 46 + n], data[at + 46 + n : at + 46 + n + x]
         wide = _zip64_extra(file, extra)
@@ -152,6 +153,8 @@ def _central_entries(file: InputFile, data: bytes, count: int) -> list[_Central]
         )
         if flags & ENCRYPTED:
             raise BadFileError(f"{file.path}: the zip archive is encrypted")
+        if full and (kind & DOS_FOLDER or kind >> 28 not in (0, REGULAR)):
+            raise _two_ways(file, "a folder or a link with bytes of its own")
         if disk:
             raise _two_ways(file, "several disks")
         found.append(_Central(name, flags, method, crc, packed, full, header))

@@ -16,6 +16,9 @@ from edg.weights.tensors import ITEMSIZE, InputFile
 from edg.weights.zip_reader import ZipEntry, foreign_note
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+# Bytes of an element, of those too whose tensors are not read.
+SIZES = {"": 1, "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1,
+         "QUInt2x4Storage": 1, **ITEMSIZE}  # fmt: skip
 MAX_PICKLES = 16 << 20  # bytes of the five together
 
 
@@ -65,10 +68,10 @@ def _entries(
         if not isinstance(key, str):
             raise _damaged(file, f"a storage called by a {type(key).__name__}")
         name, storage = f"data/{key}", storages.get(key)
-        if storage is None or name in entries or storage.dtype not in ("", *ITEMSIZE):
+        if storage is None or name in entries or storage.dtype not in SIZES:
             raise _damaged(file, f"an unexpected storage {key!r:.60}")
         (numel,) = struct.unpack("<q", file.read(at, 8))
-        size = numel * ITEMSIZE.get(storage.dtype, 1)
+        size = numel * SIZES[storage.dtype]
         if not 0 <= size <= file.size - at - 8:
             raise BadFileError(f"{file.path} is truncated ({file.size} bytes)", fix="download it again")
         entries[name] = ZipEntry(name, at + 8, size, stored=True, crc=0)

@@ -225,7 +225,7 @@ class FileTensor(StoredTensor):
         self._last: torch.Tensor | None = None
         span = self._span()
         available = span + first if storage_numel is None else storage_numel
-        if first < 0 or first + span > available or info.numel > MAX_NUMEL:
+        if info.numel and (first < 0 or first + span > available or info.numel > MAX_NUMEL):
             raise BadFileError(
                 f"{file.path}: a tensor of shape {info.shape} from element {first} does not fit its storage "
                 f"of {available} elements",

@@ -203,22 +203,11 @@ class MemoryTensor(StoredTensor):
 class FileTensor(StoredTensor):
     """A tensor in a file. offset: first byte of its storage; first: storage offset in elements;
     strides None means contiguous. storage_numel: elements of the storage, None when it is the tensor itself.
-    neg, conj: the values are the negatives, the conjugates, of what is stored (torch's lazy bits).
     """
 
     def __init__(
-        self,
-        file: InputFile,
-        info: TensorInfo,
-        offset: int,
-        first=0,
-        strides=None,
-        storage_numel=None,
-        *,
-        neg: bool = False,
-        conj: bool = False,
+        self, file: InputFile, info: TensorInfo, offset: int, first=0, strides=None, storage_numel=None
     ):
-        self.neg, self.conj = neg, conj
         self.file, self.info, self.offset, self.first = file, info, offset, first
         self.strides = None if strides is None or is_contiguous(info.shape, strides) else tuple(strides)
         self.where = (str(file.path), offset + first * ITEMSIZE[info.dtype])
@@ -245,7 +234,7 @@ class FileTensor(StoredTensor):
         return 1 + sum((n - 1) * s for n, s in zip(self.info.shape, self.strides, strict=True))
 
     def last(self):
-        plain = self.info.dtype == "float32" and self.strides is None and not (self.neg or self.conj)
+        plain = type(self) is FileTensor and self.info.dtype == "float32" and self.strides is None
         if not plain or not self.info.numel:
             return super().last()
         (value,) = struct.unpack("<f", self.file.read(self.where[1] + self.info.nbytes - 4, 4))
@@ -254,13 +243,6 @@ class FileTensor(StoredTensor):
     def _read(self, start, out):
         if not out.numel():
             return
-        self._read_stored(start, out)
-        if self.conj:
-            out.copy_(out.conj())
-        if self.neg:
-            out.neg_()
-
-    def _read_stored(self, start, out):
         if self.strides is not None:  # rare (views, channels_last): gather once, keep it for the next block
             whole = self._last if self._last is not None else self._gather()
             out.copy_(whole[start : start + out.numel()])
@@ -275,6 +257,26 @@ class FileTensor(StoredTensor):
         storage = torch.empty(self._span(), dtype=torch_dtype(self.info.dtype))
         self.file.read_into(self.where[1], raw_bytes(storage))
         return torch.as_strided(storage, self.info.shape, self.strides).reshape(-1)
+
+
+class Conjugate(FileTensor):
+    """The conjugates of what is stored: torch's conjugate bit."""
+
+    def _read(self, start, out):
+        super()._read(start, out)
+        out.copy_(out.conj())
+
+
+class Negative(FileTensor):
+    """The negatives of what is stored: torch's negative bit."""
+
+    def _read(self, start, out):
+        super()._read(start, out)
+        out.neg_()
+
+
+class NegativeConjugate(Negative, Conjugate):
+    """Both at once."""
 
 
 def is_contiguous(shape, strides) -> bool:

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from edg.core.errors import BadFileError
 from edg.weights import pickle_machine
 from edg.weights.pickle_machine import TensorRef
-from edg.weights.tensors import ITEMSIZE, FileTensor, InputFile, TensorInfo
+from edg.weights.tensors import (
+    ITEMSIZE,
+    Conjugate,
+    FileTensor,
+    InputFile,
+    Negative,
+    NegativeConjugate,
+    TensorInfo,
+)
 
 MAX_PICKLE = 32 << 20
 MAX_DIRECTORY = 32 << 20
@@ -24,6 +32,8 @@ FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 # Bits of an entry's flags: encrypted in any way, numbers after the data, name in UTF-8.
 ENCRYPTED, DESCRIPTOR, UTF8 = 1 | 1 << 6 | 1 << 13, 1 << 3, 1 << 11
 DOS_FOLDER, REGULAR = 1 << 4, 8  # of an entry's attributes; torch's reader gives a folder no bytes
+LAZY = {(False, False): FileTensor, (True, False): Negative, (False, True): Conjugate,
+        (True, True): NegativeConjugate}  # fmt: skip
 UNICODE_NAME = 0x7075  # an extra field that gives another name
 
 
@@ -297,7 +307,7 @@ def file_tensor(file: InputFile, records: dict[str, ZipEntry], name: str, ref: T
         )
     info = TensorInfo(ref.shape, ref.dtype)
     numel = entry.size // ITEMSIZE[ref.dtype]
-    return FileTensor(file, info, entry.offset, ref.first, ref.strides, numel, neg=ref.neg, conj=ref.conj)
+    return LAZY[ref.neg, ref.conj](file, info, entry.offset, ref.first, ref.strides, numel)
 
 
 def check_crc(file: InputFile, entry: ZipEntry) -> bool:

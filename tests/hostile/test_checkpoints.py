@@ -168,7 +168,7 @@ def test_c16_shape_overflow(refused):
     refused(header({"a": entry(0, 4, [1 << 33, 1 << 33])}, bytes(4)), "no file can hold")
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "X"])
+@pytest.mark.parametrize("dtype", ["F6_E2M3", "F4", "C128", "X"])
 def test_c17_unknown_dtype(refused, dtype):
     refused(header({"a": entry(0, 4, [4], dtype)}, bytes(4)), f"dtype {dtype}", "expected one of F64, F32")
 

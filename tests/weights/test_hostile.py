@@ -192,11 +192,14 @@ BAD_HEADERS = {
     "dimensions": (header({"a": entry(0, 4, [1] * 100_000)}, bytes(4)), "malformed"),
     "negative": (header({"a": entry(0, 4, [-1])}, bytes(4)), "malformed"),
     "bool shape": (header({"a": entry(0, 4, [True])}, bytes(4)), "malformed"),
-    "float8": (header({"a": entry(0, 4, [4], "F8_E4M3")}, bytes(4)), "F8_E4M3"),
+    "float4": (header({"a": entry(0, 4, [8], "F4")}, bytes(4)), "F4"),
     "twice": (header(b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":1}', bytes(4)), "twice"),
     "deep": (header(b'{"a":' + b"[" * 100_000, bytes(4)), "cannot be read"),
     "digits": (header(b'{"a":' + b"9" * 10_000 + b"}", bytes(4)), "cannot be read"),
-    "metadata": (header({"__metadata__": {"a": 3}}), "__metadata__"),
+    **{
+        f"metadata {value}": (header({"__metadata__": value}), "__metadata__")
+        for value in ({"a": 3}, {"a": None}, {"a": {}}, [], "x", 0, False)
+    },
     "not utf-8": (header(b'{"\xff": 1}'), "cannot be read"),
 }
 

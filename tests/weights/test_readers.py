@@ -1,6 +1,7 @@
 """Whatever torch.load and safe_open read, our readers read equally."""
 
 import json
+import struct
 import zipfile
 from collections import OrderedDict
 
@@ -8,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from edg.cli import main
 from edg.core.errors import BadFileError
 from edg.weights.store import Weights, open_weights
 
@@ -64,6 +66,43 @@ def test_safetensors(tmp_path):
     weights = open_weights(tmp_path / "x.safetensors")
     assert_same(weights, tensors)
     assert weights.metadata == {"a": "b"}
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"a": "b"}])
+def test_metadata_as_safetensors_reads_it(tmp_path, metadata):
+    path = tmp_path / "x.safetensors"
+    header = {"__metadata__": metadata, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<f", 2.5))
+    assert_same(open_weights(path), safetensors.torch.load_file(path))
+    assert open_weights(path).metadata == (metadata or {})
+
+
+FLOAT8 = ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz"]
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_float8_is_read_written_and_merged(tmp_path, dtype):
+    name = "model.diffusion_model.a"
+    half = {name: torch.tensor([[0.5, 1.0], [2.0, 4.0]]).to(getattr(torch, dtype)), "b": torch.ones(2)}
+    safetensors.torch.save_file(half, tmp_path / "x.safetensors")
+    torch.save(half, tmp_path / "x.pt")
+    for path in (tmp_path / "x.safetensors", tmp_path / "x.pt"):
+        for out in ("y.pt", "y.safetensors"):
+            assert main(["export", str(path), str(tmp_path / out), "--overwrite", "--quiet"]) == 0
+            made = open_weights(tmp_path / out)[name]
+            assert made.dtype == half[name].dtype and torch.equal(made.float(), half[name].float())
+    assert main(["export", str(path), str(tmp_path / "z.pt"), "--dtype", "fp16", "--quiet"]) == 0
+    assert torch.equal(open_weights(tmp_path / "z.pt")[name], half[name].half())
+    torch.save({name: 3 * half[name].float(), "b": torch.ones(2)}, tmp_path / "tuned.pt")
+    merge = ["merge", "average", "--base", path, "--tuned", tmp_path / "tuned.pt", "--out", tmp_path / "out"]
+    merge = [*map(str, merge), "--full", "--quiet"]
+    assert main(merge) == 0
+    made = open_weights(tmp_path / "out" / "merged.safetensors")[name]
+    assert made.dtype == half[name].dtype and torch.equal(made.float(), 2 * half[name].float())
+    torch.save({name: torch.full((2, 2), 1e38), "b": torch.ones(2)}, tmp_path / "tuned.pt")
+    too_large = dtype != "float8_e8m0fnu"
+    assert main(merge) == (2 if too_large else 0)
 
 
 def test_reading_converts_dtype(tmp_path):
@@ -146,6 +185,61 @@ def test_a_missing_shard_and_a_shard_elsewhere(tmp_path, base):
     )
     with pytest.raises(BadFileError, match="outside the folder"):
         open_weights(tmp_path)
+
+
+def shards_below(folder, base, where="part"):
+    """The shards in a folder below the index's, or wherever else."""
+    (folder / where).mkdir(parents=True, exist_ok=True)
+    shards(folder / where, base)
+    index = json.loads((folder / where / "model.safetensors.index.json").read_text())["weight_map"]
+    (folder / where / "model.safetensors.index.json").unlink()
+    return {name: f"{where}/{file}" for name, file in index.items()}
+
+
+@pytest.mark.parametrize("where", ["part", "deep/down", "./part"])
+def test_shards_in_a_folder_below(tmp_path, base, where):
+    table = shards_below(tmp_path, base, where)
+    (tmp_path / "x.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    assert_same(open_weights(tmp_path), base)
+    assert_same(open_weights(tmp_path / "x.index.json"), base)
+
+
+@pytest.mark.parametrize(
+    "how", ["..", "absolute", "a linked file", "a linked folder", "down and up", "an index"]
+)
+def test_shards_outside_of_the_folder(tmp_path, base, how):
+    """Refused however they are named, also where a link leads out."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    table = shards_below(tmp_path, base, "elsewhere")
+    if how == "..":
+        table = {name: f"../{file}" for name, file in table.items()}
+    elif how == "absolute":
+        table = {name: str(tmp_path / file) for name, file in table.items()}
+    elif how == "down and up":
+        table = {name: f"a/../../{file}" for name, file in table.items()}
+    elif how == "a linked folder":
+        (folder / "elsewhere").symlink_to(tmp_path / "elsewhere")
+    elif how == "a linked file":
+        for name in ("a.safetensors", "b.safetensors"):
+            (folder / name).symlink_to(tmp_path / "elsewhere" / name)
+        table = {name: file.removeprefix("elsewhere/") for name, file in table.items()}
+    else:
+        table = dict.fromkeys(table, "x.index.json")
+    (folder / "x.index.json").write_text(json.dumps({"weight_map": table}))
+    for path in (folder, folder / "x.index.json"):
+        with pytest.raises(BadFileError):
+            open_weights(path)
+
+
+def test_a_snapshot_of_the_hub_is_made_of_links(tmp_path, base):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    shards(blobs, base)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert_same(open_weights(snapshot), base)
 
 
 def test_zero_shards_get_the_hint(tmp_path):

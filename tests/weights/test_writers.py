@@ -9,7 +9,9 @@ import pytest
 import safetensors
 import torch
 
+from edg.cli import main
 from edg.core.errors import MachineError, UsageError
+from edg.weights import atomic
 from edg.weights.atomic import AtomicFile, write_atomically
 from edg.weights.store import open_weights
 from edg.weights.tensors import TensorInfo, dtype_name, raw_bytes
@@ -106,6 +108,41 @@ def test_abort_leaves_nothing(tmp_path, form):
     writer.begin("a", info)
     writer.append(bytes(8))
     writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "complex32", "int3"])
+def test_a_dtype_that_the_format_cannot_hold(tmp_path, dtype):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UsageError):
+        open_writer(
+            tmp_path / "x.safetensors", "safetensors", {"a": TensorInfo((2,), "float32"), "b": Odd(dtype)}
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    torch.save({"a": torch.ones(2, dtype=torch.complex128)}, tmp_path / "in" / "x.ckpt")
+    assert main(["export", str(tmp_path / "in" / "x.ckpt"), str(tmp_path / "x.safetensors"), "--quiet"]) == 2
+    assert main(["export", str(tmp_path / "in" / "x.ckpt"), str(tmp_path / "x.pt"), "--quiet"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.pt"]
+
+
+class Odd(TensorInfo):
+    def __init__(self, dtype):
+        super().__init__((2,), dtype)
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, OSError(28, "full"), ZeroDivisionError])
+@pytest.mark.parametrize("where", ["expect", "lock"])
+def test_no_exception_of_a_constructor_leaves_a_file(tmp_path, monkeypatch, form, error, where):
+    def fail(*_):
+        raise error
+
+    if where == "expect":
+        monkeypatch.setattr(AtomicFile, "expect", fail)
+    else:
+        monkeypatch.setattr(atomic, "lock", fail)
+    with pytest.raises((MachineError, *([error] if isinstance(error, type) else [OSError]))):
+        open_writer(tmp_path / f"x.{form}", form, {"a": TensorInfo((4,), "float32")})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -168,11 +168,17 @@ def control(payload):
 
 def program(payload, legacy):
     """data.pkl: {"state_dict": {NAME: tensor}, "evil": payload}."""
+    state = b"}" + text(NAME) + tensor(legacy) + b"s"
+    return b"\x80\x02}" + text("state_dict") + state + b"s" + text("evil") + payload + b"s."
+
+
+def tensor(legacy=False, location="cpu", key="0"):
+    """The call that makes the tensor of every file here."""
     view = (NONE,) if legacy else ()
     storage = (
-        many(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(6), *view) + b"Q"
+        many(text("storage"), name("torch.FloatStorage"), text(key), text(location), number(6), *view) + b"Q"
     )
-    tensor = call(
+    return call(
         name("torch._utils._rebuild_tensor_v2"),
         storage,
         number(0),
@@ -181,8 +187,6 @@ def program(payload, legacy):
         FALSE,
         call(name("collections.OrderedDict")),
     )
-    state = b"}" + text(NAME) + tensor + b"s"
-    return b"\x80\x02}" + text("state_dict") + state + b"s" + text("evil") + payload + b"s."
 
 
 def checkpoint(payload, form):

@@ -6,7 +6,26 @@ import time
 
 import pytest
 import torch
-from pickles import NAME, REFUSED, VALUES, call, checkpoint, control, name, payloads, table, text
+from pickles import (
+    FALSE,
+    NAME,
+    NONE,
+    REFUSED,
+    TRUE,
+    VALUES,
+    call,
+    checkpoint,
+    control,
+    listed,
+    many,
+    name,
+    number,
+    payloads,
+    table,
+    tensor,
+    text,
+    zipped,
+)
 
 from edg.core.errors import BadFileError
 from edg.weights.store import open_weights
@@ -126,7 +145,80 @@ def test_c23_build_changes_nothing_of_ours(evil, target, slots, form):
     assert (rebuild.__defaults__, dict(rebuild.__dict__)) == before
 
 
+STORAGE = many(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(6)) + b"Q"
+ARGUMENTS = (STORAGE, number(0), many(number(6)), many(number(1)))
+HOOKS = (FALSE, call(name("collections.OrderedDict")))
+REBUILD = name("torch._utils._rebuild_tensor_v2")
+TENSOR = call(REBUILD, *ARGUMENTS, *HOOKS)
+SUBCLASS = name("torch._tensor._rebuild_from_type_v2")
+
+
+def subclass(state, kind="somewhere.Wrapper"):
+    return call(SUBCLASS, REBUILD, name(kind), many(*ARGUMENTS, *HOOKS), state)
+
+
+CHANGED = {
+    "a state": TENSOR + many(STORAGE, number(1), many(number(2)), many(number(1))) + b"b",
+    "an item": TENSOR + number(0) + TENSOR + b"s",
+    "items": TENSOR + b"(" + number(0) + number(1) + b"u",
+    "appended": TENSOR + number(1) + b"a",
+    "data among the attributes": subclass(table(data=TENSOR)),
+    "slots": subclass(many(NONE, table(data=TENSOR)), "torch.nn.parameter.Parameter"),
+    "data of a parameter": call(
+        name("torch._utils._rebuild_parameter_with_state"), TENSOR, FALSE, HOOKS[1], table(data=TENSOR)
+    ),
+    "unknown metadata": call(REBUILD, *ARGUMENTS, *HOOKS, table(turn=TRUE)),
+    "metadata that is no table": call(REBUILD, *ARGUMENTS, *HOOKS, listed(number(1))),
+    "a bit that is not set": call(REBUILD, *ARGUMENTS, *HOOKS, table(neg=FALSE)),
+    "the conjugate of real numbers": call(REBUILD, *ARGUMENTS, *HOOKS, table(conj=TRUE)),
+    "arguments in a list": REBUILD + listed(*ARGUMENTS, *HOOKS) + b"R",
+    "a tensor class": call(name("torch.FloatTensor"), STORAGE),
+    "a wrapper": call(name("torch._utils._rebuild_wrapper_subclass"), name("somewhere.Wrapper"), TENSOR),
+    "another device's": call(
+        name("torch._utils._rebuild_device_tensor_from_cpu_tensor"), TENSOR, name("torch.half"), NONE, FALSE
+    ),
+    "of the meta device": tensor(location="meta", key="1"),
+    "a foreign class": call(name("somewhere.Quantised"), table(packed=TENSOR)),
+    "state of a foreign class": call(name("somewhere.Quantised")) + table(packed=TENSOR) + b"b",
+    "items of a foreign class": call(name("somewhere.Table")) + text("a") + TENSOR + b"s",
+    "a list of a foreign class": call(name("somewhere.List")) + b"(" + TENSOR + b"e",
+    "NEWOBJ": name("somewhere.Quantised") + many(TENSOR) + b"\x81",
+    "NEWOBJ_EX": name("somewhere.Quantised") + many() + table(packed=TENSOR) + b"\x92",
+    "INST": b"(" + TENSOR + b"isomewhere\nQuantised\n",
+    "OBJ": b"(" + name("somewhere.Quantised") + TENSOR + b"o",
+    "a bare storage": STORAGE,
+    "partial": call(call(name("functools.partial"), REBUILD, *ARGUMENTS), *HOOKS),
+    "a map": call(name("collections.OrderedDict"), call(name("builtins.map"), REBUILD, listed(STORAGE))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_tensor_that_torch_would_give_otherwise_is_named(tmp_path, case):
+    """Nothing that a file does to a tensor, or puts it into, is passed over in silence."""
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(zipped(b"\x80\x02}" + text(NAME) + TENSOR + b"s."))
+    assert torch.equal(open_weights(path)[NAME], VALUES.reshape(-1))
+    path.write_bytes(zipped(b"\x80\x02}(" + text("plain") + TENSOR + text(NAME) + CHANGED[case] + b"u."))
+    with pytest.raises(BadFileError) as caught:
+        open_weights(path)
+    assert NAME in caught.value.given
+
+
+@pytest.mark.parametrize("state", [table(), table(note=text("x")), many(NONE, table(note=text("x"))), NONE])
+@pytest.mark.parametrize("kind", ["somewhere.Wrapper", "torch.nn.parameter.Parameter", "torch.Tensor"])
+def test_a_subclass_with_plain_attributes_is_its_values(tmp_path, state, kind):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(zipped(b"\x80\x02}" + text(NAME) + subclass(state, kind) + b"s."))
+    assert torch.equal(open_weights(path)[NAME], VALUES.reshape(-1))
+
+
 BOMBS = {
+    "attributes that name attributes": b"}q\x00"
+    + text("a")
+    + b"h\x00s"
+    + b"0"
+    + (SUBCLASS + many(REBUILD, name("x.y"), many(*ARGUMENTS, *HOOKS), b"h\x00") + b"R0") * 20_000
+    + b"N",
     "pairs as a key": b"}" + text("x") + b"q\x000h\x00" + b"q\x010h\x01h\x01\x86" * 300 + b"Ns",
     "a billion opcodes": b"]" + b"0]" * 1_100_000,
     "lists named again": b"](" + b"N" * 100_000 + b"eq\x00" + b"(" + b"h\x00" * 900_000 + b"t",

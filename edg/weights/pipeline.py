@@ -238,9 +238,9 @@ def _check_overflow(output: Output, tensor: Aligned, result: Tensor, narrow: Ten
     else:  # some of these have no infinity and take the largest value they have
         lost = (torch.isfinite(result) & (result.abs() > torch.finfo(narrow.dtype).max)).sum()
     if lost:
+        kind = dtype_name(narrow.dtype)
         raise UsageError(
-            f"{output.name}: {int(lost)} values of {tensor.name} are too large for "
-            + dtype_name(narrow.dtype),
+            f"{output.name}: {int(lost)} values of {tensor.name} are too large for {kind}",
             fix="write float32 or bfloat16 (--dtype)",
         )
 

@@ -362,7 +362,8 @@ class PickleMachine:
         while isinstance(function, Global) and isinstance(args, tuple):
             self.spend(len(args))
             # The state is set as attributes, of which `data` is one: it may change the values.
-            if function.name in WITH_STATE and first_tensor(args[3:], self.spend) is not None:
+            state = args[3:] if function.name in WITH_STATE else ()
+            if state and first_tensor(state, self.spend) is not None:
                 return odd_tensor("a tensor with more tensors in its attributes")
             if function.name in FROM_TYPE and len(args) > 2:  # (function, class, its arguments, state)
                 function, args = args[0], args[2]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from edg.core.arguments import Parser
 from edg.core.dist import world_from_environment
@@ -26,7 +28,7 @@ from edg.core.errors import (
     nearest,
     visible,
 )
-from edg.core.process import die_with_parent
+from edg.core.process import CODES, die_with_parent, stopping
 
 GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
 
@@ -34,12 +36,14 @@ GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others
 @dataclass(frozen=True)
 class Command:
     """add and run are "module:function": one adds arguments to a parser, the other takes the parsed ones.
-    alone: of a command for one process, what to do instead of starting it under torchrun."""
+    alone: of a command for one process, what to do instead of starting it under torchrun. loops: it looks
+    itself whether a signal came (edg/core/process.py); else the handler raises, as it has but one thread."""
 
     help: str
     add: str
     run: str
     alone: str = ""
+    loops: bool = True
 
 
 ALONE = "run it without torchrun, or unset WORLD_SIZE"
@@ -78,6 +82,7 @@ COMMANDS = {
         "what a checkpoint is, without loading it",
         "edg.weights.commands:add_info_arguments",
         "edg.cli:info",
+        loops=False,
     ),
     "encode": Command(
         "videos -> a folder of latents and tokens, so that training runs the frozen networks once",
@@ -108,22 +113,30 @@ COMMANDS = {
         "edg.runner.score:score",
         ALONE,
     ),
-    "verify": Command("recompute the reference numbers", "edg.cli:add_verify_arguments", "edg.cli:verify"),
+    "verify": Command(
+        "recompute the reference numbers",
+        "edg.cli:add_verify_arguments",
+        "edg.cli:verify",
+        loops=False,
+    ),
     "doctor": Command(
         "what this machine can run, and why not",
         "edg.runner.doctor:add_arguments",
         "edg.runner.doctor:doctor",
+        loops=False,
     ),
     "fetch": Command(
         "download published checkpoints into CKPT_PATH",
         "edg.runner.fetch:add_arguments",
         "edg.runner.fetch:fetch",
         ALONE,
+        loops=False,
     ),
     "completion": Command(
         "a script with which bash, zsh or fish completes commands, flags and values",
         "edg.completion:add_arguments",
         "edg.completion:completion",
+        loops=False,
     ),
 }
 
@@ -213,7 +226,19 @@ def _run(argv: list[str], program: str) -> int:
         raise UsageError(f"edg {name} in several processes", expected="one", fix=COMMANDS[name].alone)
     # before what runs is imported: mistakes are told at once
     args = parser_of(name, program).parse_args(rest)
-    return _load(COMMANDS[name].run)(args) or 0
+    return _stoppable(COMMANDS[name], args)
+
+
+def _stoppable(command: Command, args: Any) -> int:
+    """The command's exit code; raises KeyboardInterrupt or Terminated where it sees that a signal came."""
+    with stopping.postponed(), nullcontext() if command.loops else stopping.at_once():
+        try:
+            return _load(command.run)(args) or 0
+        except EdgError:
+            raise
+        except Exception:  # such as worker processes that the same signal ended
+            stopping.check()
+            raise
 
 
 def parser_of(name: str, program: str = "edg") -> Parser:
@@ -292,4 +317,18 @@ def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(main(argv, program))
+    given = sys.argv[1:] if argv is None else argv
+    stopping.force(lambda number: _report_forced(number, program, "--json" in given))
+    with stopping.postponed():
+        sys.exit(main(argv, program))
+
+
+def _report_forced(number: int, program: str, as_json: bool) -> None:
+    """The last line of a process that is ended; not where nobody takes it, for that could wait for ever."""
+    code = CODES[signal.Signals(number)]
+    fix = "temporary files are removed at the next start, the same command continues"
+    error = _with_code(code, f"ended by {signal.Signals(number).name} while it did not answer", fix)
+    line = json.dumps({"error": error.as_dict()}) if as_json else f"{program}: error: {error}"
+    with suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, (line + "\n").encode())

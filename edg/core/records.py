@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from edg.core.errors import BadFileError, MachineError
+from edg.core.process import stopping
 
 TEMPORARY = ".edg-tmp"
+OPEN = ".edg-tmp."  # in the name of one that is locked while it is written: .NAME.edg-tmp.PID
+DAY = 86400
 FORMER = ".former"  # of a temporary folder: in it lies what a new folder takes the place of
 LOCK = ".edg.lock"
+PATIENCE = 20.0  # seconds to wait for the holder of a lock, which may be a killed run on its way out
 SMALL = 16 << 20  # bytes of a record or of settings
+_BEGAN = time.time()
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 _REFUSED |= {errno.ENAMETOOLONG}
@@ -68,6 +73,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` that goes at the end; of a killed process, at the next start there."""
+    path = _temporary(folder / "-")
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        remove(path)
 
 
 @contextmanager
@@ -129,27 +145,45 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Remove temporary files of processes that no longer run (or older than a day); returns how many."""
-    stale = [path for path in folder.glob(f"{TEMPORARY}-*") if _is_stale(path)]
+def remove_leftovers(folder: str | Path) -> int:
+    """Remove temporary files of processes that no longer run (or older than a day); returns how many. The one
+    rule for all that write: `lock_folder` calls it, and who writes single files into a folder."""
+    stale = [path for path in Path(folder).glob(f"{TEMPORARY}-*") if _is_stale(path)]
     for path in stale:
         (_put_back if path.suffix == FORMER else remove)(path)
-    return len(stale)
+    return len(stale) + sum(map(_remove_unlocked, Path(folder).glob(f".*{OPEN}*")))
+
+
+def _remove_unlocked(path: Path) -> bool:
+    """Remove a temporary file that its writer would hold locked (weights/atomic.py); whether it was one."""
+    if not path.name.rpartition(OPEN)[2].isdecimal() or path.is_symlink() or not path.is_file():
+        return False
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if lock(handle) or time.time() - os.fstat(handle).st_mtime > DAY:
+                path.unlink()
+                return True
+        finally:
+            os.close(handle)
+    return False
 
 
 def _is_stale(path: Path) -> bool:
     host, _, rest = path.name[len(TEMPORARY) + 1 :].partition("-")
     pid = rest.partition("-")[0]
-    if host == _host() and pid.isdecimal() and len(pid) < 10 and not _alive(int(pid)):
+    ours = host == _host() and pid.isdecimal() and len(pid) < 10
+    if ours and not _alive(int(pid)):
         return True
     with suppress(OSError):
-        return time.time() - path.lstat().st_mtime > 86400
+        changed = path.lstat().st_mtime
+        if ours and int(pid) == os.getpid():
+            return changed < _BEGAN  # of a former process with our number
+        return time.time() - changed > DAY
     return False
 
 
 def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # a former process with our number: we have not written yet
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -215,6 +249,7 @@ def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             while count := file.readinto(buffer):
+                stopping.check()
                 digest.update(buffer[:count])
                 read += count
                 if read > size:
@@ -249,8 +284,9 @@ def remember_sha256(path: str | Path, digest: str, status: os.stat_result) -> No
 
     status: of the file when the bytes were read, not now: the path may hold another file by then."""
     with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
-        path = Path(path).resolve()
-        write_text(_sha256_note(path, status), digest)
+        note = _sha256_note(Path(path).resolve(), status)
+        remove_leftovers(note.parent)
+        write_text(note, digest)
 
 
 def remember(kind: str, key: Any, text: str) -> None:
@@ -302,15 +338,17 @@ def ensure_writable(folder: str | Path) -> Path:
 
 @contextmanager
 def lock_folder(
-    folder: Path, patience: float = 0, waiting: Callable[[str], None] = lambda holder: None
-) -> Iterator[None]:
-    """Hold `folder` for this process. The lock goes with the process, so a killed run leaves nothing behind.
+    folder: str | Path, patience: float = PATIENCE, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Callable[[], None]]:
+    """Hold `folder`, made where it is not there, for this process; leftovers of dead ones in it go. The lock
+    goes with the process, so a killed run leaves nothing behind. Yields `check` of `same_folder`.
 
-    patience: seconds to wait for a holder that may be on its way out; waiting(holder) is called once then.
-    Raises MachineError naming the holder when another run has it still.
+    patience: seconds to wait for another holder, which say(line) names once. Raises MachineError naming it
+    when it has the folder still, or when the folder cannot be written.
     """
-    with _open_lock(folder / LOCK) as file:
-        end, told = time.monotonic() + patience, False
+    folder = ensure_writable(folder)
+    with _open_lock(folder / LOCK) as file, same_folder(folder) as check:
+        end, named = time.monotonic() + patience, False
         while not _locked(file):
             file.seek(0)
             holder = file.read(200).strip() or "another process"
@@ -318,15 +356,54 @@ def lock_folder(
                 raise MachineError(
                     f"{folder} is locked by {holder}", fix="wait for that run or choose another folder"
                 )
-            if not told:
-                waiting(holder)
-                told = True
+            if not named:
+                say(f"{folder} is locked by {holder}; waiting up to {patience:g} s for it to end")
+                named = True
+            stopping.check()
             time.sleep(0.2)
         file.seek(0)
         file.truncate()
         file.write(f"pid {os.getpid()} on host {platform.node()}\n")
         file.flush()
-        yield
+        check()  # it may have been removed while we waited
+        remove_leftovers(folder)
+        yield check
+
+
+@contextmanager
+def same_folder(folder: str | Path) -> Iterator[Callable[[], None]]:
+    """Yield `check`, which raises MachineError when `folder` or the lock in it has been removed since, or
+    made again: then others may hold what stands there now."""
+    folder = Path(folder)
+    handles = []
+    try:
+        for path in (folder, folder / LOCK):  # while they are open no other file gets their numbers
+            with suppress(OSError):
+                handles.append(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
+        then = _numbers(folder)
+
+        def check() -> None:
+            if _numbers(folder) != then:
+                raise MachineError(
+                    f"{folder} has been removed, or made again, while this run was writing to it",
+                    fix="run the same command again: what is gone is made again",
+                )
+
+        yield check
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def _numbers(folder: Path) -> list[tuple[int, int] | None]:
+    found: list[tuple[int, int] | None] = []
+    for path in (folder, folder / LOCK):
+        try:
+            status = path.stat()
+            found.append((status.st_dev, status.st_ino))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _open_lock(path: Path) -> IO[str]:

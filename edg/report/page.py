@@ -14,12 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from edg.core.arguments import Parser
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
-from edg.core.records import ensure_writable, lock_folder, remove_leftovers, sha256_file, write_text
+from edg.core.records import (
+    ensure_writable,
+    lock_folder,
+    remove_leftovers,
+    sha256_file,
+    temporary_folder,
+    write_text,
+)
 from edg.report.collect import Clip, Run, collect, in_order, unchanged
 from edg.runner.clips import need_picture
 from edg.runner.progress import Meter, say
@@ -56,18 +62,18 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
     problems: dict[str, str] = {}
     began = time.monotonic()
     found = collect(runs, problems)
-    out = ensure_writable(Path(out))
+    out = Path(out)
     with ExitStack() as stack:
-        stack.enter_context(lock_folder(out))
-        remove_leftovers(out)
+        check = stack.enter_context(lock_folder(out, say=say))
         kept = out / MEDIA
         inside = embed and not kept.is_dir()
-        media = Path(stack.enter_context(TemporaryDirectory(prefix="edg-report-"))) if inside else kept
+        media = stack.enter_context(temporary_folder(out)) if inside else kept
         ensure_writable(media)
         remove_leftovers(media)
         _forget(media, lambda path: path.is_symlink())  # whatever somebody else's folder has them lead to
         before = {path.name for path in media.iterdir()}
         data, names = page_data(found, media, problems)
+        check()
         write_text(out / PAGE, fill(data, _embedded(media, names) if embed else None))
         if not embed:
             _forget(media, lambda path: path.name not in names)

@@ -18,7 +18,7 @@ from edg.core.config import to_dict
 from edg.core.dist import World, world, world_from_environment
 from edg.core.errors import BadFileError, UsageError
 from edg.core.formats import parse_formats
-from edg.core.records import cached_sha256, ensure_writable, hash_value
+from edg.core.records import PATIENCE, cached_sha256, ensure_writable, hash_value
 from edg.core.video import read_image
 from edg.data.prompts import Pair, passed_over, read_folder
 from edg.runner import flags, merging
@@ -27,8 +27,6 @@ from edg.runner.progress import say
 from edg.runner.sample import Run, run
 from edg.systems.base import Request, Spec, System
 from edg.weights.tensors import FLOATS
-
-PATIENCE = 20  # seconds for a killed run to let go of the folder
 
 
 def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:

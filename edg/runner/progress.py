@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from edg.core.errors import visible
+from edg.core.process import stopping
 
 BAR = 20  # characters
 DRAWN = 0.1  # seconds between two drawings
@@ -39,7 +40,8 @@ def _on_terminal() -> bool:
 
 
 class Meter:
-    """Called as systems report (`base.Progress`); silent when `quiet` (all ranks but one).
+    """Called as systems report (`base.Progress`), in the main thread also the place where a signal ends the
+    work; silent when `quiet` (all ranks but one).
 
     clips: how many this rank makes; rank, size: of the processes. every: seconds between two plain lines.
     """
@@ -64,6 +66,7 @@ class Meter:
             self.began = self.last = time.monotonic()
 
     def __call__(self, phase: str, done: int, total: int, *, request: Any = None, share: float = 0) -> None:
+        stopping.check()
         now = time.monotonic()
         wait = DRAWN if _on_terminal() else self.every
         if self.quiet or now - self.last < wait:

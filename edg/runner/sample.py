@@ -18,14 +18,7 @@ from typing import Any
 from edg.core.dist import World
 from edg.core.errors import BadFileError, EdgError, MachineError, SomeFailedError, UsageError
 from edg.core.formats import place
-from edg.core.records import (
-    ensure_writable,
-    hash_value,
-    lock_folder,
-    remove_leftovers,
-    sha256_file,
-    write_json,
-)
+from edg.core.records import hash_value, lock_folder, same_folder, sha256_file, write_json
 from edg.runner import files
 from edg.runner.progress import Meter, say
 from edg.systems.base import Request, Result, Watch
@@ -98,17 +91,23 @@ def run(job: Run, system: Any, load: Callable[[], Any], world: World | None = No
 
     system: `generate(model, requests, progress)`. load: gives the model, called only when there is work.
     Raises UsageError when a finished clip has other settings, MachineError when the folder cannot be had or
-    written, SomeFailedError (at the end) when clips failed; the other ranks leave with its code.
+    written, or is removed meanwhile, SomeFailedError (at the end) when clips failed or are gone; the other
+    ranks leave with its code.
     """
     world = world or World()
     with ExitStack() as stack:
         pending = world.first(lambda: _prepare(job, stack))
+        check = stack.enter_context(same_folder(job.outdir))  # on every rank
         mine = world.shard(pending)
         meter = Meter(not world.is_first, len(mine), world.rank, world.size)
-        failed = _make(job, system, load, [job.requests[index] for index in mine], meter)
+        requests = [job.requests[index] for index in mine]
+        failed = _make(job, system, load, requests, meter, check)
+        before = [job.requests[index] for index in range(len(job.requests)) if index not in pending]
+        failed |= _gone(job, [r for r in (*requests, *before * world.is_first) if r.id not in failed])
         everyone = world.gather((len(mine), failed))
         failures = {key: reason for _, part in everyone for key, reason in part.items()}
-        summary = Summary(len(pending) - len(failures), len(job.requests) - len(pending), failures)
+        skipped = sum(request.id not in failures for request in before)
+        summary = Summary(len(job.requests) - skipped - len(failures), skipped, failures)
         world.first(lambda: _finish(job, summary))
     if failures and not world.is_first:
         raise SystemExit(SomeFailedError.exit_code)
@@ -126,17 +125,21 @@ def _prepare(job: Run, stack: ExitStack) -> list[int]:
     """Rank 0, before anything is made: take the folder and decide what is left to do."""
     ids = [request.id for request in job.requests]
     assert len(set(ids)) == len(ids), "request ids must be unique"
-    ensure_writable(job.outdir)
-    stack.enter_context(lock_folder(job.outdir, job.patience, lambda holder: _say_waiting(job, holder)))
-    remove_leftovers(job.outdir)
+    stack.enter_context(lock_folder(job.outdir, job.patience, say))
     pending = [i for i, request in enumerate(job.requests) if not is_finished(job, request)]
     if len(pending) < len(ids):
         say(f"{len(ids) - len(pending)} of {len(ids)} clips are finished already in {job.outdir}")
     return pending
 
 
-def _say_waiting(job: Run, holder: str) -> None:
-    say(f"{job.outdir} is locked by {holder}; waiting up to {job.patience:g} s for it to end")
+def _gone(job: Run, requests: Sequence[Request]) -> dict[str, str]:
+    """Of finished clips, those whose files are not there any more, with that reason."""
+    return {
+        request.id: f"its files were removed from {job.outdir} while this run went on"
+        for request in requests
+        if not all(place(job.outdir, request.id, format).exists() for format in job.formats)
+        or not job.record(request).exists()
+    }
 
 
 # ---- what is finished --------------------------------------------------------------------------------------
@@ -224,9 +227,15 @@ def _show(value: Any, length: int = 60) -> str:
 
 
 def _make(
-    job: Run, system: Any, load: Callable[[], Any], requests: list[Request], meter: Meter
+    job: Run,
+    system: Any,
+    load: Callable[[], Any],
+    requests: list[Request],
+    meter: Meter,
+    check: Callable[[], None],
 ) -> dict[str, str]:
-    """This rank's clips, a chunk at a time; returns the failed ones with their reasons."""
+    """This rank's clips, a chunk at a time; returns the failed ones with their reasons. check: raises when
+    the folder is not what it was, before anything is written there."""
     failed: dict[str, str] = {}
     model = None
     for start in range(0, len(requests), job.chunk):
@@ -235,6 +244,7 @@ def _make(
         ready = []
         for request in chunk:
             reason = _unreadable(request)
+            check()
             if reason:
                 failed[request.id] = _fail(job, request, reason)
             else:
@@ -247,10 +257,12 @@ def _make(
         if job.preview_decoder is not None:
             shown["preview_decoder"] = job.preview_decoder
         for result in system.generate(model, ready, meter, **shown) if ready else ():
+            check()
             reason = _save(job, result, time.monotonic() - began, len(ready))
             if reason:
                 failed[result.request.id] = _fail(job, result.request, reason)
         meter.close()
+    check()
     return failed
 
 

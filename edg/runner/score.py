@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edg.core.arguments import Parser
 from edg.core.errors import SomeFailedError, UsageError, nearest
+from edg.core.records import lock_folder, remove_leftovers
 from edg.runner.clips import ClipFile, failed_in_run, find_clips
 from edg.runner.equip import KINDS, Equipment, equip
 from edg.runner.measure import distances, measure_all
@@ -53,22 +54,28 @@ def score(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}", expected="0 or more")
     asked = asked_metrics(args.metrics)  # a misspelt one is told before anything is read
-    found = find_clips(folder)
+    find_clips(folder)  # and a folder without clips before it is locked
     if args.vbench_layout:
         from edg.runner.vbench import export
 
-        say(f"{len(export(found, Path(args.vbench_layout)))} clips in {Path(args.vbench_layout) / 'videos'}")
+        out = Path(args.vbench_layout)
+        with lock_folder(out, say=say):
+            remove_leftovers(out / "videos")
+            say(f"{len(export(find_clips(folder), out))} clips in {out / 'videos'}")
         return 0
-    equipment = equip(args, found, asked)
-    names, left_out = choose_metrics(asked, found, equipment, args.reference)
-    if any("text" in METRICS[name].needs for name in names):
-        prompts = list({clip.prompt: None for clip in found if clip.prompt})
-        remarks = equipment.protocol["clip"]["remarks"] = list(equipment.text_remarks(prompts))
-        for line in remarks:
-            say(f"warning: {line}")
-    rows = measure_all(found, names, equipment.tools, args.reference)
-    sets = distances(found, equipment.features, args.reference)
-    write(args, folder, found, rows, names, left_out, sets, equipment)
+    with lock_folder(folder, say=say) as check:
+        found = find_clips(folder)
+        equipment = equip(args, found, asked)
+        names, left_out = choose_metrics(asked, found, equipment, args.reference)
+        if any("text" in METRICS[name].needs for name in names):
+            prompts = list({clip.prompt: None for clip in found if clip.prompt})
+            remarks = equipment.protocol["clip"]["remarks"] = list(equipment.text_remarks(prompts))
+            for line in remarks:
+                say(f"warning: {line}")
+        rows = measure_all(found, names, equipment.tools, args.reference)
+        sets = distances(found, equipment.features, args.reference)
+        check()
+        write(args, folder, found, rows, names, left_out, sets, equipment)
     failed = {f"{row.clip}: {name}": why for row in rows for name, why in row.failed.items()}
     failed |= {name: entry["failed"] for name, entry in sets.items() if entry.get("failed")}
     if failed:

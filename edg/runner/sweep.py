@@ -14,7 +14,7 @@ import itertools
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from typing import Any
 from edg.core import config
 from edg.core.arguments import Parser
 from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
-from edg.core.records import write_json
+from edg.core.process import stopping
+from edg.core.records import lock_folder, remove_leftovers, write_json
 from edg.runner.progress import say
 from edg.runner.sample_flags import add_sample_arguments
 
@@ -64,9 +65,10 @@ def sweep(args: argparse.Namespace) -> int:
         for point in found:
             print(f"{point}: edg sample {shlex.join(flags_of(point.options))} --savedir {point.folder}")
         return 0
-    failed = run_all(found)
+    with lock_folder(plan.out, say=say) as check:
+        failed = run_all(found, check)
+        late = end(plan, [point for point in found if str(point) not in failed])
     what = f"{len(failed)} of {len(found)} points failed"
-    late = end(plan, [point for point in found if str(point) not in failed])
     if failed or late:
         troubles = {**failed, **late}
         name, reason = next(iter(troubles.items()))
@@ -201,15 +203,18 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 # ---- making ------------------------------------------------------------------------------------------------
 
 
-def run_all(found: Sequence[Point]) -> dict[str, str]:
+def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]:
     """Sample every point; what failed, with its reason. Points that follow each other with the same sets
-    share one network."""
+    share one network. check: raises when the sweep's folder has been removed, which ends it."""
     failed: dict[str, str] = {}
     keep: dict[str, Any] = {}
     for number, point in enumerate(found, 1):
+        stopping.check()
+        check()
         say(f"[{number}/{len(found)}] {point}")
         with _named(str(point), failed):
             _make(point, keep)
+    check()
     return failed
 
 
@@ -219,6 +224,7 @@ def _make(point: Point, keep: dict[str, Any]) -> None:
     from edg.runner.command import sample
 
     told, about = point.folder / "point.json", {"name": str(point), "options": dict(point.options)}
+    remove_leftovers(point.folder)
     if not told.exists():
         write_json(told, about)
     try:

@@ -22,12 +22,12 @@ from edg.core.arguments import Parser
 from edg.core.device import fix_threads, keep_memory, usable_cores
 from edg.core.dist import world
 from edg.core.errors import BadFileError, UsageError, nearest
-from edg.core.records import ensure_writable, lock_folder
+from edg.core.process import stopping
+from edg.core.records import PATIENCE, lock_folder, remove_leftovers
 from edg.runner.progress import say
 from edg.systems.base import Training
 
 SKIPPED = "skipped.jsonl"
-PATIENCE = 20  # seconds for a killed run to let go of the folder
 
 
 def add_arguments(parser: Parser) -> None:
@@ -53,6 +53,7 @@ def train(args) -> int:
         if device == "cpu":
             keep_memory()
         for run in runs:
+            stopping.check()
             if here.first(lambda run=run: trainer.is_made(run, here)):
                 said = "is there already"
             else:
@@ -80,12 +81,10 @@ def check_starts(runs: list[Training]) -> None:
 
 
 def hold(run: Training, stack: ExitStack) -> None:
-    """Have the run's folder to ourselves until the stack closes. Raises MachineError."""
-
-    def waiting(holder: str) -> None:
-        say(f"{run.folder} is locked by {holder}; waiting up to {PATIENCE:g} s for it to end")
-
-    stack.enter_context(lock_folder(ensure_writable(run.folder), PATIENCE, waiting))
+    """Have the run's folder to ourselves until the stack closes; leftovers go from it, and from where the
+    result is written. Raises MachineError."""
+    stack.enter_context(lock_folder(run.folder, PATIENCE, say))
+    remove_leftovers(run.result.parent)
 
 
 def skipped(run: Training) -> str:

@@ -6,69 +6,78 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from edg.core.errors import MachineError, UsageError
-from edg.core.records import hash_value, lock
+from edg.core.process import stopping
+from edg.core.records import OPEN, PATIENCE, hash_value, lock, remove_leftovers
 from edg.weights import pagecache
 
 LONG = 200  # bytes of a name
+TRIES = 20
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class AtomicFile:
     """Positioned writes into a hidden temporary file; `commit()` renames it to `path`, `abort()` removes it.
 
-    The temporary is locked while it lives, so leftovers of a killed run are told from those of a running
-    one, and removed at the next start. Its mode follows the umask. Raises MachineError (disk, rights),
-    UsageError (path).
+    The temporary is locked while it lives, so leftovers of a killed run are known from those of a running
+    one, and removed at the next start in that folder. Another process that writes `path` is waited for. The
+    mode follows the umask. Raises MachineError (disk, rights), UsageError (path).
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if os.path.isdir(self.path):  # unlike Path.is_dir, False for a name that is too long
             raise UsageError(f"{path} is a folder", expected="a file name to write to")
+        # the name must not be too long where the file's own is not
+        name = self.path.name if len(os.fsencode(self.path.name)) < LONG else hash_value(self.path.name)
+        self._prefix = f".{name}{OPEN}"
+        self.temporary = self.path.parent / f"{self._prefix}{os.getpid()}"
+        self.flusher: pagecache.Flusher | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            self.temporary = self.path.parent / f"{self._prefix}{os.getpid()}"
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-            self.flusher: pagecache.Flusher | None = None
-            self.fd = os.open(self.temporary, flags, 0o666)
-            try:
-                lock(self.fd)
-                if not self.temporary.exists():  # another process took it for a leftover, not locked yet
-                    raise self._busy(self.temporary)
-            except BaseException:
-                self.abort()
-                raise
+            self._wait()
+            self.fd = self._create()
         except OSError as error:
             raise machine_error(self.path, error) from error
 
-    @property
-    def _prefix(self) -> str:
-        """Of the temporary's name, which must not be too long where the file's own is not."""
-        name = self.path.name
-        return f".{name if len(os.fsencode(name)) < LONG else hash_value(name)}.edg-tmp."
+    def _wait(self) -> None:
+        """Wait until nobody else writes the file, or for PATIENCE; then MachineError. Leftovers go."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            remove_leftovers(self.path.parent)
+            others = [path for path in self.path.parent.iterdir() if path.name.startswith(self._prefix)]
+            busy = next(filter(_is_locked, others), None)
+            if busy is None:
+                return
+            if time.monotonic() >= end:
+                holder = f"pid {busy.name.removeprefix(self._prefix)}"
+                raise MachineError(
+                    f"{self.path} is being written by another process, {holder}", fix="wait for it to end"
+                )
+            stopping.check()
+            time.sleep(0.2)
 
-    def _busy(self, other: Path) -> MachineError:
-        return MachineError(
-            f"{self.path} is being written by another process ({other.name})", fix="wait for it to end"
-        )
-
-    def _remove_leftovers(self) -> None:
-        for old in self.path.parent.iterdir():
-            if not old.name.startswith(self._prefix):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(old, os.O_RDWR)
-                try:
-                    if lock(fd):
-                        os.unlink(old)
-                except BlockingIOError as error:
-                    raise self._busy(old) from error
-                finally:
-                    os.close(fd)
+    def _create(self) -> int:
+        """The handle of the temporary file, locked. Whoever removes leftovers may hold a new one for a moment
+        and remove it: then once more."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        for _ in range(TRIES):
+            handle, ours = os.open(self.temporary, flags, 0o666), False
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    lock(handle)
+                    ours = self.temporary.exists()
+                if ours:
+                    return handle
+            finally:
+                if not ours:
+                    os.close(handle)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.temporary)
+        raise MachineError(f"{self.temporary} is removed as soon as it is made", fix="try again")
 
     def expect(self, size: int, reserve: bool) -> None:
         """Prepare for about so many bytes; reserve: take the disk space now where the file system can (a full
@@ -123,6 +132,18 @@ class AtomicFile:
     def _close(self) -> None:
         os.close(self.fd)
         self.fd = -1
+
+
+def _is_locked(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDWR)
+        try:
+            lock(handle)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+    return False
 
 
 def machine_error(path: Path, error: OSError) -> MachineError:

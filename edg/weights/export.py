@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edg.core.device import DTYPES
 from edg.core.errors import UsageError, nearest, visible
+from edg.core.process import stopping
 from edg.weights.align import refuse_lora
 from edg.weights.keys import BUFFERS
 from edg.weights.reference import sha256_weights
@@ -141,6 +142,7 @@ def _copy(weights: Weights, name: str, info: TensorInfo, writer: TensorWriter) -
     block = torch.empty(min(CHUNK, info.numel), dtype=stored)
     narrow = block if stored == wanted else torch.empty_like(block, dtype=wanted)
     for start in range(0, info.numel, CHUNK):
+        stopping.check()
         count = min(CHUNK, info.numel - start)
         weights.read_into(name, start, block[:count])
         if narrow is not block:

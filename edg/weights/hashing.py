@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from edg.core.process import stopping
 from edg.core.records import file_state, hash_value, recall, remember, remember_sha256
 from edg.weights.pagecache import forget, too_large
 from edg.weights.tensors import InputFile
@@ -133,7 +134,9 @@ class HashFollower(threading.Thread):
         with self.wake:
             self.goal = {path: file.size for path, file in self.files.items()}
             self.wake.notify()
-        self.join()
+        while self.is_alive():
+            stopping.check()
+            self.join(0.2)
         if self.error:
             raise self.error
         return {path: digest.hexdigest() for path, digest in self.digests.items()}

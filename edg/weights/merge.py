@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from edg.core.errors import BadFileError, visible
+from edg.core.process import stopping
 from edg.weights.atomic import write_atomically
 from edg.weights.hashing import HashFollower
 from edg.weights.masks import BLOCK
@@ -63,8 +64,9 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cores are for reading, computing and writing at once
     try:
-        ties = {output.name: ties_of(plan, output) for output in plan.outputs}
-        return _write_all(plan, ties, progress, warn, strict)
+        with stopping.postponed():  # also where this is called from Python
+            ties = {output.name: ties_of(plan, output) for output in plan.outputs}
+            return _write_all(plan, ties, progress, warn, strict)
     finally:
         torch.set_num_threads(threads)
 

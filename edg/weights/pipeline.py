@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edg.core.errors import UsageError
+from edg.core.process import stopping
 from edg.weights.align import Aligned
 from edg.weights.hashing import HashFollower
 from edg.weights.masks import keep_mask
@@ -75,6 +76,7 @@ class Pass:
     def blocks(self, chosen: Sequence[int]) -> Iterator[Block]:
         """The blocks of some aligned tensors, one at a time in the same memory."""
         for work in self._works(chosen, [Slot()]):
+            stopping.check()
             self._read(work)
             yield self._block(work, None)
 
@@ -118,6 +120,7 @@ class Pass:
 
         more()
         while waiting:
+            stopping.check()
             work, reading = waiting.pop(0)
             reading.result()
             tensor = aligned[work.index]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
+from edg.core.process import stopping
 from edg.core.records import read_small
 from edg.weights import keys, reference
 from edg.weights.hashing import places_key
@@ -133,6 +134,7 @@ class Weights(Mapping):
     def verify(self) -> int:
         """Compare every zip record with its CRC-32; returns how many were compared. Raises BadFileError."""
         for file, entry in self.records:
+            stopping.check()
             if not check_crc(file, entry):
                 raise BadFileError(
                     f"{file.path}: {self._tensor_in(file, entry)} does not match its CRC-32",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from edg.core.config import to_dict
 from edg.core.device import choose, dtype_name, usable_cores
-from edg.core.dist import world_from_environment
+from edg.core.dist import World, world
 from edg.core.errors import UsageError, visible
-from edg.core.records import hash_value
+from edg.core.process import stopping
+from edg.core.records import hash_value, lock_folder, same_folder
 from edg.data.order import Caught, told
 from edg.systems.edg import cache
 from edg.systems.edg.cache import CachedClips
@@ -85,7 +87,9 @@ def tell_skipped(file: Path) -> None:
 def read_items(dataset: Any, keys: Sequence[Any], workers: int) -> Iterator[Item]:
     """dataset[key] for every key, in order; worker processes read ahead."""
     loader = torch.utils.data.DataLoader(Caught(dataset), batch_size=None, sampler=keys, num_workers=workers)
-    return map(told, loader)
+    for item in loader:
+        stopping.check()
+        yield told(item)
 
 
 def workers_for(args: argparse.Namespace, device: torch.device) -> int:
@@ -140,6 +144,7 @@ def encode_moments(model: LatentVideoModel, frames_3THW: Tensor, chunk: int = 8)
     """
     parts = []
     for x in rearrange(frames_3THW.to(model.device), "c t h w -> t c h w").split(chunk):
+        stopping.check()
         posterior = model.encode_frames(x)
         parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1))
     return rearrange(torch.cat(parts), "t c h w -> c t h w").cpu()
@@ -168,7 +173,12 @@ def encode_command(args: argparse.Namespace) -> int:
     for name in ("passes", "shard", "chunk"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} {getattr(args, name)}", expected="at least 1")
-    here, out = world_from_environment(), Path(args.out)
+    with world(args.device) as here, ExitStack() as stack:
+        return _encode(args, here, stack)
+
+
+def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
+    out = Path(args.out)
     spec, (_, stored) = load_spec(args.spec), choose("cpu", args.dtype)
     device, compute = choose(args.device, args.compute, here.local_rank)
     weights = open_weights(args.weights)
@@ -185,11 +195,18 @@ def encode_command(args: argparse.Namespace) -> int:
         dtype=dtype_name(stored),
         shard=args.shard,
     )
-    todo = cache.begin(out, index)
+
+    def begin() -> list[int]:
+        stack.enter_context(lock_folder(out, say=say))
+        return cache.begin(out, index)
+
+    todo = here.first(begin)
+    check = stack.enter_context(same_folder(out))  # on every rank
     mine = [shard for shard in todo if shard % here.size == here.rank]
     if mine:
         model = load_encoders(spec, weights, device, compute)
-        encode_shards(model, dataset, out, index, mine, workers_for(args, device), args.chunk)
+        encode_shards(model, dataset, out, index, mine, workers_for(args, device), args.chunk, check)
+    here.gather(len(mine))  # the folder is held until everybody is done
     say(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
     tell_skipped(out / SKIPPED)
     return 0
@@ -203,12 +220,14 @@ def encode_shards(
     shards: Sequence[int],
     workers: int = 0,
     chunk: int = 8,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Encode and write `shards` of the cache, one after the other."""
+    """Encode and write `shards` of the cache, one after the other; check() before each is written."""
     keys = [divmod(number, index.size) for shard in shards for number in index.numbers(shard)]
     items = read_items(dataset, keys, workers)
     for done, shard in enumerate(shards):
-        rows = (encode_clip(model, next(items), index.every_frame, chunk) for _ in index.numbers(shard))
+        rows = [encode_clip(model, next(items), index.every_frame, chunk) for _ in index.numbers(shard)]
+        check()
         cache.write_shard(out, index, shard, rows)
         say(f"  shard {shard}: {done + 1} of {len(shards)}")
 

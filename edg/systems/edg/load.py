@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edg.core.errors import BadFileError
+from edg.core.process import stopping
 from edg.core.seeding import derive
 from edg.systems.edg.adapter import make_identity
 from edg.systems.edg.family import guess
@@ -73,6 +74,7 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
     for name, actual in stored.items():
         if name in computed and weights[actual].dtype in HALVES:
             continue  # a schedule cannot be kept in 16 bits; the spec's own takes its place below
+        stopping.check()
         _read(weights, actual, targets[name])
         computed.pop(name, None)
     for name, value in computed.items():

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,17 +27,18 @@ from torch import Tensor, nn
 
 from edg.core.dist import World
 from edg.core.errors import MachineError, UsageError
-from edg.core.records import ensure_writable, remove_leftovers, write_text
+from edg.core.process import stopping
+from edg.core.records import ensure_writable, remove_leftovers, same_folder, write_text
 from edg.core.seeding import derive
 from edg.data.order import Caught, Keyed, Order, collate, told
 from edg.systems.edg.objective import Constants, Draws, Objective, denoising_loss
 from edg.systems.edg.train_callbacks import (
     BANDS,
     AtomicCheckpoints,
+    Checkpoints,
     Log,
     Samples,
-    Signals,
-    checkpoints,
+    drop_old,
     last_checkpoint,
     set_aside_damaged,
 )
@@ -224,7 +224,8 @@ def fit(
     """Train to module.plan.steps and return the log. Resumes from the last checkpoint in `folder`; ends with
     the running mean in place. sample: (model, step) -> pictures, every sample_every steps.
 
-    SIGUSR1 saves a checkpoint, SIGTERM saves one and leaves with exit code 143.
+    SIGUSR1 saves a checkpoint, SIGTERM and SIGINT save one and leave with exit code 143 or 130. Raises
+    MachineError when `folder` is removed meanwhile.
     """
     plan, world = module.plan, world or World()
     if len(data) == 0:
@@ -251,32 +252,27 @@ def fit(
         num_workers=plan.workers,
         persistent_workers=plan.workers > 0,
     )
-    trainer = _trainer(module, folder, world, device, sample, sample_every)
-    module.train()
-    trainer.fit(module, loader, ckpt_path=None if last is None else str(last), weights_only=True)
+    with same_folder(folder) as check, stopping.postponed():
+        trainer = _trainer(module, folder, world, device, sample, sample_every, check)
+        module.train()
+        stopping.check()
+        with stopping.unhurried():
+            trainer.fit(module, loader, ckpt_path=None if last is None else str(last), weights_only=True)
+        check()
     module.use_average()
     return read_log(folder / "log.jsonl")
 
 
 def _trainer(
-    module: _Training, folder: Path, world: World, device: str, sample: Callable | None, sample_every: int
-) -> pl.Trainer:
+    module: _Training, folder: Path, world: World, device: str, sample: Callable | None, sample_every: int,
+    check: Callable[[], None],
+) -> pl.Trainer:  # fmt: skip
     plan = module.plan
     if device == "cpu" and plan.precision.startswith("fp16"):
         raise UsageError(f"train.precision={plan.precision} on CPU", expected="fp32 or bf16")
     callbacks = [
         Log(folder / "log.jsonl", plan.log_every),
-        pl.callbacks.ModelCheckpoint(
-            folder,
-            "step_{step:08d}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=plan.keep,
-            every_n_train_steps=plan.save_every,
-            enable_version_counter=False,
-        ),
-        Signals(folder),
+        Checkpoints(folder, plan.save_every, plan.keep, check),
     ]
     if sample is not None:
         callbacks.insert(1, Samples(sample_every, sample))
@@ -294,6 +290,7 @@ def _trainer(
         plugins=[AtomicCheckpoints()],
         logger=_logger(plan, folder),
         use_distributed_sampler=False,
+        enable_checkpointing=False,  # by Checkpoints instead
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -327,8 +324,7 @@ def _prepare(folder: Path, keep: int) -> None:
     ensure_writable(folder)
     remove_leftovers(folder)
     set_aside_damaged(folder)
-    for old in checkpoints(folder)[:-keep]:  # those that signals asked for are nobody's
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    drop_old(folder, keep)
 
 
 def _quiet() -> None:

@@ -18,10 +18,10 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import atomic_path
+from edg.core.process import CODES, stopping
+from edg.core.records import atomic_path, remove
 
 BANDS = 4  # equal parts of the timesteps, the losses of which are logged apart
-STOPPED = {signal.SIGTERM: 143, signal.SIGINT: 130}  # signal -> exit code
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -114,40 +114,52 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class Signals(pl.Callback):
-    """SIGUSR1: a checkpoint after this step. SIGTERM and SIGINT: a checkpoint, then exit 143 or 130; a second
-    one does not wait for the step. Any rank may get it."""
+class Checkpoints(pl.Callback):
+    """A checkpoint every `every` steps, of which the newest `keep` stay, and one after this step when SIGUSR1
+    asks for it; SIGTERM and SIGINT: one, then exit 143 or 130. Any rank may get the signal. check: raises
+    when the folder is not what it was, after every step."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.asked, self.before = folder, set(), {}
+    def __init__(self, folder: Path, every: int, keep: int, check: Callable[[], None]):
+        self.folder, self.every, self.keep, self.check = folder, every, keep, check
+        self.asked, self.former = False, None
 
     def on_train_start(self, trainer, module) -> None:
-        for number in (signal.SIGUSR1, *STOPPED):
-            self.before[number] = signal.signal(number, self._ask)
+        self.former = signal.signal(signal.SIGUSR1, self._ask)
+        if callable(signal.getsignal(signal.SIGTERM)):  # Lightning's handler would talk to the other ranks
+            signal.signal(signal.SIGTERM, stopping.note)
 
     def _ask(self, number: int, frame) -> None:
-        if number in self.asked and number in STOPPED:
-            raise SystemExit(STOPPED[number])
-        self.asked.add(number)
+        self.asked = True
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
         if (index + 1) % trainer.accumulate_grad_batches:
             return  # in the middle of a step
-        stop = [code for number, code in STOPPED.items() if self._agreed(trainer, number)]
-        if stop or self._agreed(trainer, signal.SIGUSR1):
-            self.asked.clear()
-            trainer.save_checkpoint(checkpoint_path(self.folder, trainer.global_step))
+        self.check()
+        stop = [code for number, code in CODES.items() if _agreed(trainer, stopping.number == number)]
+        step = trainer.global_step
+        if stop or _agreed(trainer, self.asked) or step % self.every == 0:
+            self.asked = False
+            trainer.save_checkpoint(checkpoint_path(self.folder, step))
+            if trainer.is_global_zero:
+                drop_old(self.folder, self.keep)
         if stop:
             if trainer.is_global_zero:
-                print(f"stopped after step {trainer.global_step}; the same command goes on", file=sys.stderr)
+                print(f"stopped after step {step}; the same command goes on", file=sys.stderr)
             raise SystemExit(stop[0])
 
-    def _agreed(self, trainer, number: int) -> bool:
-        return bool(trainer.strategy.reduce_boolean_decision(number in self.asked, all=False))
-
     def teardown(self, trainer, module, stage) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        if self.former is not None:
+            signal.signal(signal.SIGUSR1, self.former)
+
+
+def _agreed(trainer, asked: bool) -> bool:
+    return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+
+
+def drop_old(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, whoever asked for them."""
+    for old in checkpoints(folder)[:-keep]:
+        remove(old)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

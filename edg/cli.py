@@ -233,7 +233,9 @@ def _stoppable(command: Command, args: Any) -> int:
     """The command's exit code; raises KeyboardInterrupt or Terminated where it sees that a signal came."""
     with stopping.postponed(), nullcontext() if command.loops else stopping.at_once():
         try:
-            return _load(command.run)(args) or 0
+            with stopping.at_once():  # imports
+                run = _load(command.run)
+            return run(args) or 0
         except EdgError:
             raise
         except Exception:  # such as worker processes that the same signal ended

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -112,6 +113,57 @@ def leave_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+NURSERY = """
+import contextlib, importlib, json, os, signal, sys
+import edg.cli, torch
+for line in sys.stdin:
+    argv, log = json.loads(line)
+    known = log + ".modules"
+    for name in open(known).read().split() if os.path.exists(known) else ():
+        with contextlib.suppress(Exception):
+            name in sys.modules or importlib.import_module(name)
+    if not (pid := os.fork()):
+        os.setsid()
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 2), os.dup2(2, 1)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            edg.cli.entry(argv)
+        finally:
+            if not os.path.exists(known):
+                open(known, "w").write("\\n".join(sys.modules))
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """`edg` many times without the seconds of its imports: a process forks each run that has done, by the
+    second one, those of the first."""
+
+    def __init__(self) -> None:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edg.core.process", str(os.getpid()), sys.executable, "-c", NURSERY],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        )  # fmt: skip
+
+    def start(self, argv: Sequence[str], log: Path) -> int:
+        """The id of a new run; one after the other."""
+        self.process.stdin.write((json.dumps([list(argv), str(log)]) + "\n").encode())
+        return int(self.process.stdout.readline())
+
+    def ended(self, seconds: float) -> int | None:
+        """The run's exit code, None where it has not ended after so many seconds."""
+        ready = select.select([self.process.stdout], [], [], max(seconds, 0))[0]
+        return int(self.process.stdout.readline()) if ready else None
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
 def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> int:
     """Send the command's whole group a signal and wait for its end; returns its exit code."""
     with suppress(ProcessLookupError):
@@ -183,6 +235,22 @@ trainable: [temporal]
 train: {{steps: {steps}, batch: 1, lr: 1.0e-4, ema: 0.9, save_every: 2, log_every: 1, logger: none}}
 """
     )
+
+
+def write_videos(inputs: Path, count: int) -> None:
+    """So many clips of the sprites with their captions."""
+    import numpy as np
+
+    from edg.core.video import write_video
+    from edg.sprites.data import clip_tensors
+    from edg.sprites.world import clips
+
+    inputs.mkdir(parents=True)
+    drawn = clip_tensors(list(clips("tuned", 0, count)), "tuned")
+    for index, (frames, caption) in enumerate(zip(drawn["frames"], drawn["caption"], strict=True)):
+        pixels = ((frames.permute(1, 2, 3, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+        write_video(inputs / f"{index:03d}.mp4", pixels)
+        (inputs / f"{index:03d}.txt").write_text(caption)
 
 
 def write_result(path: str | None, value: Any) -> None:

@@ -2,17 +2,23 @@
 
     python scripts/torture.py merge --kills 50           # sample, train; 3 to 10 minutes on two cores
     python scripts/torture.py sample --kills 50 --json torture.json
+    python scripts/torture.py merge --signals 200        # sample, encode, train; 5 to 20 minutes
 
 A run is started, killed with all its processes (SIGKILL) after a random time, and every file that it has
 left is opened completely; then the same command again. A run that gets to its end is compared, byte for
 byte, with one that nobody disturbed, and the folder is emptied for the next round. Every second delay is
 drawn over the whole duration of an undisturbed run, the others from its first sign of work on, as much of
 a short run is imports. Exit code 1 when anything is torn, lost, left over or different.
+
+With --signals the runs get SIGTERM or SIGINT (every eighth one both), and have to end by themselves, with the
+signal's exit code; one that has not after 40 seconds hangs. They are forked from a process that has imported
+all, so every moment drawn is one of work. Exit code 1 also for a hang or another exit code.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -27,6 +33,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from examine import (  # noqa: E402
     EDG,
+    ROOT,
+    Nursery,
     State,
     essence,
     examine,
@@ -37,6 +45,7 @@ from examine import (  # noqa: E402
     write_prompts,
     write_result,
     write_training,
+    write_videos,
 )
 
 
@@ -65,9 +74,16 @@ def train_command(inputs: Path, out: Path) -> list[str]:
     return [*EDG, "train", f"{inputs}/tiny.yaml", f"out={out}", "--threads", "1", "--device", "cpu"]
 
 
+def encode_command(inputs: Path, out: Path) -> list[str]:
+    weights = ROOT / "edg/sprites/weights/base.safetensors"
+    how = f"--spec sprites --weights {weights} --shard 4 --passes 4 --workers 1 --device cpu"
+    return [*EDG, "encode", "--data", str(inputs), "--out", str(out), *how.split()]
+
+
 WORKS = {
     "merge": Work(write_pair, merge_command, (".pt", ".json"), 128),
     "sample": Work(write_prompts, sample_command, (".mp4", ".json"), 16),
+    "encode": Work(write_videos, encode_command, (".safetensors", "index.json"), 16),
     "train": Work(write_training, train_command, (".safetensors",), 12),
 }
 
@@ -168,6 +184,110 @@ class Torture:
         self.known = {}
 
 
+HANGS = 40  # seconds without an end after a signal
+
+
+@dataclass
+class Answers:
+    """signals: sent to a run at work. ended: runs that did by it, rounds: at their own end; slowest and mean
+    seconds from signal to end. The rest must be 0. forced: ended from outside (edg/core/process.py), which
+    leaves temporary files to the next start."""
+
+    signals: int = 0
+    ended: int = 0
+    rounds: int = 0
+    slowest: float = 0.0
+    mean: float = 0.0
+    hung: int = 0
+    forced: int = 0
+    other_codes: int = 0
+    torn: int = 0
+    leftovers: int = 0
+    too_many_checkpoints: int = 0
+
+    @property
+    def bad(self) -> int:
+        return self.hung + self.other_codes + self.torn + self.leftovers + self.too_many_checkpoints
+
+
+class Signals:
+    """One kind of work in one folder, stopped and begun again, forked from `nursery`."""
+
+    def __init__(self, work: Work, folder: Path, size: int, nursery: Nursery):
+        self.inputs, self.out, self.log, self.nursery = folder / "in", folder / "out", folder / "log", nursery
+        work.prepare(self.inputs, size)
+        self.argv = work.command(self.inputs, self.out)[len(EDG) :]
+        self.answers, self.spent = Answers(), []
+
+    def undisturbed(self) -> float:
+        """Run twice in peace, the first time for the imports; returns the seconds of the second."""
+        for _ in range(2):
+            began = time.monotonic()
+            self.nursery.start(self.argv, self.log)
+            if code := self.nursery.ended(600):
+                raise SystemExit(f"the undisturbed run ended with {code}:\n{self.log.read_text()[-3000:]}")
+            shutil.rmtree(self.out)
+        return time.monotonic() - began
+
+    def round(self, delay: float, number: int, second: float | None) -> None:
+        """Start, send the signal after `delay` seconds and another one `second` seconds later, wait, look."""
+        self.log.write_text("")
+        pid = self.nursery.start(self.argv, self.log)
+        code = self.nursery.ended(delay)
+        if code is None:
+            self.answers.signals += 1
+            os.kill(pid, number)
+            began = time.monotonic()
+            if second is not None and (code := self.nursery.ended(second)) is None:
+                os.kill(pid, signal.SIGTERM + signal.SIGINT - number)
+            if code is None and (code := self.nursery.ended(HANGS)) is None:
+                self.answers.hung += 1
+                print(f"hung: {number} after {delay:.2f} s\n{self.log.read_text()[-2000:]}")
+                os.killpg(pid, signal.SIGKILL)
+                code = self.nursery.ended(60)
+            self.spent.append(time.monotonic() - began)
+        self._look(code, number)
+
+    def _look(self, code: int | None, number: int) -> None:
+        answers, told = self.answers, self.log.read_text(errors="replace")
+        forced = "did not answer" in told
+        answers.forced += forced
+        if code == 0:
+            answers.rounds += 1
+        elif code in (128 + number, -number):  # the latter: before the command had begun
+            answers.ended += 1
+        elif code != -signal.SIGKILL:
+            answers.other_codes += 1
+            print(f"ended with {code} after {number}:\n{told[-2000:]}")
+        state = examine(self.out) if self.out.exists() else State()
+        for name, reason in state.torn.items():
+            answers.torn += 1
+            print(f"torn: {name}: {reason}")
+        if state.leftovers and not forced and code != -number:
+            answers.leftovers += len(state.leftovers)
+            print(f"left over: {', '.join(state.leftovers)}")
+        answers.too_many_checkpoints += len([name for name in state.whole if name.endswith(".ckpt")]) > 2
+        if code == 0:
+            shutil.rmtree(self.out)
+
+
+def signals(name: str, count: int, seed: int, size: int | None = None) -> dict:
+    """Stop `name` by so many signals; returns the figures."""
+    draw, nursery, began = random.Random(seed), Nursery(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="edg-torture-") as folder:
+        subject = Signals(WORKS[name], Path(folder), size or WORKS[name].size, nursery)
+        duration = subject.undisturbed()
+        print(f"{name}: an undisturbed run takes {duration:.1f} s without imports")
+        answers = subject.answers
+        while answers.signals < count:
+            second = draw.uniform(0, 2.5) if answers.signals % 8 == 7 else None
+            subject.round(draw.uniform(0, duration), draw.choice([signal.SIGTERM, signal.SIGINT]), second)
+        answers.slowest, answers.mean = max(subject.spent), sum(subject.spent) / len(subject.spent)
+        nursery.close()
+    seconds = round(time.monotonic() - began, 1)
+    return {"what": name, **asdict(answers), "bad": answers.bad, "seed": seed, "seconds": seconds}
+
+
 def torture(name: str, kills: int, seed: int, size: int | None = None) -> dict:
     """Kill `name` so many times and let it end; returns the figures."""
     with tempfile.TemporaryDirectory(prefix="edg-torture-") as folder:
@@ -186,15 +306,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=WORKS)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--signals", type=int, metavar="N", help="SIGTERM and SIGINT instead, so many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--size", type=int, help="MB of a checkpoint, clips, or steps of training")
     parser.add_argument("--json", metavar="FILE", help="the figures, also into a file")
     args = parser.parse_args(argv)
-    found = torture(args.what, args.kills, args.seed, args.size)
+    if args.signals:
+        found = signals(args.what, args.signals, args.seed, args.size)
+    else:
+        found = torture(args.what, args.kills, args.seed, args.size)
     for key, value in found.items():
         print(f"{key:<14} {value}")
     write_result(args.json, found)
-    return int(any(found[key] for key in ("torn", "lost", "leftovers", "different")))
+    return int(any(found.get(key) for key in ("bad", "torn", "lost", "leftovers", "different")))
 
 
 if __name__ == "__main__":

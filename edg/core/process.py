@@ -84,7 +84,11 @@ class Stopping:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise out of the handler again: for work in one thread, most of it in calls of others."""
+        """Raise out of the handler again: where there is one thread and no look at the flag for seconds, as
+        in imports. Does nothing in another thread. What swallows the exception does not swallow the signal."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before, self._raise = self._raise, True
         try:
             self.check()

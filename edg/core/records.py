@@ -338,15 +338,15 @@ def ensure_writable(folder: str | Path) -> Path:
 
 @contextmanager
 def lock_folder(
-    folder: str | Path, patience: float = PATIENCE, say: Callable[[str], None] = lambda text: None
+    folder: str | Path, patience: float | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Callable[[], None]]:
     """Hold `folder`, made where it is not there, for this process; leftovers of dead ones in it go. The lock
     goes with the process, so a killed run leaves nothing behind. Yields `check` of `same_folder`.
 
-    patience: seconds to wait for another holder, which say(line) names once. Raises MachineError naming it
-    when it has the folder still, or when the folder cannot be written.
+    patience: seconds to wait for another holder (PATIENCE), which say(line) names once. Raises MachineError
+    naming it when it has the folder still, or when the folder cannot be written.
     """
-    folder = ensure_writable(folder)
+    folder, patience = ensure_writable(folder), PATIENCE if patience is None else patience
     with _open_lock(folder / LOCK) as file, same_folder(folder) as check:
         end, named = time.monotonic() + patience, False
         while not _locked(file):

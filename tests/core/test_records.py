@@ -2,14 +2,20 @@
 
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import nullcontext
 
 import pytest
 
 from edg.core import records
 from edg.core.errors import BadFileError, MachineError
 from edg.core.records import atomic_path, lock_folder, read_json, remove_leftovers, sha256_file, write_json
+from edg.weights.atomic import AtomicFile, write_atomically
 
 
 def test_success_replaces_and_leaves_no_trace(tmp_path):
@@ -94,7 +100,7 @@ def test_leftovers_of_dead_processes_only(tmp_path):
 
 def test_lock(tmp_path):
     here = f"locked by pid {os.getpid()} on host"
-    with lock_folder(tmp_path), pytest.raises(MachineError, match=here), lock_folder(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(MachineError, match=here), lock_folder(tmp_path, 0):
         pass
     with lock_folder(tmp_path):
         pass
@@ -115,3 +121,137 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(tmp_path, monk
     records.cached_sha256(path)
     monkeypatch.setattr(records, "sha256_file", honest)
     assert records.cached_sha256(path) == honest(path)
+
+
+# ---- the disk ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What is flushed and renamed, in order: ("fsync", path), ("replace", from, to)."""
+    done, replace = [], os.replace
+
+    def fsync(handle):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{handle}")))
+
+    def rename(source, target):
+        done.append(("replace", str(source), str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync), monkeypatch.setattr(os, "replace", rename)
+    return done
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_path, disk):
+    with atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("{}")
+    file, folder = str(temporary), str(tmp_path)
+    assert disk == [("fsync", file), ("replace", file, f"{folder}/a.json"), ("fsync", folder)]
+
+
+def test_so_is_a_folder(tmp_path, disk):
+    (tmp_path / "clip").mkdir()
+    with records.atomic_folder(tmp_path / "clip") as temporary:
+        (temporary / "0.png").write_text("x")
+    new, folder = str(temporary), str(tmp_path)
+    former = str(temporary.with_suffix(records.FORMER))
+    assert disk == [
+        ("fsync", f"{new}/0.png"),
+        ("fsync", new),
+        ("replace", f"{folder}/clip", f"{former}/clip"),
+        ("replace", new, f"{folder}/clip"),
+        ("fsync", folder),
+    ]
+
+
+def test_so_is_a_file_of_tensors(tmp_path, disk):
+    file = AtomicFile(tmp_path / "a.pt")
+    file.write(0, b"abc")
+    temporary, folder = str(file.temporary), str(tmp_path)
+    file.commit(3)
+    assert disk == [("fsync", temporary), ("replace", temporary, f"{folder}/a.pt"), ("fsync", folder)]
+
+
+# ---- who else writes ---------------------------------------------------------------------------------------
+
+
+def died():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_every_writer_go_when_the_folder_is_held(tmp_path):
+    pid, host = died(), records._host()
+    gone = [f"{records.TEMPORARY}-{host}-{pid}-ab.json", f".x.pt.edg-tmp.{pid}", f".{'9' * 64}.edg-tmp.{pid}"]
+    ours = f"{records.TEMPORARY}-{host}-{os.getpid()}-ab.mp4"
+    stays = [f"{records.TEMPORARY}-{host}-{os.getppid()}-ab.json", ".held.pt.edg-tmp.1", ours]
+    stays += [".x.pt.edg-tmp.", ".x.pt.edg-tmp.1b", "x.pt.edg-tmp.1", "clip.mp4"]
+    for name in (*gone, *stays):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / f".folder.edg-tmp.{pid}").mkdir()
+    (tmp_path / f".link.edg-tmp.{pid}").symlink_to(tmp_path / "clip.mp4")
+    stays += [f".folder.edg-tmp.{pid}", f".link.edg-tmp.{pid}", records.LOCK]
+    with open(tmp_path / ".held.pt.edg-tmp.1", "rb") as held:
+        records.lock(held.fileno())
+        with lock_folder(tmp_path):
+            assert sorted(os.listdir(tmp_path)) == sorted(stays)
+    os.utime(tmp_path / ours, (1, 1))  # of a former process with our number
+    assert remove_leftovers(tmp_path) == 2, "it, and what nobody holds any more"
+
+
+def test_leftovers_of_an_export_go_with_the_next_file_of_another_name(tmp_path):
+    (tmp_path / f".a.pt.edg-tmp.{died()}").write_bytes(b"half")
+    write_atomically(tmp_path / "b.pt", b"whole")
+    assert os.listdir(tmp_path) == ["b.pt"]
+
+
+def test_leftovers_in_the_cache_of_hashes_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "edg/sha256"
+    folder.mkdir(parents=True)
+    (folder / f"{records.TEMPORARY}-{records._host()}-{died()}-ab").write_bytes(b"half")
+    (tmp_path / "a").write_bytes(b"abc")
+    records.cached_sha256(tmp_path / "a")
+    (note,) = folder.iterdir()
+    assert note.read_text() == sha256_file(tmp_path / "a")
+
+
+def test_a_holder_on_its_way_out_is_waited_for(tmp_path):
+    lines = []
+    with lock_folder(tmp_path):
+        began = time.monotonic()
+        with pytest.raises(MachineError), lock_folder(tmp_path, 0.5, lines.append):
+            pass
+        assert time.monotonic() - began >= 0.5 and len(lines) == 1 and str(os.getpid()) in lines[0]
+        writing = AtomicFile(tmp_path / "a.pt")
+        threading.Timer(0.5, writing.abort).start()
+        write_atomically(tmp_path / "a.pt", b"next")
+        assert (tmp_path / "a.pt").read_bytes() == b"next"
+
+
+def test_a_signal_ends_the_waiting(tmp_path, monkeypatch):
+    with lock_folder(tmp_path), pytest.raises(KeyboardInterrupt), records.stopping.postponed():
+        say = lambda line: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        with lock_folder(tmp_path, 60, say):
+            pass
+
+
+@pytest.mark.parametrize("what", ["nothing", "others", "removed", "made again", "lock removed", "lock taken"])
+def test_a_folder_that_is_not_what_was_locked(tmp_path, what):
+    folder = tmp_path / "out"
+    with lock_folder(folder) as check:
+        if what == "others":
+            (folder / "a").write_text("a")
+            (folder / "a").unlink()
+        if what in ("removed", "made again"):
+            shutil.rmtree(folder)
+        if what == "made again":
+            folder.mkdir()
+            (folder / records.LOCK).write_text("of another")
+        if what.startswith("lock"):
+            (folder / records.LOCK).unlink()
+        if what == "lock taken":
+            (folder / records.LOCK).write_text("of another")
+        with nullcontext() if what in ("nothing", "others") else pytest.raises(MachineError):
+            check()

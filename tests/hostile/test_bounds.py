@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -377,14 +378,21 @@ def test_a_name_as_long_as_names_may_be(tmp_path, length):
     assert path.read_bytes() == b"whole" and len(os.listdir(tmp_path)) == 1
 
 
-def test_who_loses_its_temporary_before_it_is_locked_says_so(tmp_path, monkeypatch):
-    def swept(handle):
-        for path in tmp_path.iterdir():
+@pytest.mark.parametrize("times, fails", [(1, False), (99, True)])
+def test_who_loses_its_temporary_before_it_is_locked_makes_another(tmp_path, monkeypatch, times, fails):
+    """Somebody took it for a leftover; who loses every one ends."""
+    swept = []
+
+    def sweep(handle):
+        swept.append(handle)
+        for path in tmp_path.iterdir() if len(swept) <= times else ():
             path.unlink()
 
-    monkeypatch.setattr(atomic, "lock", swept)
-    with pytest.raises(MachineError, match="is being written by another process"):
-        atomic.AtomicFile(tmp_path / "x.pt")
+    monkeypatch.setattr(atomic, "lock", sweep)
+    with pytest.raises(MachineError) if fails else nullcontext():
+        atomic.write_atomically(tmp_path / "x.pt", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if fails else ["x.pt"])
+    assert len(swept) == (atomic.TRIES if fails else 2)
 
 
 # ---- videos ------------------------------------------------------------------------------------------------

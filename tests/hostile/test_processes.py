@@ -122,8 +122,10 @@ def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
     assert edg(capsys, *argv)[0] == 0 and len(clips(out)) == 1
 
 
-def test_c81_two_merges_in_one_folder(tmp_path, capsys):
+def test_c81_two_merges_in_one_folder(tmp_path, capsys, monkeypatch):
     from edg.sprites import WEIGHTS
+
+    monkeypatch.setattr("edg.weights.atomic.PATIENCE", 0.3)
 
     (tmp_path / "out").mkdir()
     argv = ["merge", "edg", "--base", WEIGHTS / "base.safetensors", "--tuned", WEIGHTS / "tuned.safetensors"]

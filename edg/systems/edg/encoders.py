@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from edg.core.errors import MachineError
+from edg.core.process import stopping
 from edg.systems.edg.attention import attend, merge_heads, split_heads
 from edg.systems.edg.spec import ClipSpec, ImageSpec, ResamplerSpec, TextSpec
 
@@ -30,7 +31,8 @@ def open_clip() -> ModuleType:
     """The open_clip package. Raises MachineError when it is absent or torch and torchvision do not belong
     together."""
     try:
-        import open_clip as package
+        with stopping.at_once():
+            import open_clip as package
     except ImportError as error:
         raise MachineError(
             f"open_clip cannot be imported ({error})", fix="pip install open_clip_torch"

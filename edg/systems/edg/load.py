@@ -107,6 +107,7 @@ def rebuild_towers(model: LatentVideoModel) -> None:
     name)."""
     for name, target in model.state_dict().items():
         if name.startswith(TOWERS):
+            stopping.check()
             target.copy_(tower_tensor(model.spec.towers_seed, name, tuple(target.shape)))
 
 

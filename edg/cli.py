@@ -321,8 +321,13 @@ def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if argv is None else argv
     stopping.force(lambda number: _report_forced(number, program, "--json" in given))
-    with stopping.postponed():
-        sys.exit(main(argv, program))
+    try:
+        with stopping.postponed():
+            sys.exit(main(argv, program))
+    finally:
+        for number in CODES:  # there is nothing left to be stopped
+            if callable(signal.getsignal(number)):
+                signal.signal(number, stopping.note)
 
 
 def _report_forced(number: int, program: str, as_json: bool) -> None:

@@ -227,13 +227,18 @@ class Signals:
             if code := self.nursery.ended(600):
                 raise SystemExit(f"the undisturbed run ended with {code}:\n{self.log.read_text()[-3000:]}")
             shutil.rmtree(self.out)
-        return time.monotonic() - began
+        self.duration = time.monotonic() - began
+        return self.duration
 
-    def round(self, delay: float, number: int, second: float | None) -> None:
-        """Start, send the signal after `delay` seconds and another one `second` seconds later, wait, look."""
+    def round(self, share: float, number: int, second: float | None) -> None:
+        """Start, send the signal after a share of the duration and another one `second` seconds later, wait,
+        look. Runs that end before it tell how long they take now."""
         self.log.write_text("")
+        started, delay = time.monotonic(), share * self.duration
         pid = self.nursery.start(self.argv, self.log)
         code = self.nursery.ended(delay)
+        if code is not None:
+            self.duration = (self.duration + time.monotonic() - started) / 2
         if code is None:
             self.answers.signals += 1
             os.kill(pid, number)
@@ -246,24 +251,24 @@ class Signals:
                 os.killpg(pid, signal.SIGKILL)
                 code = self.nursery.ended(60)
             self.spent.append(time.monotonic() - began)
-        self._look(code, number)
+        self._look(code, [number] if second is None else [number, signal.SIGTERM + signal.SIGINT - number])
 
-    def _look(self, code: int | None, number: int) -> None:
+    def _look(self, code: int | None, numbers: list[int]) -> None:
         answers, told = self.answers, self.log.read_text(errors="replace")
         forced = "did not answer" in told
         answers.forced += forced
         if code == 0:
             answers.rounds += 1
-        elif code in (128 + number, -number):  # the latter: before the command had begun
-            answers.ended += 1
+        elif code in {sign for number in numbers for sign in (128 + number, -number)}:
+            answers.ended += 1  # below 0: before the command had begun, or after its end
         elif code != -signal.SIGKILL:
             answers.other_codes += 1
-            print(f"ended with {code} after {number}:\n{told[-2000:]}")
+            print(f"ended with {code} after {numbers}:\n{told[-2000:]}")
         state = examine(self.out) if self.out.exists() else State()
         for name, reason in state.torn.items():
             answers.torn += 1
             print(f"torn: {name}: {reason}")
-        if state.leftovers and not forced and code != -number:
+        if state.leftovers and not forced and code != -numbers[0]:
             answers.leftovers += len(state.leftovers)
             print(f"left over: {', '.join(state.leftovers)}")
         answers.too_many_checkpoints += len([name for name in state.whole if name.endswith(".ckpt")]) > 2
@@ -281,7 +286,7 @@ def signals(name: str, count: int, seed: int, size: int | None = None) -> dict:
         answers = subject.answers
         while answers.signals < count:
             second = draw.uniform(0, 2.5) if answers.signals % 8 == 7 else None
-            subject.round(draw.uniform(0, duration), draw.choice([signal.SIGTERM, signal.SIGINT]), second)
+            subject.round(draw.uniform(0, 1), draw.choice([signal.SIGTERM, signal.SIGINT]), second)
         answers.slowest, answers.mean = max(subject.spent), sum(subject.spent) / len(subject.spent)
         nursery.close()
     seconds = round(time.monotonic() - began, 1)

@@ -85,7 +85,7 @@ class Stopping:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Raise out of the handler again: where there is one thread and no look at the flag for seconds, as
-        in imports. Does nothing in another thread. What swallows the exception does not swallow the signal."""
+        in imports. Does nothing in another thread. The signal stays noted."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

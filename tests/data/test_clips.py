@@ -154,3 +154,15 @@ def test_skipped_is_shared_and_survives(tmp_path):
     assert [json.loads(line)["path"] for line in file.read_text().splitlines()[:2]] == ["a.mp4", "b.mp4"]
     one.add("d.mp4", "empty")
     assert set(Skipped(file).entries()) == {"a.mp4", "b.mp4", "d.mp4"}
+
+
+@pytest.mark.parametrize("batch, ranks, accumulate", [(2, 2, 3), (1, 3, 2), (4, 1, 2), (2, 4, 1)])
+def test_ranks_and_accumulation_together_see_what_one_large_batch_sees(batch, ranks, accumulate):
+    """Every position of the global batch once, and the same samples for it, whoever takes which share."""
+    whole = iter(Order(batch * ranks * accumulate, 1, 0, 1, size=100, seed=5))
+    shares = [iter(Order(batch, ranks, rank, accumulate, size=100, seed=5)) for rank in range(ranks)]
+    for step in range(3):
+        taken = [next(share) for _ in range(accumulate) for share in shares]
+        assert all(len(part) == batch for part in taken)
+        assert [key for part in taken for key in part] == next(whole)
+        assert {key.step for part in taken for key in part} == {step}

@@ -2,11 +2,13 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from fakes import FakeSystem, job  # noqa: E402
 from runs import ROOT, clips, edg, leftovers, prompt_folder, sampling, spawn  # noqa: E402
 
 from edg.core.dist import World  # noqa: E402
-from edg.core.records import LOCK, read_json, remove_leftovers  # noqa: E402
+from edg.core.errors import MachineError, SomeFailedError  # noqa: E402
+from edg.core.records import LOCK, _host, lock_folder, read_json, remove_leftovers  # noqa: E402
 from edg.runner import command  # noqa: E402
 from edg.runner.sample import run  # noqa: E402
 from edg.systems.edg.train import _cut_log, read_log  # noqa: E402
@@ -242,3 +245,180 @@ def test_c82_patience_is_a_day():
     from edg.core.dist import PATIENCE
 
     assert timedelta(hours=1) <= PATIENCE <= timedelta(days=1)
+
+
+# ---- folders that go away, locks and leftovers -------------------------------------------------------------
+
+
+class Meddled(FakeSystem):
+    """After the second clip somebody else does something."""
+
+    def __init__(self, meddle):
+        super().__init__()
+        self.meddle = meddle
+
+    def generate(self, *args, **more):
+        for number, result in enumerate(super().generate(*args, **more)):
+            if number == 2:
+                self.meddle()
+            yield result
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_savedir_that_is_removed_ends_the_run(tmp_path, again, count):
+    """Nothing is put into a folder of that name that is not locked."""
+    plan = job(tmp_path, count)
+
+    def meddle():
+        shutil.rmtree(plan.outdir)
+        if again:
+            plan.outdir.mkdir()
+
+    with pytest.raises(MachineError):
+        run(plan, Meddled(meddle), lambda: None)
+    assert plan.outdir.exists() == again and not (again and list(plan.outdir.iterdir()))
+    assert run(plan, FakeSystem(), lambda: None).made == count
+
+
+def test_a_folder_that_is_removed_after_the_last_clip_too(tmp_path):
+    plan = job(tmp_path, 2)
+
+    class Late(FakeSystem):
+        def generate(self, *args, **more):
+            yield from super().generate(*args, **more)
+            shutil.rmtree(plan.outdir)
+
+    with pytest.raises(MachineError):
+        run(plan, Late(), lambda: None)
+
+
+def test_clips_that_are_removed_meanwhile_are_reported(tmp_path):
+    plan = job(tmp_path, 4)
+    run(replace(plan, requests=plan.requests[:1]), FakeSystem(), lambda: None)
+    first, second = plan.requests[0], plan.requests[1]
+
+    def meddle():
+        plan.video(first).unlink()
+        plan.record(second).unlink()
+
+    with pytest.raises(SomeFailedError) as left:
+        run(plan, Meddled(meddle), lambda: None)
+    assert set(left.value.failed) == {first.id, second.id}
+    summary = run(plan, FakeSystem(), lambda: None)
+    assert (summary.made, summary.skipped) == (2, 2)
+
+
+def died():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A folder of four clips, with records."""
+    plan = job(tmp_path_factory.mktemp("sampled"), 2)
+    run(plan, FakeSystem(), lambda: None)
+    return plan.outdir
+
+
+def commands(folder, sampled):
+    """name -> (argv, the folder that it writes to)."""
+    clips, sweep = folder / "clips", folder / "sweep.yaml"
+    shutil.copytree(sampled, clips)
+    options = "{config: sprites, recipe: edg, ddim_steps: 2, T: 300, device: cpu, prompt_dir: none}"
+    sweep.write_text(f"out: {folder}/points\noptions: {options}\ngrid: {{seed: [1]}}\n")
+    base, videos = ROOT / "edg/sprites/weights/base.safetensors", folder / "videos"
+    videos.mkdir()
+    for clip in clips.glob("*.mp4"):
+        shutil.copyfile(clip, videos / clip.name)
+    return {
+        "score": (["score", clips, "--metrics", "motion_top5"], clips),
+        "vbench": (["score", clips, "--vbench-layout", folder / "v"], folder / "v"),
+        "report": (["report", clips, "--out", folder / "page"], folder / "page"),
+        "sweep": (["sweep", sweep], folder / "points"),
+        "encode": (
+            ["encode", "--spec", "sprites", "--weights", base, "--data", videos, "--out", folder / "cache"]
+            + ["--frames", "4", "--stride", "1", "--device", "cpu"],
+            folder / "cache",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["score", "vbench", "report", "sweep", "encode"])
+def test_one_rule_for_locks_and_leftovers(tmp_path, capsys, monkeypatch, sampled, name):
+    """Who finds the folder held waits, then leaves with 4; who gets it removes what dead processes left."""
+    monkeypatch.setattr("edg.core.records.PATIENCE", 0.3)
+    argv, folder = commands(tmp_path, sampled)[name]
+    folder.mkdir(exist_ok=True)
+    old, living = (f".edg-tmp-{_host()}-{pid}-ab.json" for pid in (died(), os.getppid()))
+    half = f".x.safetensors.edg-tmp.{died()}"
+    for file in (old, living, half):
+        (folder / file).write_text("half")
+    with lock_folder(folder):
+        before = sorted(path for path in folder.rglob("*") if path.name != old)
+        code, told = edg(capsys, *argv)
+        assert code == 4 and f"pid {os.getpid()}" in told
+        assert sorted(path for path in folder.rglob("*") if path.name != old) == before
+    began = edg(capsys, *argv)
+    assert began[0] in (0, 5), began  # the sweep's prompts are not there, but its folder was held
+    assert leftovers(folder) == [living] and (folder / LOCK).exists()
+
+
+def test_a_signal_inside_a_pool_waits_until_it_is_let_go(tmp_path, monkeypatch):
+    """Out of the handler, in `submit`, it would leave the pool's lock held: the merge would never end."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from edg.sprites import WEIGHTS
+    from edg.weights import merge, recipe
+
+    came, submit = [], ThreadPoolExecutor.submit
+
+    def struck(self, *args):
+        if len(came) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        future = submit(self, *args)
+        came.append(future)
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", struck)
+    plan = recipe.edg_recipe(str(WEIGHTS / "base.safetensors"), str(WEIGHTS / "tuned.safetensors"))
+    with pytest.raises(KeyboardInterrupt):
+        merge.run(plan, tmp_path / "out", warn=lambda text: None)
+    assert len(came) >= 3 and all(future.done() for future in came)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.timeout(1200)
+def test_signals_at_random_moments(tmp_path):
+    """The long form: python scripts/torture.py merge --signals 200; encode, train and sample as well."""
+    path = tmp_path / "told"
+    assert torture.main(["merge", "--signals", "4", "--size", "2", "--json", str(path)]) == 0
+    told = read_json(path)
+    assert told["signals"] == 4 and told["hung"] == 0 and told["ended"] + told["rounds"] >= 4
+
+
+def test_what_hangs_or_ends_wrongly_is_counted(tmp_path, monkeypatch):
+    """The signal loop itself: what it is there to find, it finds."""
+
+    class Nursery:
+        codes = iter([None, None, -9, None, 1, None, 143])
+
+        def start(self, argv, log):
+            return died()
+
+        def ended(self, seconds):
+            return next(self.codes)
+
+    monkeypatch.setattr(os, "kill", lambda *_: None), monkeypatch.setattr(os, "killpg", lambda *_: None)
+    work = torture.Work(lambda *_: None, lambda *_: list(torture.EDG), (".json",), 0)
+    subject = torture.Signals(work, tmp_path, 0, Nursery())
+    subject.duration = 0
+    subject.out.mkdir()
+    (subject.out / ".edg-tmp-x").write_text("")
+    for _ in range(3):
+        subject.round(0.5, signal.SIGTERM, None)
+    answers = subject.answers
+    assert (answers.signals, answers.hung, answers.other_codes, answers.ended) == (3, 1, 1, 1)
+    assert answers.leftovers == 3 and answers.bad == 5

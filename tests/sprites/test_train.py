@@ -3,6 +3,7 @@ number of ranks sees the same; the adapter starts as the identity."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from edg.core.dist import World
-from edg.core.errors import BadFileError, UsageError
+from edg.core.errors import BadFileError, MachineError, UsageError
 from edg.data.order import Key, Keyed, Table, collate
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
@@ -133,6 +134,53 @@ def test_checkpoints_are_few_whole_and_hold_what_trains(tmp_path):
     saved = torch.load(last_checkpoint(tmp_path), weights_only=True)
     names = {"model." + name for name in module.trainable()}
     assert set(saved["state_dict"]) == names and set(saved["average"]) == set(module.trainable())
+
+
+def test_checkpoints_that_signals_asked_for_are_among_the_few(tmp_path):
+    """At every moment, and at the end."""
+    seen = []
+
+    def ask(model, step):
+        seen.append([path.name for path in checkpoints(tmp_path)])
+        if step < 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return []
+
+    plan = replace(PLAN, steps=6, save_every=5, keep=1)
+    fit(training(plan), table(), tmp_path, seed=0, sample=ask, sample_every=1)
+    names = [f"step_0000000{step}.ckpt" for step in range(1, 6)]
+    assert seen == [[], [names[0]], [names[1]], [names[2]], [names[2]], [names[4]]]
+    assert [path.name for path in checkpoints(tmp_path)] == [names[4]]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_looked_at_after_the_step(tmp_path, number, code):
+    def handler(number, frame):
+        raise RuntimeError("out of a handler, anywhere")
+
+    before = signal.signal(number, handler)
+    try:
+        ask = lambda model, step: step == 2 and os.kill(os.getpid(), number) or []  # noqa: E731
+        with pytest.raises(SystemExit) as left:
+            fit(training(PLAN), table(), tmp_path, seed=0, sample=ask, sample_every=1)
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    assert left.value.code == code
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000002.ckpt"]
+
+
+def test_a_folder_that_is_removed_ends_the_run(tmp_path):
+    folder = tmp_path / "run"
+
+    def remove(model, step):
+        shutil.rmtree(folder)
+        return []
+
+    plan = replace(PLAN, log_every=100, save_every=1)
+    with pytest.raises(MachineError):
+        fit(training(plan), table(), folder, seed=0, sample=remove, sample_every=2)
+    assert not folder.exists()
 
 
 def test_the_running_mean_comes_and_goes(tmp_path):

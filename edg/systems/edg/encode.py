@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edg.core.config import to_dict
 from edg.core.device import choose, dtype_name, usable_cores
-from edg.core.dist import World, world
+from edg.core.dist import World, world, world_from_environment
 from edg.core.errors import UsageError, visible
 from edg.core.process import stopping
 from edg.core.records import hash_value, lock_folder, same_folder

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edg.cli import parser_of
+from edg.core.colour import to_rgb
 from edg.core.dist import World
 from edg.core.errors import EdgError, UsageError, nearest
 from edg.core.formats import FORMATS, write_clip
@@ -39,6 +40,7 @@ RECIPES = ("recipe", "T")  # what a dial chooses where nobody else did
 FOLDERS = (
     "prompt_dir", "follow_links", "savedir", "n_samples", "format", "preview", "overwrite", "chunk", "bs",
 )  # fmt: skip
+LOST_IN_PNG = {"gamma", "chromaticity"}  # Pillow keeps a profile, but not these
 PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 SMALL = 1_000_000  # pixels of a clip that a notebook shows exactly
 SHOWN = 192  # pixels that a small clip is enlarged to, there
@@ -139,8 +141,12 @@ class Model:
             if not hasattr(image, "convert"):
                 given = f"an image that is {type(image).__name__}"
                 raise UsageError(given, expected="a path, a PIL image or an array")
+            from PIL import ImageOps
+
             path = Path(self._images.name) / f"{name}.png"
-            (image if image.mode in PNG_MODES else image.convert("RGB")).save(path)  # the rest: `read_image`
+            image = ImageOps.exif_transpose(image)
+            kept = image.mode in PNG_MODES and not LOST_IN_PNG & image.info.keys()
+            (image if kept else to_rgb(image)).save(path)  # the rest: `read_image`
             return path
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise UsageError(f"an array of {image.dtype} {image.shape}", expected="uint8 (height, width, 3)")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from edg.core import video
+from edg.core.colour import to_rgb
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
 from edg.core.records import atomic_folder, atomic_path, sha256_file
-from edg.core.video import _to_rgb as to_rgb
 from edg.core.video import need_reasonable_clip, read_frames, read_metadata, write_video
 
 if TYPE_CHECKING:
@@ -172,14 +172,15 @@ def check_speed(formats: Sequence[str], fps: float, crf: int) -> None:
         raise UsageError(f"--fps {fps!r}", expected="0.1 <= fps <= 240")
     if "gif" in formats and fps > GIF_FPS:
         raise UsageError(f"--fps {fps:g} with gif", expected=f"at most {GIF_FPS}, or another format")
-    if not (isinstance(crf, int) and 0 <= crf <= 51):
+    if not (isinstance(crf, int) and not isinstance(crf, bool) and 0 <= crf <= 51):
         raise UsageError(f"--crf {crf!r}", expected="0 <= crf <= 51")
 
 
 def write_clip(
     path: str | Path, frames: np.ndarray, format: str, *, fps: float, crf: int, tags: Mapping[str, str]
 ) -> None:
-    """uint8 (T, H, W, 3) to `path`, atomically. crf counts for mp4 alone. Raises UsageError, MachineError."""
+    """uint8 (T, H, W, 3) to `path`, atomically. crf counts for mp4 alone, 0 as 1. Raises
+    UsageError, MachineError."""
     check_speed([format], fps, crf)
     if format in ("mp4", "mov"):
         return write_video(path, frames, fps, crf, tags=tags)

@@ -1,28 +1,33 @@
 """Pictures and frames to and from files. Frames are uint8 (T, H, W, 3), networks see [-1, 1].
 
-What a picture file becomes: EXIF rotation applied, transparency laid on white, CMYK and palettes to RGB,
-16-bit grey scaled by 1/257, float grey taken as 0..1, the first picture of an animation.
+What a picture file becomes: the first picture of an animation, EXIF rotation applied, in sRGB on white (see
+core/colour.py).
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edg.core.colour import PNG_MAGIC, profile_note, to_rgb, without_profile
 from edg.core.errors import BadFileError, EdgError, MachineError, UsageError
 from edg.core.records import atomic_path
 
 if TYPE_CHECKING:
     import torch
     from av.container import InputContainer
+    from av.filter import Graph
+    from av.video.frame import VideoFrame
     from PIL import Image
 
     from edg.core.films import Film
@@ -53,10 +58,10 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=PICTURES) as image:
+            with _open_picture(path) as image:
                 _need_reasonable_size(path, image.size)
                 image.load()
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+                return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     except EdgError:
         raise
     except Image.DecompressionBombError as error:
@@ -70,18 +75,45 @@ def read_image(path: str | Path) -> np.ndarray:
         ) from error
 
 
-def pictures_in(path: str | Path) -> int:
-    """How many pictures a file holds, of which `read_image` takes the first: more than one in an animation.
-    Raises BadFileError."""
-    from PIL import Image
-
+def picture_notes(path: str | Path) -> list[str]:
+    """What a user should know of how `read_image` reads a file: that it has further pictures, or a colour
+    profile that is not followed. Raises BadFileError."""
+    notes = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=PICTURES) as image:  # in a photograph's MPO the others are previews
-                return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            with _open_picture(Path(path)) as image:  # in a photograph's MPO the others are previews
+                count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                reason = profile_note(image)
     except Exception as error:  # as above
         raise BadFileError(f"cannot read the image {path}: {error}") from error
+    if count > 1:
+        notes.append(f"is an animation of {count} pictures: its first is used")
+    if reason:
+        notes.append(f"has a colour profile that cannot be used ({reason}): it is read without")
+    return notes
+
+
+def _open_picture(path: Path) -> Image.Image:
+    """Open a picture; one that Pillow refuses because of its profile, without it."""
+    from PIL import Image
+
+    try:
+        return Image.open(path, formats=PICTURES)
+    except (ValueError, OSError):
+        data = without_profile(path.read_bytes()) if _is_png(path) else None
+        if data is None:
+            raise
+        image = Image.open(io.BytesIO(data), formats=PICTURES)
+        image.info["icc_profile"] = None  # as in a JPEG whose profile lacks a part
+        return image
+
+
+def _is_png(path: Path) -> bool:
+    if not 0 < path.stat().st_size <= 8 * MAX_PIXELS:
+        return False
+    with open(path, "rb") as file:
+        return file.read(8) == PNG_MAGIC
 
 
 def _need_regular_file(path: Path) -> None:
@@ -104,22 +136,6 @@ def _too_large(path: Path, size: str) -> BadFileError:
     return BadFileError(
         f"the image {path} is too large{size}", expected="at most 64 megapixels", fix="shrink it first"
     )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # Pillow clips 16-bit grey at 255 instead of scaling it
-        grey = np.clip(np.round(np.asarray(image).astype(np.float64) / 257), 0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        grey = np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255
-        return Image.fromarray(np.round(grey).astype(np.uint8)).convert("RGB")
-    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return image.convert("RGB")
 
 
 def fit_image(
@@ -155,7 +171,7 @@ def on_white(picture: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 4), red, green, blue and alpha, as (H, W, 3) on white."""
     from PIL import Image
 
-    return np.asarray(_to_rgb(Image.fromarray(picture)))
+    return np.asarray(to_rgb(Image.fromarray(picture)))
 
 
 def resize_picture(picture: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -199,8 +215,39 @@ def to_uint8(video: torch.Tensor, loop: bool = False) -> np.ndarray:
     return frames[:-1] if loop else frames
 
 
-# Container, encoder, pixels. ProRes: 422 HQ, 10 bits; it knows no crf.
-MOVIES = {".mp4": ("mp4", "libx264", "yuv420p"), ".mov": ("mov", "prores_ks", "yuv422p10le")}
+EXACT = 0x2 | 0x2000 | 0x40000  # swscale: bilinear, full_chroma_int, accurate_rnd
+LOWEST_CRF = 1  # below, x264 codes without loss, in a profile (High 4:4:4 Predictive) that few players have
+PRECISE = "out_range=tv:flags=area+accurate_rnd+full_chroma_inp+bitexact"
+
+
+@dataclass(frozen=True)
+class Movie:
+    """A kind of file: its container, encoder and pixels, and the matrix and curve that its frames are
+    converted to and that it names, in FFmpeg's words. Players guess what is not named from the height."""
+
+    container: str
+    encoder: str
+    pixels: str
+    matrix: str
+    transfer: str
+
+    @property
+    def named(self) -> dict[str, str]:
+        colours = {"color_primaries": "bt709", "color_trc": self.transfer, "colorspace": self.matrix}
+        return colours | {"color_range": "tv"}
+
+    def quality(self, crf: int) -> dict[str, str]:
+        if self.encoder == "libx264":
+            return {"crf": str(max(crf, LOWEST_CRF)), **REPEATABLE}
+        return {"profile": "3", "threads": "1"}
+
+
+MOVIES = {
+    # BT.601's matrix, small and large: Chromium's own code for BT.709 (libyuv's) has blue 9 levels off.
+    ".mp4": Movie("mp4", "libx264", "yuv420p", matrix="smpte170m", transfer="iec61966-2-1"),
+    # ProRes 422 HQ, 10 bits; it knows no crf, and no name for sRGB's curve.
+    ".mov": Movie("mov", "prores_ks", "yuv422p10le", matrix="bt709", transfer="bt709"),
+}
 
 
 def write_video(
@@ -212,7 +259,8 @@ def write_video(
     tags: Mapping[str, str] | None = None,
 ) -> None:
     """uint8 (T, H, W, 3) to an H.264 mp4 (yuv420p), or to ProRes 422 HQ where the name ends in .mov,
-    atomically. `comment` becomes the file's comment tag, `tags` further ones.
+    atomically, with its colours named. `comment` becomes the file's comment tag, `tags` further ones. crf 0
+    counts as 1.
 
     The same frames give the same file, whatever the number of cores.
     Raises UsageError for an odd height or width, MachineError when it cannot be written.
@@ -241,23 +289,44 @@ def _encode(
     import av
 
     _, height, width, _ = frames.shape
-    kind, codec, pixels = MOVIES.get(path.suffix.lower(), MOVIES[".mp4"])
-    quality = {"crf": str(crf), **REPEATABLE} if kind == "mp4" else {"profile": "3", "threads": "1"}
+    movie = MOVIES.get(path.suffix.lower(), MOVIES[".mp4"])
     with (
         atomic_path(path) as temporary,
         av.open(
-            os.path.abspath(temporary), "w", format=kind, options={"movflags": "use_metadata_tags"}
+            os.path.abspath(temporary), "w", format=movie.container, options={"movflags": "use_metadata_tags"}
         ) as container,
     ):
         container.metadata.update(comment, **tags)
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream(codec, rate=rate, options=quality)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream = container.add_stream(movie.encoder, rate=rate, options=movie.quality(crf) | movie.named)
+        stream.width, stream.height, stream.pix_fmt = width, height, movie.pixels
+        graph = _converter(movie, width, height, 1 / rate)
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
+            graph.push(frame)
+            container.mux(stream.encode(graph.pull()))
         container.mux(stream.encode(None))
+
+
+def _converter(movie: Movie, width: int, height: int, time_base: Fraction) -> Graph:
+    """A graph that takes frames of rgb24 and gives them as the movie has them, named as such: ProRes writes
+    what its frames name, x264 what its stream does."""
+    import av
+    from av.filter import Graph
+
+    graph = Graph()
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=time_base)
+    names = movie.named | {"range": "tv"}
+    names.pop("color_range")
+    parts = [
+        ("scale", f"out_color_matrix={movie.matrix}:{PRECISE}"),
+        ("format", movie.pixels),
+        ("setparams", ":".join(f"{name}={value}" for name, value in names.items())),
+        ("buffersink", None),
+    ]
+    graph.link_nodes(source, *(graph.add(*part) for part in parts)).configure()
+    return graph
 
 
 def open_container(path: str | Path, **options: str) -> InputContainer:
@@ -356,47 +425,3 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary)
-
-
-# ---- contact sheet -----------------------------------------------------------------------------------------
-
-
-def contact_sheet(clips: Iterable[tuple[str, np.ndarray]], columns: int = 6, width: int = 160) -> np.ndarray:
-    """One row per clip, `columns` evenly spaced frames `width` pixels wide under its label; uint8 (H, W, 3).
-
-    clips: (label, uint8 frames (T, H, W, 3)); an iterator is read one clip at a time.
-    """
-    rows = [_sheet_row(label, frames, columns, width) for label, frames in clips]
-    assert rows, "a contact sheet needs a clip"
-    return np.concatenate(rows)
-
-
-def _sheet_row(label: str, frames: np.ndarray, columns: int, width: int, gap: int = 4) -> np.ndarray:
-    from PIL import Image, ImageDraw, ImageFont
-
-    height = max(1, round(width * frames.shape[1] / frames.shape[2]))
-    small = width < frames.shape[2]
-    method = Image.Resampling.BILINEAR if small else Image.Resampling.NEAREST
-    total = columns * (width + gap) + gap
-    row = Image.new("RGB", (total, height + 18 + gap), "white")
-    font = ImageFont.load_default(12)
-    ImageDraw.Draw(row).text((gap, 2), _clipped(label, font, total - 2 * gap), fill="black", font=font)
-    for column, index in enumerate(_evenly(len(frames), columns)):
-        picture = Image.fromarray(frames[index]).resize((width, height), method)
-        row.paste(picture, (gap + column * (width + gap), 18))
-    return np.asarray(row)
-
-
-def _clipped(label: str, font, width: float) -> str:
-    if font.getlength(label) <= width:
-        return label
-    while label and font.getlength(label + "...") > width:
-        label = label[:-1]
-    return label + "..."
-
-
-def _evenly(count: int, columns: int) -> Sequence[int]:
-    """`columns` indices from 0 to count - 1, first and last included."""
-    if count <= columns:
-        return range(count)
-    return [round(i * (count - 1) / (columns - 1)) for i in range(columns)]

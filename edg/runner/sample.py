@@ -270,7 +270,8 @@ def _previews(job: Run) -> Watch:
     """One sheet for each clip, a row for each moment; a sheet that cannot be written stops no clip."""
     import numpy as np
 
-    from edg.core.video import contact_sheet, write_image
+    from edg.core.sheet import contact_sheet
+    from edg.core.video import write_image
 
     rows: dict[str, list[Any]] = {}
 
@@ -357,8 +358,8 @@ def record_of(job: Run, request: Request, status: str, settings: Mapping[str, An
 
 
 def warnings_of(result: Result) -> list[str]:
-    """What is worth a warning about a clip: the system's own lines, a still, an animation as image."""
-    from edg.core.video import pictures_in
+    """Warnings of a clip: the system's own lines, a still, what is special about its image."""
+    from edg.core.video import picture_notes
 
     frames, told = result.frames, list(result.warnings)
     if frames.min() == frames.max():
@@ -367,8 +368,7 @@ def warnings_of(result: Result) -> list[str]:
         told.append("every frame of the video is the same picture")
     for image in filter(None, (result.request.image, result.request.last)):
         with suppress(BadFileError):  # it was read; should it be gone now, the clip is made all the same
-            if (count := pictures_in(image)) > 1:
-                told.append(f"the image {image.name} is an animation of {count} pictures: its first is used")
+            told += [f"the image {image.name} {note}" for note in picture_notes(image)]
     return told
 
 
@@ -377,7 +377,8 @@ def warnings_of(result: Result) -> list[str]:
 
 def _finish(job: Run, summary: Summary) -> None:
     """Rank 0, after everybody: the contact sheet of all finished clips, when there is something new."""
-    from edg.core.video import contact_sheet, write_image
+    from edg.core.sheet import contact_sheet
+    from edg.core.video import write_image
 
     sheet = job.outdir / SHEET
     clips = list(islice(_finished_clips(job), SHEET_ROWS)) if summary.made or not sheet.exists() else []

@@ -1,14 +1,16 @@
 """The page in a headless Chromium, opened from disk: played, scrubbed, sorted, by keys, dark, on a phone."""
 
+import base64
 import json
 import os
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edg.core.formats import FORMATS
+from edg.core.formats import FORMATS, write_clip
 from edg.report.page import write_report
 
 VIDEOS = """[...document.querySelectorAll("video.ready")].map((v) =>
@@ -338,3 +340,58 @@ def test_films_of_others_are_played(open_page, until, tmp_path):
     sizes = page.evaluate("[...document.querySelectorAll('video')].map((v) => [v.videoWidth, v.videoHeight])")
     assert sizes == [[256, 144], [144, 256], [256, 144]] and page.told == []
     assert not any(video["error"] for video in page.evaluate(VIDEOS))
+
+
+# ---- colours -----------------------------------------------------------------------------------------------
+
+SEEN = """([url, kind]) => new Promise((done, fail) => {
+    const shown = document.createElement(kind);
+    const take = () => {
+        const [w, h] = kind === "video" ? [shown.videoWidth, shown.videoHeight] : [shown.width, shown.height];
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [w, h];
+        const pen = canvas.getContext("2d");
+        pen.drawImage(shown, 0, 0);
+        const mean = (x, y) => {  // of the middle half of a quarter
+            const data = pen.getImageData(x + w / 8, y + h / 8, w / 4, h / 4).data;
+            const of = (c) => data.filter((_, i) => i % 4 === c).reduce((a, b) => a + b) * 4 / data.length;
+            return [of(0), of(1), of(2)];
+        };
+        done([mean(0, 0), mean(w / 2, 0), mean(0, h / 2), mean(w / 2, h / 2)]);
+    };
+    shown.onerror = () => fail(new Error("not shown"));
+    shown.onload = take;
+    shown.muted = true;
+    if (kind === "video") shown.requestVideoFrameCallback(take);
+    shown.src = url;
+    if (kind === "video") shown.play();
+})"""
+FLAT = [(210, 30, 30), (30, 200, 40), (20, 60, 220), (128, 128, 128)]
+
+
+def quarters(height, width):
+    """Four colours, side by side and below each other, uint8 (2, height, width, 3)."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    for k, colour in enumerate(FLAT):
+        rows, columns = (slice(None, n // 2) if not k & b else slice(n // 2, None)
+                         for n, b in ((height, 2), (width, 1)))  # fmt: skip
+        picture[rows, columns] = colour
+    return np.stack([picture] * 2)
+
+
+@pytest.mark.parametrize(
+    "format, height, width",
+    [("mp4", 64, 64), ("mp4", 576, 1024), ("mp4", 1024, 576), ("mp4", 720, 406), ("mp4", 98, 50)]
+    + [("webp", 64, 64), ("gif", 64, 64)],
+)
+def test_colours_in_a_browser(open_page, tmp_path, format, height, width):
+    """Players guess the matrix of a film that names none, by its height."""
+    path = tmp_path / f"clip.{format}"
+    write_clip(path, quarters(height, width), format, fps=8, crf=10, tags={})
+    kind = "video" if format == "mp4" else "image"
+    (tmp_path / "empty.html").write_text("<!doctype html>")
+    data = base64.b64encode(path.read_bytes()).decode()
+    seen = open_page(tmp_path / "empty.html").evaluate(
+        SEEN, [f"data:{kind}/{format};base64,{data}", kind.replace("image", "img")]
+    )
+    assert np.abs(np.array(seen) - FLAT).max() <= 3

@@ -22,7 +22,8 @@ from edg.core.dist import World
 from edg.core.errors import BadFileError, UsageError, visible
 from edg.core.records import cached_sha256, read_json, write_json
 from edg.core.seeding import derive, generator
-from edg.core.video import contact_sheet, write_image, write_video
+from edg.core.sheet import contact_sheet
+from edg.core.video import write_image, write_video
 from edg.data.order import Table
 from edg.data.prompts import read_folder
 from edg.systems.base import Request

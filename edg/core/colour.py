@@ -75,25 +75,32 @@ def _convert(image: Image.Image) -> Image.Image:
     """The picture in RGB, or RGBA where it is transparent."""
     mode, (profile, _) = _base_mode(image), _profile(image)
     transform = None if profile is None else _conversion(profile, mode)[0]
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _deep_grey(image, transform)
-    colours, alpha = _taken_apart(image, mode)
-    if transform is not None:
-        colours = transform.apply(colours.convert(transform.input_mode))  # grey may have a profile for RGB
-    colours = colours.convert("RGB")
+    alpha = None
+    if image.mode in WITH_ALPHA or ("transparency" in image.info and not _is_deep(image)):
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if mode == "L":
+        colours = _grey(image, transform)
+    elif transform is not None:
+        colours = transform.apply(image.convert(mode))
+    else:
+        colours = image.convert("RGB")
     if alpha is not None:
         colours.putalpha(alpha)
     return colours
 
 
-def _deep_grey(image: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
-    """Grey of 16 bits or of floats, which Pillow clips at 255 instead of scaling it. A transform is
-    interpolated between the 256 levels: those of a linear profile lie far apart where it is dark."""
+def _grey(image: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
+    """Grey in RGB. Pillow clips that of 16 bits and of floats at 255 instead of scaling it. A transform is
+    taken at the 256 levels and interpolated: those of a linear profile lie far apart where it is dark."""
     from PIL import Image
 
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values) if image.mode == "F" else values / 65535
-    levels = np.clip(values, 0, 1) * 255
+    if _is_deep(image):
+        values = np.asarray(image).astype(np.float64)
+        values = np.nan_to_num(values) if image.mode == "F" else values / 65535
+        levels = np.clip(values, 0, 1) * 255
+    else:
+        levels = np.asarray(image.getchannel("R") if image.mode == "RGBA" else image.convert("L"))
     if transform is None:
         return Image.fromarray(np.round(levels).astype(np.uint8)).convert("RGB")
     table = np.asarray(transform.apply(_probe("L").convert(transform.input_mode)))[:, 0]
@@ -101,17 +108,12 @@ def _deep_grey(image: Image.Image, transform: ImageCms.ImageCmsTransform | None)
     return Image.fromarray(np.round(np.stack(channels, axis=-1)).astype(np.uint8))
 
 
-def _taken_apart(image: Image.Image, mode: str) -> tuple[Image.Image, Image.Image | None]:
-    """(colours in `mode`; alpha, None where nothing is transparent)."""
-    if image.mode in WITH_ALPHA or "transparency" in image.info:
-        whole = image.convert("RGBA")
-        colours = whole.getchannel("R") if mode == "L" else whole.convert("RGB")
-        return colours, whole.getchannel("A")
-    return image.convert(mode), None
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def _base_mode(image: Image.Image) -> str:
-    if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
+    if image.mode in ("1", "L", "LA", "La") or _is_deep(image):
         return "L"
     return "CMYK" if image.mode == "CMYK" else "RGB"
 
@@ -138,7 +140,9 @@ def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform |
     Relative to the white of the medium, black to black, as browsers and editors do it."""
     from PIL import ImageCms
 
-    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.HIGHRESPRECALC
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    # lcms' short cut for grey is 6 levels off where it is dark
+    flags |= ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.HIGHRESPRECALC
     try:
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -182,8 +186,9 @@ def _png_profile(info: dict[str, Any]) -> bytes | None:
     if usual_gamma and primaries is SRGB_PRIMARIES:
         return None
     try:
-        return _matrix_profile(primaries, None if usual_gamma else 1 / gamma)
-    except (np.linalg.LinAlgError, struct.error, ZeroDivisionError):  # no colours at all
+        with np.errstate(all="raise"):
+            return _matrix_profile(primaries, None if usual_gamma else 1 / gamma)
+    except (np.linalg.LinAlgError, struct.error, ArithmeticError):  # no colours at all
         return None
 
 

@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -11,13 +12,11 @@ from PIL import Image
 
 from edg.core.errors import BadFileError, MachineError, UsageError
 from edg.core.video import (
-    contact_sheet,
     fit_image,
     read_comment,
     read_frames,
     read_image,
     to_uint8,
-    write_image,
     write_video,
 )
 
@@ -221,10 +220,37 @@ def test_broken_videos(tmp_path, damage):
         read_frames(path)
 
 
-def test_contact_sheet(tmp_path):
-    sheet = contact_sheet(
-        [("a label that is much too long " * 9, clip()), ("b", clip(3))], columns=4, width=40
+def test_a_film_names_its_colours(tmp_path):
+    """Of (210, 30, 30) BT.601 has luma 0.299 R + 0.587 G + 0.114 B, BT.709 0.2126 R + 0.7152 G + 0.0722 B."""
+    levels = np.array([210, 30, 30]) / 255
+    for height, width in ((64, 64), (1024, 576), (98, 50)):
+        frames = np.full((2, height, width, 3), (210, 30, 30), np.uint8)
+        for name, (matrix, transfer), weights, depth in (
+            ("a.mp4", (6, 13), (0.299, 0.587, 0.114), 8),
+            ("a.mov", (1, 1), (0.2126, 0.7152, 0.0722), 10),
+        ):
+            write_video(tmp_path / name, frames)
+            with av.open(str(tmp_path / name)) as container:
+                context = container.streams.video[0].codec_context
+                frame = next(container.decode(video=0))
+            assert (context.colorspace, context.color_trc, context.color_primaries) == (matrix, transfer, 1)
+            assert context.color_range == 1 and frame.colorspace == matrix
+            luma = np.frombuffer(bytes(frame.planes[0]), np.uint8 if depth == 8 else np.uint16)[0]
+            assert luma / 2 ** (depth - 8) == pytest.approx(16 + 219 * levels @ weights, abs=1)
+            assert np.abs(read_frames(tmp_path / name).astype(int) - frames).max() <= 2
+
+
+def test_reading_is_not_darker(tmp_path):
+    frames = np.arange(0, 256, 8, dtype=np.uint8).repeat(8)[None, None, :, None] * np.ones(
+        (2, 16, 1, 3), np.uint8
     )
-    assert sheet.ndim == 3 and sheet.shape[1] == 4 * 44 + 4 and sheet.dtype == np.uint8
-    write_image(tmp_path / "sheet.png", sheet)
-    assert np.array_equal(read_image(tmp_path / "sheet.png"), sheet)
+    write_video(tmp_path / "a.mp4", frames, crf=1)
+    assert abs((read_frames(tmp_path / "a.mp4").astype(int) - frames).mean()) < 0.3
+
+
+@pytest.mark.parametrize("crf", [0, 1, 10, 51])
+def test_every_quality_is_in_a_profile_that_players_have(tmp_path, crf):
+    write_video(tmp_path / "a.mp4", clip(), crf=crf)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.profile, context.pix_fmt) == ("High", "yuv420p")

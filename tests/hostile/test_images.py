@@ -134,6 +134,12 @@ def test_c59_animation(shown, capsys, tmp_path, format):
     assert "the image x.png is an animation of 2 pictures: its first is used" in record["warnings"]
 
 
+def test_a_profile_that_cannot_be_used_is_in_the_record(shown, tmp_path):
+    assert is_colour(shown(solid("RGB", RED), icc_profile=b"no profile" * 30), RED)
+    (record,) = records(tmp_path / "in-out/1000").values()
+    assert len([warning for warning in record["warnings"] if "x.png" in warning]) == 1
+
+
 def broken(path, kind):
     """A file of that kind as `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)

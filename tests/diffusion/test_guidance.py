@@ -97,3 +97,12 @@ def test_outside_its_interval_the_fully_told_network_is_asked_alone():
     assert (both.calls, alone.calls) == (3, 2)
     mixed = limited(X, torch.tensor([999, 450]))
     assert torch.equal(mixed[0], alone.value[0]) and torch.equal(mixed[1], both.value[1])
+
+
+def test_a_step_before_the_first_counts_as_the_first():
+    """The released schedule can visit t = -1; the interval is judged at 0."""
+    both, alone = Constant(0), Constant(1)
+    assert torch.equal(in_interval(both, alone, 0, 700)(X, torch.tensor([-1, -1])), both.value)
+    assert torch.equal(in_interval(both, alone, 1, 700)(X, torch.tensor([-1, 0])), alone.value)
+    mixed = in_interval(both, alone, 0, 700)(X, torch.tensor([-1, 701]))
+    assert torch.equal(mixed[0], both.value[0]) and torch.equal(mixed[1], alone.value[1])

@@ -47,6 +47,32 @@ def test_the_rule(tracks, classes):
     assert camera.camera_motions(tracks, 400, 600) == classes
 
 
+@pytest.mark.parametrize("height, width", [(1000, 1600), (1600, 1000)])
+@pytest.mark.parametrize(
+    "pixels, horizontal, vertical", [(5, "static", "static"), (6, "pan_left", "tilt_up")]
+)
+def test_what_stands_in_a_large_picture(height, width, pixels, horizontal, vertical):
+    """0.005 x 1000, the shorter side: up to 5 px a point stands, 6 px it moves."""
+    for way, expected in (((pixels, 0), horizontal), ((0, pixels), vertical)):
+        assert camera.camera_motions(grid(*[way] * 4), height, width) == [expected]
+
+
+def test_the_similarity_solves_tukeys_equations():
+    """Biweight of 4.685 (95 % efficiency) times 1.48 median residuals: the weighted residuals of the answer
+    add up to nothing, and nothing of them grows with the place. 18 x 18 places of a picture of 20 x 20."""
+    rng = np.random.default_rng(3)
+    flow = rng.normal(0, 0.5, (20, 20, 2))
+    flow[:7] += (4, 3)  # a third of the picture goes elsewhere, not so far that it counts nothing
+    m, c = camera.similarity(flow.astype(np.float32))
+    y, x = np.mgrid[1:19, 1:19]
+    z, w = ((x - 9.5) + 1j * (y - 9.5)).ravel(), (flow[1:19, 1:19] @ (1, 1j)).ravel()
+    residual = w - m - c * z
+    limit = 4.685 * 1.48 * np.median(np.abs(residual))
+    weight = np.maximum(0, 1 - (np.abs(residual) / limit) ** 2) ** 2
+    share = weight / weight.sum()
+    assert abs(share @ residual) < 0.01 and abs(share @ (residual * z.conj())) / 6 < 0.01
+
+
 def test_tracks_are_cut_to_whole_pixels():
     tracks = grid()
     tracks[0] += 0.2

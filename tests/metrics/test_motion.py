@@ -152,6 +152,15 @@ def test_the_dynamic_rule(case):
     assert motion.dynamic(frames, fps, injected) is verdict
 
 
+@pytest.mark.parametrize(
+    "fps, step",
+    [(1, 1), (8, 1), (12, 2), (20, 2), (23.976, 3), (25, 3), (30, 4), (50, 6), (60, 8), (120, 15)],
+)
+def test_about_eight_frames_a_second(fps, step):
+    """fps / 8: 1.5 and 7.5 to the even neighbours 2 and 8, 2.5 to 2, 6.25 to 6."""
+    assert motion.every(fps) == step
+
+
 def test_which_frames_are_kept():
     frames = np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
     seen = []

@@ -35,6 +35,24 @@ def test_coverage_of_clips_that_hang_together():
     assert 0.9 <= hits / 600 <= 0.98 and np.mean(widths) == pytest.approx(5**0.5, rel=0.1)
 
 
+def test_the_interval_is_that_of_95_percent():
+    """The mean of 100 drawn again is all but normal: 1.96 standard errors to either side."""
+    values = np.random.default_rng(0).permutation(np.linspace(-1, 1, 100))
+    found = interval(values, [str(k) for k in range(100)], draws=20_000)
+    error = values.std() / 10
+    assert found["low"] == pytest.approx(-1.96 * error, abs=0.05 * error)
+    assert found["high"] == pytest.approx(1.96 * error, abs=0.05 * error)
+
+
+def test_clips_of_a_prompt_are_one_group_and_clips_without_one_each_their_own():
+    def row(clip, prompt, value):
+        return Row(clip, clip, prompt, 0, {"m": value}, {}, {})
+
+    rows = [row("a", "one", 1.0), row("b", "one", 3.0), row("c", "", 5.0), row("d", "", 9.0)]
+    found = summary(rows, ["m"])["m"]
+    assert (found["prompts"], found["clips"], found["mean"]) == (3, 4, (2 + 5 + 9) / 3)
+
+
 def test_seeded():
     values, groups = np.random.default_rng(1).normal(size=30), [str(k) for k in range(30)]
     assert interval(values, groups) == interval(values, groups) != interval(values, groups, seed=1)

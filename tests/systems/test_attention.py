@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edg.systems.edg import attention
-from edg.systems.edg.attention import FEW, GEGLU, attend, merge_heads, split_heads
+from edg.systems.edg.attention import FEW, GEGLU, RelativePosition, attend, merge_heads, split_heads
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +110,13 @@ def test_the_gated_feed_forward(stands_in):
     torch.testing.assert_close(learned.double(), expected, rtol=1e-5, atol=1e-6)
     learned.sum().backward()
     assert layer.proj.weight.grad.abs().sum() > 0 and torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("frames, reach", [(6, 2), (5, 1), (3, 4)])
+def test_relative_positions_beyond_the_reach_are_the_outermost(frames, reach):
+    """Key minus query, from -reach (row 0 of the table) to +reach (Shaw et al. 2018, equation 5)."""
+    position = RelativePosition(1, reach)
+    with torch.no_grad():
+        position.embeddings_table.copy_(torch.arange(-reach, reach + 1.0)[:, None])
+    found = position(frames)[..., 0].tolist()
+    assert found == [[max(-reach, min(reach, j - i)) for j in range(frames)] for i in range(frames)]

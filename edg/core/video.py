@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
     from av.container import InputContainer
     from av.filter import Graph
-    from av.video.frame import VideoFrame
     from PIL import Image
 
     from edg.core.films import Film
@@ -58,7 +57,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open_picture(path) as image:
+            with _open_picture(path, None) as image:
                 _need_reasonable_size(path, image.size)
                 image.load()
                 return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
@@ -75,36 +74,41 @@ def read_image(path: str | Path) -> np.ndarray:
         ) from error
 
 
-def picture_notes(path: str | Path) -> list[str]:
-    """What a user should know of how `read_image` reads a file: that it has further pictures, or a colour
-    profile that is not followed. Raises BadFileError."""
+def picture_notes(path: str | Path, data: bytes | None = None) -> list[str]:
+    """Notes for the user on how `read_image` reads a file: that it has further pictures, or a colour profile
+    that is not followed. data: its bytes, where they were read already. Raises BadFileError."""
     notes = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open_picture(Path(path)) as image:  # in a photograph's MPO the others are previews
+            with _open_picture(Path(path), data) as image:  # in a photograph's MPO the others are previews
                 count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 reason = profile_note(image)
     except Exception as error:  # as above
         raise BadFileError(f"cannot read the image {path}: {error}") from error
+    name = Path(path).name
     if count > 1:
-        notes.append(f"is an animation of {count} pictures: its first is used")
+        notes.append(f"the image {name} is an animation of {count} pictures: its first is used")
     if reason:
-        notes.append(f"has a colour profile that cannot be used ({reason}): it is read without")
+        notes.append(
+            f"the image {name} has a colour profile that cannot be used ({reason}): it is read without"
+        )
     return notes
 
 
-def _open_picture(path: Path) -> Image.Image:
+def _open_picture(path: Path, data: bytes | None) -> Image.Image:
     """Open a picture; one that Pillow refuses because of its profile, without it."""
     from PIL import Image
 
     try:
-        return Image.open(path, formats=PICTURES)
+        return Image.open(path if data is None else io.BytesIO(data), formats=PICTURES)
     except (ValueError, OSError):
-        data = without_profile(path.read_bytes()) if _is_png(path) else None
         if data is None:
+            data = path.read_bytes() if _is_png(path) else b""
+        plain = without_profile(data)
+        if plain is None:
             raise
-        image = Image.open(io.BytesIO(data), formats=PICTURES)
+        image = Image.open(io.BytesIO(plain), formats=PICTURES)
         image.info["icc_profile"] = None  # as in a JPEG whose profile lacks a part
         return image
 
@@ -215,7 +219,6 @@ def to_uint8(video: torch.Tensor, loop: bool = False) -> np.ndarray:
     return frames[:-1] if loop else frames
 
 
-EXACT = 0x2 | 0x2000 | 0x40000  # swscale: bilinear, full_chroma_int, accurate_rnd
 LOWEST_CRF = 1  # below, x264 codes without loss, in a profile (High 4:4:4 Predictive) that few players have
 PRECISE = "out_range=tv:flags=area+accurate_rnd+full_chroma_inp+bitexact"
 

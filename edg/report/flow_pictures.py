@@ -113,7 +113,7 @@ def image_media(image: Path, media: Path) -> str:
     """An input image in the media folder, at most 512 px large; returns its name. Raises BadFileError."""
     from PIL import Image
 
-    name = f"{sha256_file(image)[:KEY]}.image.webp"
+    name = f"{sha256_file(image)[:KEY]}.input.webp"
     if not (media / name).is_file():
         picture = Image.fromarray(read_image(image))
         picture.thumbnail((512, 512))

@@ -33,7 +33,7 @@ from edg.runner.progress import Meter, say
 PAGE, MEDIA = "index.html", "media"
 LARGEST = 50e6  # bytes of a page with everything inside
 SCRIPTS = ("figures.js", "player.js", "page.js")
-OURS = re.compile(r"[0-9a-f]{32}\.(mp4|webm|m4v|(strip|flow|image)\.webp|(facts|record)\.json)")
+OURS = re.compile(r"[0-9a-f]{32}\.(mp4|webm|m4v|(strip|flow|input|image)\.webp|(facts|record)\.json)")
 
 
 def add_arguments(parser: Parser) -> None:

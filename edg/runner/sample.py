@@ -368,7 +368,7 @@ def warnings_of(result: Result) -> list[str]:
         told.append("every frame of the video is the same picture")
     for image in filter(None, (result.request.image, result.request.last)):
         with suppress(BadFileError):  # it was read; should it be gone now, the clip is made all the same
-            told += [f"the image {image.name} {note}" for note in picture_notes(image)]
+            told += picture_notes(image)
     return told
 
 

@@ -63,7 +63,12 @@ def _add_files(group) -> None:
         "--format", default="mp4", metavar="NAMES", help="of mp4, gif, webp, png, mov; several: mp4,gif (mp4)"
     )
     group.add_argument("--fps", type=float, default=8, help="of the written files (8)")
-    group.add_argument("--crf", type=int, default=10, help="of the mp4: 0 best, 51 worst (10)")
+    group.add_argument(
+        "--crf",
+        type=int,
+        default=10,
+        help="of the mp4: 0 best (as 1: few players play lossless), 51 worst (10)",
+    )
     add_switch(group, "--preview", help="ID.preview.png: the clip as predicted so far, while it is made")
     group.add_argument(
         "--preview_decoder",

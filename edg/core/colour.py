@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -48,16 +49,28 @@ def profile_note(image: Image.Image) -> str:
     return _conversion(profile, _base_mode(image))[1]
 
 
-def without_profile(data: bytes) -> bytes | None:
-    """The bytes of a PNG without the chunk of its profile, by which Pillow may refuse the picture as a whole;
-    None where it has none."""
-    kept, found = [data[:8]], False
+def without_profile(data: bytes) -> tuple[bytes, bytes | None] | None:
+    """(the bytes of a PNG without the chunk of its profile, by which Pillow may refuse the whole picture; the
+    profile, None where it is none). None for a file without such a chunk."""
+    kept, profile, found = [data[:8]], None, False
     for kind, start, end in _chunks(data):
         if kind == b"iCCP":
-            found = True
+            found, profile = True, _inflated(data[start:end])
         else:
             kept.append(data[start:end])
-    return b"".join(kept) if found else None
+    return (b"".join(kept), profile) if found else None
+
+
+def _inflated(chunk: bytes) -> bytes | None:
+    """The profile in a chunk iCCP, at most a byte more than `LARGEST_PROFILE`; None where it is damaged."""
+    body, checksum = chunk[8:-4], chunk[-4:]
+    _, mark, packed = body.partition(b"\0")
+    if not mark or packed[:1] != b"\0" or zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != checksum:
+        return None
+    try:
+        return zlib.decompressobj().decompress(packed[1:], LARGEST_PROFILE + 1)
+    except zlib.error:
+        return None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -129,7 +142,7 @@ def _profile(image: Image.Image) -> tuple[bytes | None, str]:
     if not profile:
         return None, "it is incomplete"
     if len(profile) > LARGEST_PROFILE:
-        return None, f"it has {len(profile) / 1e6:.0f} MB"
+        return None, f"it has over {LARGEST_PROFILE >> 20} MB"
     return bytes(profile), ""
 
 

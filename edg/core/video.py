@@ -97,7 +97,7 @@ def picture_notes(path: str | Path, data: bytes | None = None) -> list[str]:
 
 
 def _open_picture(path: Path, data: bytes | None) -> Image.Image:
-    """Open a picture; one that Pillow refuses because of its profile, without it."""
+    """Open a picture; a PNG that Pillow refuses because of its profile, too."""
     from PIL import Image
 
     try:
@@ -105,11 +105,11 @@ def _open_picture(path: Path, data: bytes | None) -> Image.Image:
     except (ValueError, OSError):
         if data is None:
             data = path.read_bytes() if _is_png(path) else b""
-        plain = without_profile(data)
-        if plain is None:
+        parts = without_profile(data)
+        if parts is None:
             raise
-        image = Image.open(io.BytesIO(plain), formats=PICTURES)
-        image.info["icc_profile"] = None  # as in a JPEG whose profile lacks a part
+        image = Image.open(io.BytesIO(parts[0]), formats=PICTURES)
+        image.info["icc_profile"] = parts[1]  # None as in a JPEG whose profile lacks a part
         return image
 
 

@@ -223,6 +223,14 @@ def test_a_jpeg_that_lacks_a_part_of_its_profile(tmp_path):
     assert apart(read_image(path), FLAT) <= 3 and len(picture_notes(path)) == 1
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.webp", "x.tif"])
+def test_a_large_profile(tmp_path, name):
+    """Pillow refuses a PNG whose profile inflates to more than 1 MB."""
+    more = {"lossless": True} if name == "x.webp" else {}
+    path = written(tmp_path / name, NOISE, SWAPPED + bytes(3 << 20), **more)
+    assert apart(read_image(path), NOISE[..., ::-1]) <= 1 and picture_notes(path) == []
+
+
 def test_a_profile_of_version_4(tmp_path):
     path = written(tmp_path / "x.png", NOISE, SWAPPED[:8] + b"\x04" + SWAPPED[9:])
     assert apart(read_image(path), NOISE[..., ::-1]) <= 1 and picture_notes(path) == []

@@ -374,3 +374,10 @@ def test_frames_are_read_as_stills_are(tmp_path):
         Image.new("RGBA", (8, 6), (200, 30, 40, 0)).save(path / f"{n}.png", exif=exif)
     found = read_clip(path)
     assert found.shape == (2, 8, 6, 3) and (found == 255).all()
+
+
+@pytest.mark.parametrize("crf", [-1, 52, 10.5, "10", True, None])
+def test_a_quality_that_no_film_has(tmp_path, crf):
+    with pytest.raises(UsageError):
+        write(tmp_path, "mp4", crf=crf)
+    assert not list(tmp_path.iterdir())

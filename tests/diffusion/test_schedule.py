@@ -66,6 +66,19 @@ def test_variational_weights():
         make_schedule(SPEC_256).lvlb_weights("flow")
 
 
+def test_variational_weights_of_x0_and_the_clipped_variance_by_hand():
+    """abar_0 = 1 - 0.00085, abar_1 = abar_0 (1 - beta_1); the first posterior has no variance: log 1e-20."""
+    schedule = make_schedule(SPEC_256, "x0")
+    beta = (0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) / 999) ** 2
+    abar = 0.99915 * (1 - beta)
+    assert schedule.lvlb_weights("x0")[1].item() == pytest.approx(abar**0.5 / (2 * (2 - abar)), rel=1e-6)
+    assert schedule.posterior_log_variance_clipped[0].item() == pytest.approx(-46.0517, abs=1e-3)
+
+
+def test_more_uniform_steps_than_timesteps_visit_each_once():
+    assert timesteps("uniform", 20, 10).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
 def test_hand_sized_lists():
     assert timesteps("uniform_trailing", 5).tolist() == [199, 399, 599, 799, 999]
     assert timesteps("uniform", 5).tolist() == [1, 201, 401, 601, 801]

@@ -47,6 +47,11 @@ def test_boundaries_must_fit_and_fall():
         switch([Times(1), Times(2), Times(3)], (300, 700))
 
 
+def test_equal_boundaries_leave_a_set_no_timestep():
+    with pytest.raises(ValueError):
+        switch([Times(1), Times(2), Times(3)], (500, 500))
+
+
 def test_phases_cut_a_plan_where_the_set_changes():
     plan = ddim_plan(make_schedule(ScheduleSpec(0.00085, 0.012, True, 0.7)), 50)
     halves = phases(plan, (500,))

@@ -156,7 +156,7 @@ def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform |
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
     # lcms' short cut for grey is 6 levels off where it is dark
     flags |= ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.HIGHRESPRECALC
-    try:
+    try:  # a Pillow without LittleCMS says so at the first call
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
@@ -168,7 +168,7 @@ def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform |
         )
         probe = _probe(own)
         before, after = (np.asarray(x.convert("RGB")).astype(int) for x in (probe, transform.apply(probe)))
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, MemoryError) as error:
+    except (ImportError, ImageCms.PyCMSError, OSError, ValueError, TypeError, MemoryError) as error:
         return None, str(error) or type(error).__name__
     if (after == after[:1]).all():
         return None, "all colours are one under it"

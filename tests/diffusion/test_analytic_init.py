@@ -85,6 +85,14 @@ def test_the_split_into_batches_changes_the_rounding_only(known):
     assert whole.trace_cov_per_dim == pytest.approx(float(x.double().var(0).mean()), rel=1e-10)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_variance_that_is_not_finite_is_refused(value):
+    found = Moments()
+    with pytest.raises(ValueError):
+        found.add(torch.zeros(2, 3), torch.full((2, 3), value))
+    assert found.count == 0
+
+
 def test_own_variance_counts_as_infinitely_many_draws(known):
     """Against drawing: x + sqrt(v) eps has the trace of x plus the mean of v."""
     x = known[0]

@@ -46,6 +46,18 @@ def test_psnr():
         psnr(a, a[1:])
 
 
+def test_psnr_is_never_above_that_of_equal_pictures():
+    """One value of 160,000 differs by 1: 10 log10(255^2 x 160,000) = 100.2 dB."""
+    a = np.zeros((400, 400), np.uint8)
+    b = a.copy()
+    b[7, 7] = 1
+    assert psnr(a, b) == 100
+    assert (
+        psnr(a[:100], b[:100]) == pytest.approx(10 * np.log10(255**2 * 40_000))
+        and psnr(a[:100], b[:100]) < 100
+    )
+
+
 def test_ssim_of_even_pictures():
     """Without structure only the light term is left: (2 a b + c1) / (a^2 + b^2 + c1)."""
     a, b = np.full((16, 20, 3), 100, np.uint8), np.full((16, 20, 3), 140, np.uint8)

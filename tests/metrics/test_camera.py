@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edg.core.errors import UsageError
 from edg.metrics import camera, motion
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -71,6 +72,19 @@ def test_the_similarity_solves_tukeys_equations():
     weight = np.maximum(0, 1 - (np.abs(residual) / limit) ** 2) ** 2
     share = weight / weight.sum()
     assert abs(share @ residual) < 0.01 and abs(share @ (residual * z.conj())) / 6 < 0.01
+
+
+def test_what_moves_a_fifth_of_a_pixel_on_a_third_of_the_picture_does_not_pull():
+    """The scale is 0.01 px at least where the rest agrees exactly."""
+    flow = np.zeros((40, 40, 2), np.float32)
+    flow[:13] = 0.2
+    m, c = camera.similarity(flow)
+    assert abs(m) < 1e-9 and abs(c) < 1e-9
+
+
+def test_a_picture_of_two_pixels_has_no_camera():
+    with pytest.raises(UsageError):
+        camera.similarity(np.zeros((2, 2, 2), np.float32))
 
 
 def test_tracks_are_cut_to_whole_pixels():

@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 CKPT_PATH="${CKPT_PATH:-./ckpt}"
+case "$CKPT_PATH" in "~" | "~/"*) CKPT_PATH="$HOME${CKPT_PATH#?}" ;; esac   # in quotes no shell does this
 export CKPT_PATH
 
 . scripts/setup.sh

@@ -15,25 +15,34 @@ from pathlib import Path
 
 
 def parse(argv: list[str] | None = None):
-    from edg.core.arguments import Parser
+    from edg.core.arguments import Parser, as_path, number, whole
 
+    strength = number(-(10**6), 10**6)
     parser = Parser(prog="run_merge.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--basedir", default=".", help="folder that relative paths start from (.)")
-    parser.add_argument("--ckptdir", default=os.environ.get("CKPT_PATH", "ckpt"), help="CKPT_PATH or ckpt")
-    parser.add_argument("--outdir", default="", help="where dyn.pt and con.pt go (CKPTDIR/merge)")
-    number = parser.add_argument_group("the recipe (without --config)")
-    number.add_argument("--dyn-alpha", type=float, help="how far to walk back from the tuned model (0.25)")
-    number.add_argument("--dyn-beta", type=float, help="how much of that to add to the base (0.75)")
-    number.add_argument(
-        "--con-alpha", type=float, help="released: scale of the tuned model; anchored: strength (1)"
+    parser.add_argument(
+        "--basedir", type=as_path, default=".", help="folder that relative paths start from (.)"
     )
-    number.add_argument("--con-beta", type=float, help="how much of the thinned difference to add (0.25)")
-    number.add_argument("--drop-rate", type=float, help="part of the difference that is dropped (0.7)")
-    number.add_argument("--con", choices=("released", "anchored"), help="formula of con (released)")
-    parser.add_argument("--seed", type=int, help="of the random masks (123)")
-    parser.add_argument("--base", default="", help="CKPTDIR/dynamicrafter_512_v1/model.ckpt")
-    parser.add_argument("--tuned", default="", help="CKPTDIR/dynamicrafter_cil_512_v1/timenoise.ckpt")
-    parser.add_argument("--config", default="", help="a recipe (YAML) instead of the numbers above")
+    parser.add_argument(
+        "--ckptdir", type=as_path, default=os.environ.get("CKPT_PATH") or "ckpt", help="CKPT_PATH or ckpt"
+    )
+    parser.add_argument("--outdir", type=as_path, help="where dyn.pt and con.pt go (CKPTDIR/merge)")
+    numbers = parser.add_argument_group("the recipe (without --config)")
+    numbers.add_argument(
+        "--dyn-alpha", type=strength, help="how far to walk back from the tuned model (0.25)"
+    )
+    numbers.add_argument("--dyn-beta", type=strength, help="how much of that to add to the base (0.75)")
+    numbers.add_argument(
+        "--con-alpha",
+        type=strength,
+        help="released: scale of the tuned model; anchored: strength (1)",
+    )
+    numbers.add_argument("--con-beta", type=strength, help="how much of the thinned difference to add (0.25)")
+    numbers.add_argument("--drop-rate", type=strength, help="part of the difference that is dropped (0.7)")
+    numbers.add_argument("--con", choices=("released", "anchored"), help="formula of con (released)")
+    parser.add_argument("--seed", type=whole(0, 2**64 - 1), help="of the random masks (123)")
+    parser.add_argument("--base", type=as_path, help="CKPTDIR/dynamicrafter_512_v1/model.ckpt")
+    parser.add_argument("--tuned", type=as_path, help="CKPTDIR/dynamicrafter_cil_512_v1/timenoise.ckpt")
+    parser.add_argument("--config", type=as_path, help="a recipe (YAML) instead of the numbers above")
     parser.add_argument("--format", choices=("pt", "safetensors"), default="pt")
     parser.add_argument(
         "--missing",
@@ -81,8 +90,10 @@ def recipe_from(args):
 
 
 def merge(argv: list[str] | None) -> int:
+    from edg.cli import need_working_directory
     from edg.weights.commands import merge_and_report
 
+    need_working_directory()
     args = parse(argv)
     out = Path(args.basedir) / (args.outdir or Path(args.ckptdir) / "merge")
     return merge_and_report(recipe_from(args), out, full=True, format=args.format, overwrite=args.overwrite)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,12 +21,13 @@ from edg.core.colour import to_rgb
 from edg.core.dist import World
 from edg.core.errors import EdgError, UsageError, nearest
 from edg.core.formats import FORMATS, write_clip
-from edg.core.video import read_image, write_image
+from edg.core.paths import file_stem, user_path
+from edg.core.video import write_image
 from edg.data.prompts import Pair
 from edg.runner.command import check_bases, identified, prepare, preview_decoder
 from edg.runner.files import tags
 from edg.runner.progress import Meter, say
-from edg.runner.sample import record_of, warnings_of
+from edg.runner.sample import record_of, warnings_of, with_bytes
 from edg.systems.base import Progress, Watch
 
 FLAGS = {
@@ -109,10 +110,10 @@ class Model:
                 f"a prompt that is {type(prompt).__name__}", expected="a text, which may be empty"
             )
         first, last = self._path(image, "image"), None if last is None else self._path(last, "last")
-        for path in filter(None, (first, last)):
-            read_image(path)  # raises what is wrong with it
         ready = prepare(args, World(), [Pair(0, prompt, first, last)], aloud=False)
-        request = ready.requests[0] if id is None else _renamed(ready.requests, id)
+        if id is not None:
+            ready.requests[0] = replace(ready.requests[0], id=file_stem(id, "id"))
+        request = with_bytes(ready.requests[0])
         check_bases(ready.sets)
         identities, origins = identified(ready.sets)
         meter = Meter(quiet=progress is not None)
@@ -136,7 +137,7 @@ class Model:
     def _path(self, image: Any, name: str) -> Path:
         """The image as a file. Raises UsageError for what is no image."""
         if isinstance(image, str | Path):
-            return Path(image)
+            return Path(user_path(image, name))
         if not isinstance(image, np.ndarray):
             if not hasattr(image, "convert"):
                 given = f"an image that is {type(image).__name__}"
@@ -152,13 +153,6 @@ class Model:
             raise UsageError(f"an array of {image.dtype} {image.shape}", expected="uint8 (height, width, 3)")
         write_image(path := Path(self._images.name) / f"{name}.png", image)
         return path
-
-
-def _renamed(requests: list[Any], id: str) -> Any:
-    from dataclasses import replace
-
-    requests[0] = replace(requests[0], id=id)
-    return requests[0]
 
 
 def _arguments(flags: Mapping[str, Any]) -> tuple[Any, list[str]]:
@@ -193,7 +187,7 @@ class Video:
     def save(self, path: str | Path, *, fps: float | None = None, crf: int | None = None) -> Path:
         """Write it as the name says: .mp4, .mov, .gif, .webp, or without an ending a folder of png frames;
         the settings go inside. Returns the path. Raises UsageError, MachineError."""
-        path = Path(path)
+        path = Path(user_path(path, "a clip's path"))
         format = path.suffix.lower().removeprefix(".") or "png"
         if not path.name or format not in FORMATS or (format == "png" and path.suffix):
             raise UsageError(

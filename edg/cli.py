@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from edg.core.arguments import Parser
+from edg.core.arguments import Parser, as_path
 from edg.core.dist import world_from_environment
 from edg.core.errors import (
     DEFECT,
@@ -142,7 +142,9 @@ COMMANDS = {
 
 
 def add_verify_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", nargs="?", help="a reference folder (default: tests/reference)")
+    parser.add_argument(
+        "folder", type=as_path, nargs="?", help="a reference folder (default: tests/reference)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     parser.add_argument("--dtype", default="float32", help="float32, bf16 or fp16 (float32)")
     parser.add_argument(
@@ -224,6 +226,7 @@ def _run(argv: list[str], program: str) -> int:
         raise UsageError(f"edg has no command {name!r}", expected=", ".join(COMMANDS), fix=fix)
     if COMMANDS[name].alone and world_from_environment().size > 1:
         raise UsageError(f"edg {name} in several processes", expected="one", fix=COMMANDS[name].alone)
+    need_working_directory()
     # before what runs is imported: mistakes are told at once
     args = parser_of(name, program).parse_args(rest)
     return _stoppable(COMMANDS[name], args)
@@ -241,6 +244,16 @@ def _stoppable(command: Command, args: Any) -> int:
         except Exception:  # such as worker processes that the same signal ended
             stopping.check()
             raise
+
+
+def need_working_directory() -> None:
+    """Raise MachineError where the folder that relative paths start from is gone."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise MachineError(
+            f"the working directory cannot be had: {error.strerror}", fix="cd to a folder that is there"
+        ) from error
 
 
 def parser_of(name: str, program: str = "edg") -> Parser:

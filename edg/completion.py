@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edg.core.arguments import Parser
+from edg.core.arguments import PATHS, Parser
 
 FILES, FOLDERS = "files", "folders"
 
@@ -56,7 +56,7 @@ def _values(action: argparse.Action) -> tuple[str, ...] | str:
     told = f"{action.metavar or ''} {action.dest}".lower()
     if action.choices is not None:
         return tuple(map(str, action.choices))
-    if action.type is not None or action.nargs == 0:
+    if action.type not in (None, *PATHS) or action.nargs == 0:
         return ()
     if "dir" in told or "folder" in told:
         return FOLDERS

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edg.core.arguments import Parser
+from edg.core.arguments import Parser, whole
 from edg.core.errors import EdgError, MachineError
 
 EXAMPLES = 8
@@ -38,14 +38,14 @@ PUBLISHED = {
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--host", default=LOOPBACK, help=f"the address that it listens on ({LOOPBACK})")
-    parser.add_argument("--port", type=int, default=7860, help="0: any that is free (7860)")
+    parser.add_argument("--port", type=whole(0, 65535), default=7860, help="0: any that is free (7860)")
     parser.add_argument(
         "--model", choices=("auto", "sprites", "dynamicrafter-512"), default="auto",
         help="auto: the published one where it lies under $CKPT_PATH, else sprites (auto)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
-    parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
+    parser.add_argument("--threads", type=whole(1, 4096), help="CPU threads (all cores)")
     parser.add_argument("--low-memory", action="store_true", help="for small GPUs, see edg sample")
 
 

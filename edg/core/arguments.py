@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edg.core.errors import UsageError, nearest
+from edg.core.paths import user_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,3 +83,55 @@ def boolean(text: str) -> bool:
     if text.lower() not in known:
         raise argparse.ArgumentTypeError(f"{text!r} is not a yes or no")
     return known[text.lower()]
+
+
+# ---- types of arguments ------------------------------------------------------------------------------------
+
+
+def as_path(text: str) -> str:
+    """A path as it was written, see `user_path`: the type of every flag that names a file or a folder."""
+    try:
+        return user_path(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def named_path(text: str) -> str:
+    """NAME=PATH, the path as above; a text without both is for the command to refuse."""
+    name, equals, file = text.partition("=")
+    if "\0" in name:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a name without a NUL character")
+    return f"{name}={as_path(file)}" if file else text
+
+
+PATHS = (as_path, named_path)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of a whole number in low..high."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, {low} to {high}")
+        return value
+
+    return read
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """The type of a finite number in low..high."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a number, {low:g} to {high:g}")
+        return value
+
+    return read

@@ -8,12 +8,16 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from edg.core import yaml_size
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
+from edg.core.paths import user_path
 from edg.core.records import read_small
+from edg.core.written import Scalars, plain, text_of
 
+#: A field's type for a path that is kept as text, see `user_path`.
+PathText = Annotated[str, "path"]
 C = TypeVar("C")
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)  # `3`, `a: !!int x`, ...
 
@@ -21,7 +25,8 @@ MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file as plain dictionaries and lists, interpolations resolved.
 
-    overrides: `dotted.key=value`, over the file's; a mapping, too, stands for all that was there. Raises
+    overrides: `dotted.key=value`, over the file's; a mapping, too, stands for all that was there. A scalar
+    that YAML takes for a number or a truth knows what was written, for `build`. Raises
     BadFileError when the file is missing, UsageError when it is not YAML or not a mapping, or an override is
     no assignment.
     """
@@ -33,11 +38,12 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     try:
         text = read_small(path, yaml_size.MOST_BYTES).decode("utf-8-sig")
         yaml_size.check(text, overrides, path)
-        loaded = OmegaConf.create(text)
+        scalars = Scalars(lambda scalar: OmegaConf.create(f"value: {scalar}")["value"])
+        loaded = OmegaConf.create(scalars.marked(text))
         for key, assigned in assignments:
-            told = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={assigned}"]))["value"]
-            OmegaConf.update(loaded, key, told, merge=False)
-        value = OmegaConf.to_container(loaded, resolve=True)
+            dotlist = OmegaConf.from_dotlist([f"value={scalars.marked(assigned)}"])
+            OmegaConf.update(loaded, key, OmegaConf.to_container(dotlist)["value"], merge=False)
+        value = scalars.restored(OmegaConf.to_container(loaded, resolve=True))
     except EdgError:
         raise
     except UnicodeDecodeError as error:
@@ -64,14 +70,25 @@ def load(cls: type[C], path: str | Path) -> C:
     return build(cls, read_yaml(path), str(path))
 
 
-def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+def build(cls: type[C], values: Mapping[str, Any], where: str = "", overrides: Sequence[str] = ()) -> C:
     """The dataclass `cls` from a mapping: nested dataclasses, tuples, Literals and Optionals are checked.
 
-    where: what to call the mapping in errors, e.g. a file name. Raises UsageError.
+    where: what to call the mapping in errors, e.g. a file name; overrides: what `read_yaml` was given, named
+    in errors where a value comes from there. Raises UsageError.
     """
+    try:
+        return _build(cls, values, where)
+    except UsageError as error:
+        typed = next((text for text in overrides if _join(where, text.partition("=")[0]) in error.given), "")
+        if not typed:
+            raise
+        raise UsageError(f"{typed}: {error.given}", expected=error.expected, fix=error.fix) from None
+
+
+def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     if not isinstance(values, Mapping):
         raise UsageError(f"{where or cls.__name__} is {values!r}", expected="a mapping")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
@@ -92,7 +109,7 @@ def to_dict(value: Any) -> Any:
         return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_dict(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path) else plain(value)
 
 
 def to_yaml(value: Any) -> str:
@@ -114,9 +131,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        return _convert_path(str, value, where)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)
     if origin is typing.Literal:
+        value = text_of(value) if text_of(value) in arguments else plain(value)
         return _check(
             value in arguments,
             value,
@@ -158,12 +178,25 @@ def _convert_sequence(origin: type, arguments: tuple, value: Any, where: str) ->
     return origin(_convert(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(inner, value, strict=True)))
 
 
+def _convert_path(kind: type, value: Any, where: str) -> Any:
+    value = text_of(value)
+    if not isinstance(value, (str, Path)):
+        shown = "null" if value is None else repr(value)
+        raise UsageError(
+            f"{where} is {shown}",
+            expected="a path",
+            fix="a text that YAML takes for something else: '\"TEXT\"'",
+        )
+    return kind(user_path(value, where))
+
+
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is Path:
+        return _convert_path(Path, value, where)
+    value = text_of(value) if hint is str else plain(value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-4 as text
             return float(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
     right = isinstance(value, hint) and not (isinstance(value, bool) and hint in (int, float))
     return _check(
         right,

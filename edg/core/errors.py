@@ -8,6 +8,7 @@ from typing import Any
 
 OK, CASE_FAILED, USAGE, BAD_FILE, ENVIRONMENT, SOME_FAILED = 0, 1, 2, 3, 4, 5
 INTERRUPTED, TERMINATED, DEFECT = 130, 143, 1
+LONGEST = 2000  # characters shown of a part of an error, and of any other line: a name may be a megabyte long
 KINDS = {
     USAGE: "usage", BAD_FILE: "bad_file", ENVIRONMENT: "environment", SOME_FAILED: "some_failed",
     INTERRUPTED: "interrupted", TERMINATED: "terminated", DEFECT: "defect",
@@ -17,12 +18,14 @@ KINDS = {
 class EdgError(ValueError):
     """A user's mistake or a machine's limit, told in one line.
 
-    given: what we were handed. expected: what would have been right. fix: what to do now.
+    given: what we were handed. expected: what would have been right. fix: what to do now. Of each at most
+    LONGEST characters are kept.
     """
 
     exit_code = USAGE
 
     def __init__(self, given: str, *, expected: str = "", fix: str = ""):
+        given, expected, fix = (shortened(text) for text in (given, expected, fix))
         self.given, self.expected, self.fix = given, expected, fix
         parts = [given, f"expected {expected}" if expected else "", fix]
         super().__init__("; ".join(part for part in parts if part))
@@ -62,7 +65,9 @@ class SomeFailedError(EdgError):
 
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | {
-            "failed": [{"item": item, "reason": why} for item, why in self.failed.items()]
+            "failed": [
+                {"item": shortened(item), "reason": shortened(why)} for item, why in self.failed.items()
+            ]
         }
 
 
@@ -81,14 +86,28 @@ def nearest(name: object, known) -> str:
     """The known name closest to `name`, as a phrase for an error message ("" when none is close)."""
     import difflib
 
-    hits = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    if len(str(name)) > LONGEST:  # the search takes time by the square of the length
+        return ""
+    near = [one for one in known if len(str(one)) <= LONGEST]
+    hits = difflib.get_close_matches(str(name), near, n=1, cutoff=0.5)
     return f"did you mean {hits[0]!r}?" if hits else ""
 
 
 def visible(text: str) -> str:
     """`text` in one line: control characters, line ends and marks that turn the direction of writing, which
-    names of files and prompts may hold, as their escapes (`\\x1b`), so that no terminal obeys them."""
+    names of files and prompts may hold, as their escapes (`\\x1b`), so that no terminal obeys them. What is
+    long is shortened."""
+    text = shortened(text, 4 * LONGEST)
     return "".join(_escaped(letter) if _is_control(letter) else letter for letter in text)
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """`text`, or its beginning and its end where it has more than `most` characters: what was wrong with a
+    long name stands behind it."""
+    if len(text) <= most:
+        return text
+    head, tail = most * 2 // 3, most // 4
+    return f"{text[:head]} ... ({len(text) - head - tail:,} characters) ... {text[-tail:]}"
 
 
 def _is_control(letter: str) -> bool:

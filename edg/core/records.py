@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edg.core.errors import BadFileError, MachineError
+from edg.core.paths import need_name
 from edg.core.process import stopping
 
 TEMPORARY = ".edg-tmp"
@@ -57,6 +58,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises MachineError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
+    need_name(path)
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,11 +265,12 @@ def cached_sha256(path: str | Path) -> str:
     """sha256 of a large file, remembered in the user's cache folder while its size and time stay the same.
 
     A file that changes while it is hashed is not remembered. Raises BadFileError when it cannot be read."""
-    path = Path(path).resolve()
+    path = Path(path)
     try:
+        path = path.resolve()
         before = path.stat()
-    except OSError as error:
-        raise BadFileError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     with suppress(OSError):
         known = _sha256_note(path, before).read_text().strip()
         if len(known) == 64:
@@ -307,9 +310,18 @@ def file_state(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def stamp(path: Path) -> tuple:
+    """What tells whether a file, or what lies in a folder, was touched; () where there is nothing."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return tuple((file.name, *file_state(s := file.stat()), s.st_ctime_ns) for file in files)
+    except OSError:
+        return ()
+
+
 def _sha256_note(path: Path, status: os.stat_result) -> Path:
-    inode, size, changed = file_state(status)
-    key = hash_value([str(path), size, changed, inode])[:32]
+    inode, size, changed = file_state(status)  # who sets the time back cannot set back that of the change
+    key = hash_value([str(path), size, changed, inode, status.st_ctime_ns])[:32]
     return _cache_folder() / "sha256" / key
 
 
@@ -321,6 +333,7 @@ def _cache_folder() -> Path:
 def ensure_writable(folder: str | Path) -> Path:
     """Make `folder` and prove that a file can be written in it. Raises MachineError."""
     folder = Path(folder)
+    need_name(folder)
     probe = folder / f"{TEMPORARY}-{_host()}-{os.getpid()}-probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)

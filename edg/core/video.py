@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edg.core.colour import PNG_MAGIC, profile_note, to_rgb, without_profile
+from edg.core.colour import profile_note, to_rgb, without_profile
 from edg.core.errors import BadFileError, EdgError, MachineError, UsageError
 from edg.core.records import atomic_path
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edg.core.films import Film
 
 MAX_PIXELS = 64_000_000
+MAX_PICTURE = 512 << 20  # bytes of a picture file: 64 megapixels as they are, of 16 bits, are 488 MB
 # Every further decoder that Pillow has is code that a file called .png could reach.
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # A playlist called .mp4 would make FFmpeg read what it names, files and hosts.
@@ -45,19 +46,40 @@ REPEATABLE = {"threads": "1", "mbtree": "0"}
 # ---- pictures in -------------------------------------------------------------------------------------------
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture file as uint8 RGB (H, W, 3).
+def picture_bytes(path: str | Path) -> bytes:
+    """A picture file's bytes, read once: they are decoded and hashed, whatever lies there later.
+    Raises BadFileError when it is missing, not a file, empty or too large."""
+    path = Path(path)
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadFileError(f"{path} is not a file", expected="an image file")
+            data = file.read(MAX_PICTURE + 1)
+    except IsADirectoryError as error:
+        raise BadFileError(f"{path} is not a file", expected="an image file") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise BadFileError(f"cannot open the image {path}: {reason}") from error
+    if not data:
+        raise BadFileError(f"the image {path} is empty (0 bytes)")
+    if len(data) > MAX_PICTURE:
+        raise _too_large(path, f" (over {MAX_PICTURE >> 20} MB)")
+    return data
+
+
+def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    """A picture file as uint8 RGB (H, W, 3). data: its bytes, where they were read already.
 
     Raises BadFileError when it is missing, not a file, not a picture, cut short, or above 64 megapixels.
     """
     from PIL import Image, ImageOps
 
     path = Path(path)
-    _need_regular_file(path)
+    data = picture_bytes(path) if data is None else data
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open_picture(path, None) as image:
+            with _open_picture(data) as image:
                 _need_reasonable_size(path, image.size)
                 image.load()
                 return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
@@ -68,7 +90,8 @@ def read_image(path: str | Path) -> np.ndarray:
     except MemoryError as error:
         raise _too_large(path, "") from error
     except Exception as error:  # Pillow's readers raise nearly every kind for broken files
-        reason = str(error).replace(str(path), path.name) or type(error).__name__
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "its content is of no kind that is read" if unknown else str(error) or type(error).__name__
         raise BadFileError(
             f"cannot read the image {path}: {reason}", expected="a jpg, png or webp file"
         ) from error
@@ -77,11 +100,11 @@ def read_image(path: str | Path) -> np.ndarray:
 def picture_notes(path: str | Path, data: bytes | None = None) -> list[str]:
     """Notes for the user on how `read_image` reads a file: that it has further pictures, or a colour profile
     that is not followed. data: its bytes, where they were read already. Raises BadFileError."""
-    notes = []
+    notes, data = [], picture_bytes(path) if data is None else data
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open_picture(Path(path), data) as image:  # in a photograph's MPO the others are previews
+            with _open_picture(data) as image:  # in a photograph's MPO the others are previews
                 count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 reason = profile_note(image)
     except Exception as error:  # as above
@@ -96,39 +119,19 @@ def picture_notes(path: str | Path, data: bytes | None = None) -> list[str]:
     return notes
 
 
-def _open_picture(path: Path, data: bytes | None) -> Image.Image:
+def _open_picture(data: bytes) -> Image.Image:
     """Open a picture; a PNG that Pillow refuses because of its profile, too."""
     from PIL import Image
 
     try:
-        return Image.open(path if data is None else io.BytesIO(data), formats=PICTURES)
+        return Image.open(io.BytesIO(data), formats=PICTURES)
     except (ValueError, OSError):
-        if data is None:
-            data = path.read_bytes() if _is_png(path) else b""
         parts = without_profile(data)
         if parts is None:
             raise
         image = Image.open(io.BytesIO(parts[0]), formats=PICTURES)
         image.info["icc_profile"] = parts[1]  # None as in a JPEG whose profile lacks a part
         return image
-
-
-def _is_png(path: Path) -> bool:
-    if not 0 < path.stat().st_size <= 8 * MAX_PIXELS:
-        return False
-    with open(path, "rb") as file:
-        return file.read(8) == PNG_MAGIC
-
-
-def _need_regular_file(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise BadFileError(f"cannot open the image {path}: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise BadFileError(f"{path} is not a file", expected="an image file")
-    if path.stat().st_size == 0:
-        raise BadFileError(f"the image {path} is empty (0 bytes)")
 
 
 def _need_reasonable_size(path: Path, size: tuple[int, int]) -> None:
@@ -375,8 +378,9 @@ def open_film(path: str | Path) -> Film:
     path = Path(path)
     try:
         status = path.stat()
-    except OSError as error:
-        raise BadFileError(f"cannot read the video {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise BadFileError(f"cannot read the video {path}: {reason}") from error
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         reason = "empty (0 bytes)" if stat.S_ISREG(status.st_mode) else "not a file"
         raise BadFileError(f"cannot read the video {path}: {reason}")

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import machine_error
+from edg.core.records import hash_value, machine_error, sha256_file, stamp, write_text
 from edg.core.seeding import generator
 from edg.data.captions import nearby
 from edg.data.order import Key
@@ -64,6 +64,13 @@ class Skipped:
         except OSError as error:
             raise machine_error(error, self.file) or error from error
 
+    def forget(self, paths: Sequence[str]) -> None:
+        """Take out what can be used now."""
+        left = {path: reason for path, reason in self.entries().items() if path not in paths}
+        if self.file is not None and len(left) < len(self.entries()):
+            lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in left.items()]
+            write_text(self.file, "".join(lines))
+
     def entries(self) -> dict[str, str]:
         """path -> reason, of all processes that share the file."""
         if self.file is None:
@@ -92,6 +99,7 @@ class ClipDataset(torch.utils.data.Dataset):
       fps_true  float, frames per second of the clip, unrounded
       stride    int                    start     int, its first frame in the video
       reader    "decord" or "pyav"
+      source    with `digests`: its file's size, time and hash, those of the moment when it was read
     A video that cannot be read, is too short or has trouble goes to `skipped` and another one, drawn from
     (seed, epoch, index, try), takes its place; after `tries` of them BadFileError names the first.
     reader: see open_video.
@@ -105,12 +113,13 @@ class ClipDataset(torch.utils.data.Dataset):
         skipped: Skipped | None = None,
         tries: int = 20,
         reader: Backend = "auto",
+        digests: bool = False,
     ):
         if not videos:
             raise UsageError("there is no video to train on")
         self.videos, self.clip, self.seed = videos, clip, seed
         self.skipped = Skipped() if skipped is None else skipped
-        self.tries, self.reader = tries, reader
+        self.tries, self.reader, self.digests = tries, reader, digests
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
@@ -144,6 +153,23 @@ class ClipDataset(torch.utils.data.Dataset):
         draws = generator(self.seed, "replacement", epoch, index, attempt)
         return int(torch.randint(len(self.videos), (1,), generator=draws))
 
+    def usable(self, epoch: int, index: int) -> bool:
+        """Whether a clip's own video can be read now, which was replaced by another one before."""
+        try:
+            self._clip(self.videos[index], epoch, index, 0)
+        except BadFileError:
+            return False
+        return True
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the data is, by names, captions and sizes, and by the files' times; no video is opened."""
+        content, times = [], []
+        for video in self.videos:
+            state = stamp(video.path)
+            content.append([video.path.name, video.caption, state[0][2] if state else None])
+            times.append(state[0][3] if state else None)
+        return {"content": hash_value(content), "times": hash_value(times)}
+
     def _clip(self, video: Video, epoch: int, index: int, attempt: int) -> dict[str, Any]:
         if video.path in self.skipped:
             raise BadFileError(self.skipped.reason(video.path))
@@ -154,8 +180,12 @@ class ClipDataset(torch.utils.data.Dataset):
             draws = generator(self.seed, "clip", epoch, index, attempt)
             return choose_frames(reader, self.clip, draws)
 
+        before = stamp(video.path)
         reader, frames, chosen = read_frames_at(video.path, choose, self.reader)
         self._warn(reader.warnings)
+        source = {"source": source_of(video.path)} if self.digests else {}
+        if stamp(video.path) != before:
+            raise BadFileError("it was changed while it was read")
         draws = generator(self.seed, "flip", epoch, index, attempt)
         mirror = self.clip.flip and bool(torch.rand(1, generator=draws) < 0.5)
         return {
@@ -167,4 +197,25 @@ class ClipDataset(torch.utils.data.Dataset):
             "stride": chosen.stride,
             "start": chosen.start,
             "reader": reader.name,
+            **source,
         }
+
+
+def source_of(path: Path) -> dict[str, Any]:
+    """Size, times and hash of a file. Raises BadFileError."""
+    return {**state_of(path), "sha256": sha256_file(path)}
+
+
+def state_of(path: Path) -> dict[str, int]:
+    """Size and times of a file, {} where it cannot be had."""
+    found = stamp(path)
+    return dict(zip(("size", "mtime_ns", "ctime_ns"), found[0][2:], strict=True)) if found else {}
+
+
+def is_same(path: Path, source: Mapping[str, Any]) -> bool:
+    """Whether a file is what `source_of` told: by size and times, where these differ by its hash. One that is
+    gone cannot be told to be another."""
+    now = state_of(path)
+    if not now or all(now[name] == source.get(name) for name in now):
+        return True
+    return now["size"] == source.get("size") and sha256_file(path) == source.get("sha256")

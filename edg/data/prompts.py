@@ -171,8 +171,9 @@ def _list(folder: Path) -> list[Path]:
         entries = [
             p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in NOBODYS
         ]
-    except OSError as error:
-        raise BadFileError(f"cannot read the prompt folder {folder}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        reason = getattr(error, "strerror", error)
+        raise BadFileError(f"cannot read the prompt folder {folder}: {reason}") from error
     return sorted(entries, key=natural_key)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edg.core.errors import BadFileError, UsageError, nearest
+from edg.core.errors import BadFileError, EdgError, UsageError, nearest
 from edg.data.captions import SUFFIXES, caption_files, is_video, need_captions, read_caption
 from edg.data.tables import HEAD, Row, open_rows, open_text, undecodable
 
@@ -97,7 +97,9 @@ def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "a
             videos = list(_videos(itertools.chain(head, rows), template, captions, root, path, header))
     except UnicodeDecodeError as error:
         raise undecodable(path, error) from error
-    except (OSError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: a NUL in the name
+        if isinstance(error, EdgError):
+            raise
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error}") from error
     if all(video.trouble for video in videos):
         raise BadFileError(f"{path} lists no video", expected="a header and one row per video")

@@ -40,12 +40,15 @@ class ClipSpec:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("frames", "height", "width"):
-            _need(getattr(self, name) >= 1, f"a clip with {name} {getattr(self, name)}", "1 or more")
+        for name, most in (("frames", 10_000), ("height", 16_384), ("width", 16_384)):
+            value = getattr(self, name)
+            _need(1 <= value <= most, f"a clip with {name} {value}", f"1 to {most:,}")
         low, high = self.stride
-        _need(1 <= low <= high, f"strides from {low} to {high}", "1 <= smallest <= largest")
-        _need(self.fixed_fps is None or self.fixed_fps > 0, f"fixed_fps {self.fixed_fps}", "above 0")
-        _need(self.fps_max is None or self.fps_max >= 1, f"fps_max {self.fps_max}", "1 or more")
+        _need(1 <= low <= high <= 10**6, f"strides from {low} to {high}", "1 <= smallest <= largest <= 10^6")
+        rate = self.fixed_fps
+        _need(rate is None or 0 < rate <= 10_000, f"fixed_fps {rate}", "above 0, at most 10,000")
+        told = self.fps_max
+        _need(told is None or 1 <= told <= 10_000, f"fps_max {told}", "1 to 10,000")
         _need(self.condition in ("fps", "fs"), f"the condition {self.condition!r}", "fps or fs")
 
 

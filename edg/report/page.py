@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edg.core.arguments import Parser
+from edg.core.arguments import Parser, as_path
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
 from edg.core.records import (
     ensure_writable,
@@ -38,9 +38,9 @@ OURS = re.compile(r"[0-9a-f]{32}\.(mp4|webm|m4v|(strip|flow|input|image)\.webp|(
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folders of clips, with or without records"
+        "runs", nargs="+", type=as_path, metavar="RUN", help="folders of clips, with or without records"
     )
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="(report)")
+    parser.add_argument("--out", type=as_path, default="report", metavar="FOLDER", help="(report)")
     parser.add_argument(
         "--embed", action="store_true", help=f"everything in the one file, up to {LARGEST / 1e6:.0f} MB"
     )
@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 def report(args: argparse.Namespace) -> int:
     """Run `edg report`; returns the exit code. Raises EdgError."""
-    page = write_report(args.runs, args.out, args.embed)
+    page = write_report([Path(run) for run in args.runs], Path(args.out), args.embed)
     print(page)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.formats import ANIMATIONS, STILLS, VIDEOS, is_clip, stem_of
-from edg.core.records import sha256_file
 from edg.runner.files import named, read_record
 
 # What a record may name as its image: the endings of `video.PICTURES`, and the most bytes.
@@ -68,7 +68,7 @@ class ClipFile:
         another one now."""
         import numpy as np
 
-        from edg.core.video import fit_image, read_image
+        from edg.core.video import fit_image, picture_bytes, read_image
 
         name = self.record.get("image")
         if not name:
@@ -77,9 +77,10 @@ class ClipFile:
         if path is None:
             raise BadFileError(f"the input image {name!r} of {self.path.name} is not there")
         need_picture(path)
-        picture = read_image(path)
+        data = picture_bytes(path)
+        picture = read_image(path, data)
         expected = self.settings.get("image_sha256")
-        if expected and sha256_file(path) != expected:
+        if expected and hashlib.sha256(data).hexdigest() != expected:
             raise BadFileError(f"{path} is not the image any more that {self.path.name} was made from")
         options = self.settings.get("options")
         crop, pad = (isinstance(options, Mapping) and options.get(fit) is True for fit in ("crop", "pad"))

@@ -378,13 +378,13 @@ def _is_proven(name: str, weights: Any, record: Mapping[str, Any]) -> bool:
 def options_settings(options: Any) -> dict[str, Any]:
     """The options as settings: a file counts by its content, and what came later only where it is used, so
     that folders made before it go on."""
-    unused = {
-        f.name for f in fields(options) if "later" in f.metadata and getattr(options, f.name) == f.default
-    }
-    settings = to_dict(replace(options, analytic_init=None))
+    kept = replace(options, analytic_init=None, analytic_init_sha256=None)
+    unused = {f.name for f in fields(kept) if "later" in f.metadata and getattr(kept, f.name) == f.default}
+    settings = to_dict(kept)
     settings = {name: value for name, value in settings.items() if name not in unused}
     if options.analytic_init is not None:
-        settings["analytic_init"] = cached_sha256(options.analytic_init)
+        known = options.analytic_init_sha256
+        settings["analytic_init"] = known or cached_sha256(options.analytic_init)
     return settings
 
 

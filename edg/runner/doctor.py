@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
-from edg.core.arguments import Parser
+from edg.core.arguments import Parser, as_path
 from edg.core.device import dtype_for, memory, multiplies
 from edg.core.errors import EdgError, MachineError
 from edg.runner import plan
@@ -36,6 +36,7 @@ MODELS = (EMBEDDED, "dynamicrafter-256", "dynamicrafter-512", "dynamicrafter-102
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--plan",
+        type=as_path,
         nargs="*",
         metavar="NAME|YAML",
         help="what `edg sample` of these models with the flags below needs, and whether it fits (all known)",

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import UsageError
-from edg.runner.sample_flags import IGNORED
+from edg.core.paths import user_path
+from edg.core.records import cached_sha256
+from edg.runner.sample_flags import IGNORED, LONGEST_SIDE
 
 if TYPE_CHECKING:
     from edg.systems.base import Spec, System
@@ -53,7 +55,8 @@ def sampling_options(args: argparse.Namespace, system: System, spec: Spec, sets:
         crop=fit_of(args) == "crop",
         pad=fit_of(args) == "pad",
         perframe_ae=args.perframe_ae,
-        analytic_init=_analytic_init(args),
+        analytic_init=(noise := _analytic_init(args)),
+        analytic_init_sha256=noise and cached_sha256(noise),
         con_prompt=args.con_prompt,
         image_latent=args.image_latent,
         timesteps=args.timesteps,
@@ -70,8 +73,8 @@ def _image_guidance(args: argparse.Namespace) -> float | None:
     if not args.multiple_cond_cfg and args.cfg_img is None:
         return None
     scale = args.unconditional_guidance_scale if args.cfg_img is None else args.cfg_img
-    if not math.isfinite(scale):
-        raise UsageError(f"--cfg_img is {scale}", expected="a finite number")
+    if not abs(scale) <= 10_000:
+        raise UsageError(f"--cfg_img is {scale}", expected="a finite number, at most 10,000")
     return scale
 
 
@@ -133,8 +136,10 @@ def frame_size(
         found = re.fullmatch(r"(\d+)x(\d+)", args.size)
         if not found:
             raise UsageError(f"--size {args.size}", expected="auto or HEIGHTxWIDTH, such as 320x512")
-        sizes = int(found[1]), int(found[2])
+        sizes = int(found[1][:9]), int(found[2][:9])
     for name, size in zip(("height", "width"), sizes, strict=True):
+        if size > LONGEST_SIDE:
+            raise UsageError(f"--{name} {size}", expected=f"at most {LONGEST_SIDE}")
         step = spec.size_multiple
         if size < step or size % step:
             below = max(step, size // step * step)
@@ -183,7 +188,7 @@ def check_numbers(args: argparse.Namespace, spec: Spec) -> None:
 
 def checkpoints() -> Path:
     """Where checkpoints are looked for: $CKPT_PATH, else ./ckpt."""
-    return Path(os.environ.get("CKPT_PATH") or "ckpt")
+    return Path(user_path(os.environ.get("CKPT_PATH") or "ckpt", "CKPT_PATH"))
 
 
 def set_paths(args: argparse.Namespace) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.formats import digest, stem_of
+from edg.core.records import stamp
 from edg.runner.clips import ClipFile, clips_by_name, find_clips
 from edg.runner.progress import Meter
 
@@ -40,8 +41,11 @@ def measure(file: ClipFile, names: Sequence[str], tools: Tools, reference: Path 
     labels: dict[str, Any] = {}
     sha256 = ""
     try:
+        before = stamp(file.path)
         sha256 = digest(file.path)
         clip, missing = open_clip(file, {need for n in names for need in METRICS[n].needs}, tools, reference)
+        if stamp(file.path) != before:  # the row's hash would be of other frames
+            raise BadFileError(f"{file.path} was changed while it was read")
     except Exception as error:  # whatever a damaged file or record makes of it, the others go on
         failed = dict.fromkeys(names, _reason(error))
         return Row(file.path.name, file.id, file.prompt, file.seed, scores, failed, labels, sha256)

@@ -7,10 +7,11 @@ half-written counts.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from edg.core.dist import World
 from edg.core.errors import BadFileError, EdgError, MachineError, SomeFailedError, UsageError
 from edg.core.formats import place
+from edg.core.paths import file_stem
 from edg.core.records import hash_value, lock_folder, same_folder, sha256_file, write_json
 from edg.runner import files
 from edg.runner.progress import Meter, say
@@ -61,11 +63,13 @@ class Run:
 
     def settings(self, request: Request) -> dict[str, Any]:
         """Everything that decides the clip's files. Raises BadFileError when an image cannot be read."""
-        last = {} if request.last is None else {"last_image_sha256": sha256_file(request.last)}
+        last = {}
+        if request.last is not None:
+            last = {"last_image_sha256": _sha256(request.last, request.last_bytes)}
         return {
             "id": request.id,
             "prompt": request.prompt,
-            "image_sha256": sha256_file(request.image),
+            "image_sha256": _sha256(request.image, request.image_bytes),
             **last,
             "seed": request.seed,
             "frames": request.frames,
@@ -75,6 +79,10 @@ class Run:
             "crf": self.crf,
             **self.shared,
         }
+
+
+def _sha256(path: Path, data: bytes | None) -> str:
+    return sha256_file(path) if data is None else hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ def _prepare(job: Run, stack: ExitStack) -> list[int]:
     """Rank 0, before anything is made: take the folder and decide what is left to do."""
     ids = [request.id for request in job.requests]
     assert len(set(ids)) == len(ids), "request ids must be unique"
+    for id in ids:
+        file_stem(id, "a clip's name")
     stack.enter_context(lock_folder(job.outdir, job.patience, say))
     pending = [i for i, request in enumerate(job.requests) if not is_finished(job, request)]
     if len(pending) < len(ids):
@@ -243,12 +253,11 @@ def _make(
         began = time.monotonic()
         ready = []
         for request in chunk:
-            reason = _unreadable(request)
             check()
-            if reason:
-                failed[request.id] = _fail(job, request, reason)
-            else:
-                ready.append(request)
+            try:
+                ready.append(with_bytes(request))
+            except BadFileError as error:
+                failed[request.id] = _fail(job, request, str(error))
         if ready and model is None:
             meter.loading()
             model = load()
@@ -284,16 +293,17 @@ def _previews(job: Run) -> Watch:
     return watch
 
 
-def _unreadable(request: Request) -> str:
-    from edg.core.video import read_image
+def with_bytes(request: Request) -> Request:
+    """The request with its images as they are now: whatever takes their place later, the clip is of these and
+    its record says so. Raises BadFileError for one that is no picture."""
+    from edg.core.video import picture_bytes, read_image
 
-    try:
-        for image in (request.image, request.last):
-            if image is not None:
-                read_image(image)
-    except BadFileError as error:
-        return str(error)
-    return ""
+    read = {}
+    for name, path in (("image_bytes", request.image), ("last_bytes", request.last)):
+        if path is not None:
+            read[name] = picture_bytes(path)
+            read_image(path, read[name])
+    return replace(request, **read)
 
 
 def _save(job: Run, result: Result, seconds: float, together: int) -> str:
@@ -366,9 +376,10 @@ def warnings_of(result: Result) -> list[str]:
         told.append("every pixel of the video has the same value")
     elif len(frames) > 1 and (frames == frames[0]).all():
         told.append("every frame of the video is the same picture")
-    for image in filter(None, (result.request.image, result.request.last)):
+    request = result.request
+    for image, data in ((request.image, request.image_bytes), (request.last, request.last_bytes)):
         with suppress(BadFileError):  # it was read; should it be gone now, the clip is made all the same
-            told += picture_notes(image)
+            told += picture_notes(image, data) if image is not None else []
     return told
 
 

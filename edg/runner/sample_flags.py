@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from edg.core.arguments import Parser, add_switch
+from edg.core.arguments import Parser, add_switch, as_path, named_path, whole
 
 if TYPE_CHECKING:
     from edg.systems.base import Spec
 
 IGNORED = ("ckpt_path", "module", "local_rank")
+LONGEST_SIDE, MOST_THREADS = 16_384, 4096  # pixels; threads of a process
 
 
 def add_sample_arguments(parser: Parser) -> None:
@@ -31,12 +32,15 @@ def add_sample_arguments(parser: Parser) -> None:
 
 def _add_inputs(group) -> None:
     group.add_argument(
-        "--prompt_dir", metavar="DIR", help="images and their prompts (default: prompts/scenes)"
+        "--prompt_dir", type=as_path, metavar="DIR", help="images and their prompts (default: prompts/scenes)"
     )
     add_switch(group, "--follow_links", help="links in the prompt folder may lead out of it")
-    group.add_argument("--n_samples", type=int, default=1, help="clips per prompt (1)")
+    group.add_argument("--n_samples", type=whole(1, 10**6), default=1, help="clips per prompt (1)")
     group.add_argument(
-        "--seed", type=int, default=123, help="a clip's randomness is drawn from (seed, clip) (123)"
+        "--seed",
+        type=int,
+        default=123,
+        help="a clip's randomness is drawn from (seed, clip) (123)",
     )
     group.add_argument("--height", type=int, help="pixels (default: the model's)")
     group.add_argument("--width", type=int, help="pixels (default: the model's)")
@@ -50,7 +54,11 @@ def _add_inputs(group) -> None:
     )
     add_switch(group, "--img_crop", help="the released name of --fit crop")
     group.add_argument(
-        "--video_length", "--frames", type=int, metavar="N", help="8 to 64 frames (the model's own number)"
+        "--video_length",
+        "--frames",
+        type=int,
+        metavar="N",
+        help="8 to 64 frames (the model's own number)",
     )
     add_switch(
         group, "--text_input", default=True, help="use the prompts (on; --no-text_input: images alone)"
@@ -58,7 +66,9 @@ def _add_inputs(group) -> None:
 
 
 def _add_files(group) -> None:
-    group.add_argument("--savedir", default="output", metavar="DIR", help="results go to DIR/<M> (output)")
+    group.add_argument(
+        "--savedir", type=as_path, default="output", metavar="DIR", help="results go to DIR/<M> (output)"
+    )
     group.add_argument(
         "--format", default="mp4", metavar="NAMES", help="of mp4, gif, webp, png, mov; several: mp4,gif (mp4)"
     )
@@ -72,6 +82,7 @@ def _add_files(group) -> None:
     add_switch(group, "--preview", help="ID.preview.png: the clip as predicted so far, while it is made")
     group.add_argument(
         "--preview_decoder",
+        type=as_path,
         metavar="FILE",
         help="--preview at the clip's size, by a tiny decoder: sprites, taesd (`edg fetch taesd`), or a file",
     )
@@ -80,12 +91,21 @@ def _add_files(group) -> None:
 
 def _add_weights(group) -> None:
     group.add_argument(
-        "--config", "--spec", metavar="NAME|YAML", help="the model (default: told by the weights)"
+        "--config",
+        "--spec",
+        type=as_path,
+        metavar="NAME|YAML",
+        help="the model (default: told by the weights)",
     )
-    group.add_argument("--dynamic_path", metavar="FILE", help="used while t > T ($CKPT_PATH/merge/dyn.pt)")
-    group.add_argument("--consistency_path", metavar="FILE", help="used from T on ($CKPT_PATH/merge/con.pt)")
+    group.add_argument(
+        "--dynamic_path", type=as_path, metavar="FILE", help="used while t > T ($CKPT_PATH/merge/dyn.pt)"
+    )
+    group.add_argument(
+        "--consistency_path", type=as_path, metavar="FILE", help="used from T on ($CKPT_PATH/merge/con.pt)"
+    )
     group.add_argument(
         "--sets",
+        type=named_path,
         nargs="+",
         metavar="NAME=FILE",
         help="any number of parameter sets instead, in their order of use",
@@ -98,7 +118,11 @@ def _add_weights(group) -> None:
     )
     group.add_argument("--T", type=int, help="the timestep at which con takes over, 0..1000 (500)")
     group.add_argument(
-        "--switch_at", nargs="+", type=int, metavar="T", help="falling, one between each two --sets"
+        "--switch_at",
+        nargs="+",
+        type=int,
+        metavar="T",
+        help="falling, one between each two --sets",
     )
     group.add_argument(
         "--blend", choices=("hard", "soft"), default="hard", help="soft: both, weighted by t (hard)"
@@ -107,18 +131,30 @@ def _add_weights(group) -> None:
 
 def _add_merging(group) -> None:
     group.add_argument(
-        "--motion", type=float, metavar="0..1", help="from the least to the most motion that was measured"
+        "--motion",
+        type=float,
+        metavar="0..1",
+        help="from the least to the most motion that was measured",
     )
     group.add_argument(
-        "--hold", type=float, metavar="0..1", help="how much of the run is con's: what is kept of the picture"
+        "--hold",
+        type=float,
+        metavar="0..1",
+        help="how much of the run is con's: what is kept of the picture",
     )
-    group.add_argument("--base", metavar="FILE", help="(with --config sprites: the embedded one)")
-    group.add_argument("--tuned", metavar="FILE", help="the fine-tune of base (so is this)")
-    group.add_argument("--recipe", metavar="NAME|YAML", help="one of configs/merge (the dials', else edg)")
+    group.add_argument(
+        "--base", type=as_path, metavar="FILE", help="(with --config sprites: the embedded one)"
+    )
+    group.add_argument("--tuned", type=as_path, metavar="FILE", help="the fine-tune of base (so is this)")
+    group.add_argument(
+        "--recipe", type=as_path, metavar="NAME|YAML", help="one of configs/merge (the dials', else edg)"
+    )
     group.add_argument(
         "--strength", nargs="+", metavar="OUTPUT.SETTING=X", help="other numbers in it: dyn.alpha=1.2"
     )
-    group.add_argument("--dials", metavar="YAML", help="the measured curves (configs/dials/MODEL.yaml)")
+    group.add_argument(
+        "--dials", type=as_path, metavar="YAML", help="the measured curves (configs/dials/MODEL.yaml)"
+    )
 
 
 def _add_sampling(group) -> None:
@@ -135,12 +171,16 @@ def _add_sampling(group) -> None:
     )
     add_switch(group, "--multiple_cond_cfg", default=None, help="guide by image and text separately (off)")
     group.add_argument(
-        "--cfg_img", type=float, help="image guidance scale; switches it on (default: the text's)"
+        "--cfg_img",
+        type=float,
+        help="image guidance scale; switches it on (default: the text's)",
     )
-    group.add_argument("--frame_stride", type=int, help="the fps or stride condition (default: the model's)")
+    group.add_argument(
+        "--frame_stride", type=whole(1, 10_000), help="the fps or stride condition (default: the model's)"
+    )
     group.add_argument("--M", type=int, default=1000, help="start at timestep M - 1, 1..1000 (1000)")
     add_switch(group, "--whether_analytic_init", help="start from --analytic_init_path (0)")
-    group.add_argument("--analytic_init_path", metavar="FILE", help="published initial noise")
+    group.add_argument("--analytic_init_path", type=as_path, metavar="FILE", help="published initial noise")
     add_switch(group, "--loop", help="the last frame is the first")
     add_switch(group, "--interp", help="first and last frame are given: two images for each prompt")
     add_switch(group, "--perframe_ae", default=None, help="decode frame by frame (default: the model's)")
@@ -152,10 +192,18 @@ def _add_approximations(group) -> None:
         help="dpmpp: DPM-Solver++(2M), unipc: UniPC-2; deterministic, for few steps (ddim)",
     )  # fmt: skip
     group.add_argument(
-        "--guidance_interval", nargs=2, type=int, metavar=("LO", "HI"), help="guide at LO <= t <= HI alone"
+        "--guidance_interval",
+        nargs=2,
+        type=int,
+        metavar=("LO", "HI"),
+        help="guide at LO <= t <= HI alone",
     )
     group.add_argument(
-        "--reuse", type=int, default=1, metavar="N", help="the deep levels of the network every N-th step (1)"
+        "--reuse",
+        type=whole(1, 1000),
+        default=1,
+        metavar="N",
+        help="the deep levels of the network every N-th step (1)",
     )
 
 
@@ -176,16 +224,18 @@ def _add_machine(group) -> None:
     group.add_argument("--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
     group.add_argument(
         "--threads",
-        type=int,
+        type=whole(1, MOST_THREADS),
         help="CPU threads of each process; frames are bit-equal for equal ones (all cores)",
     )
     add_switch(group, "--resident", help="keep every parameter set on the device instead of swapping")
     add_switch(group, "--low-memory", help="layers visit the GPU one by one, branches and frames too: slower")
     group.add_argument(
-        "--bs", type=int, default=1, help="clips per network call; 1 gives bit-equal frames (1)"
+        "--bs", type=whole(1, 10_000), default=1, help="clips per network call; 1 gives bit-equal frames (1)"
     )
     add_switch(group, "--compile", help="torch.compile: a minute or more to begin with, then faster steps")
-    group.add_argument("--chunk", type=int, default=8, help="clips that share one swap of parameters (8)")
+    group.add_argument(
+        "--chunk", type=whole(1, 10**6), default=8, help="clips that share one swap of parameters (8)"
+    )
 
 
 def of_a_clip(spec: Spec) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edg.core.arguments import Parser
+from edg.core.arguments import Parser, as_path, named_path, whole
 from edg.core.errors import SomeFailedError, UsageError, nearest
 from edg.core.records import lock_folder, remove_leftovers
 from edg.runner.clips import ClipFile, failed_in_run, find_clips
@@ -23,26 +23,40 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("folder", help="a folder of clips, such as output/1000; what is found is written into it")
+    add(
+        "folder",
+        type=as_path,
+        help="a folder of clips, such as output/1000; what is found is written into it",
+    )
     add("--metrics", metavar="A,B", help="names, see docs/metrics.md (all that need no extra file)")
-    add("--reference", metavar="DIR", help="real clips: of the same names for reference_*, any for distances")
+    add(
+        "--reference", type=as_path, metavar="DIR",
+        help="real clips: of the same names for reference_*, any for distances",
+    )  # fmt: skip
     kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
-    add("--weights", action="append", default=[], metavar="NAME=PATH", help=kinds)
+    add("--weights", type=named_path, action="append", default=[], metavar="NAME=PATH", help=kinds)
     add("--sha256", action="append", default=[], metavar="NAME=HASH", help="what a file of --weights must be")
     add(
         "--trust-sha256", action="append", default=[], metavar="HASH",
         help="a TorchScript file is a program: it runs only if its sha256 is named here",
     )  # fmt: skip
-    add("--feature-size", type=int, default=224, help="px that frames are squeezed to for `features` (224)")
+    add(
+        "--feature-size", type=whole(1, 4096), default=224,
+        help="px that frames are squeezed to for `features` (224)",
+    )  # fmt: skip
     add("--feature-range", default="-1,1", metavar="LOW,HIGH", help="what black and white become (-1,1)")
     add("--feature-frames", action="store_true", help="`features` takes frames (T, 3, S, S), not a clip")
     add("--feature-options", default="{}", metavar="JSON", help="keyword arguments of `features`")
     add(
-        "--config", metavar="NAME|YAML", help="the model of the towers (told by the record or the checkpoint)"
-    )
-    add("--vbench-layout", metavar="OUT", help="only copy the clips to OUT/videos/{prompt}-{i}.mp4")
+        "--config", type=as_path, metavar="NAME|YAML",
+        help="the model of the towers (told by the record or the checkpoint)",
+    )  # fmt: skip
+    add(
+        "--vbench-layout", type=as_path, metavar="OUT",
+        help="only copy the clips to OUT/videos/{prompt}-{i}.mp4",
+    )  # fmt: skip
     add("--device", default="auto", help="for networks: auto, cpu, cuda or cuda:N (auto)")
-    add("--seed", type=int, default=0, help="of the intervals' bootstrap (0)")
+    add("--seed", type=whole(0, 2**63 - 1), default=0, help="of the intervals' bootstrap (0)")
 
 
 def score(args: argparse.Namespace) -> int:
@@ -51,8 +65,6 @@ def score(args: argparse.Namespace) -> int:
     from edg.metrics.catalogue import METRICS
 
     folder = Path(args.folder)
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed}", expected="0 or more")
     asked = asked_metrics(args.metrics)  # a misspelt one is told before anything is read
     find_clips(folder)  # and a folder without clips before it is locked
     if args.vbench_layout:

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from edg.core import config
-from edg.core.arguments import Parser
+from edg.core.arguments import PATHS, Parser, boolean
 from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
+from edg.core.paths import need_name
 from edg.core.process import stopping
 from edg.core.records import lock_folder, remove_leftovers, write_json
+from edg.core.written import plain, text_of
 from edg.runner.progress import say
 from edg.runner.sample_flags import add_sample_arguments
 
@@ -39,7 +41,7 @@ class Sweep:
     """out: the folder of all points. options: those that all points share; grid: name -> values, the last
     name varies fastest. Names are flags of `edg sample`, or OUTPUT.SETTING of its recipe."""
 
-    out: str
+    out: config.PathText
     grid: dict[str, Any]
     options: dict[str, Any]
 
@@ -92,7 +94,7 @@ def read(name: str, settings: Sequence[str] = ()) -> Sweep:
         raise UsageError(
             f"no sweep {name}", expected=f"a YAML file or one of {listed}", fix=nearest(name, shipped)
         )
-    plan = config.build(Sweep, config.read_yaml(path, settings), str(path))
+    plan = config.build(Sweep, config.read_yaml(path, settings), str(path), settings)
     grid, options = (
         _flat(table, f"{path}: {what}") for what, table in (("grid", plan.grid), ("options", plan.options))
     )
@@ -131,6 +133,7 @@ def points(plan: Sweep) -> list[Point]:
     _check_names(plan, parser)
     if (count := math.prod(map(len, plan.grid.values()))) > MOST_POINTS:
         raise UsageError(f"a grid of {count:,} points", expected=f"at most {MOST_POINTS:,}")
+    plan = _as_flags(plan, parser)
     found: dict[str, Point] = {}
     same: dict[str, str] = {}
     for values in itertools.product(*plan.grid.values()):
@@ -141,6 +144,7 @@ def points(plan: Sweep) -> list[Point]:
             raise UsageError(f"two points are called {name}", expected="values that differ in their names")
         folder = Path(plan.out) / name
         try:
+            need_name(name, "a point's name")
             args = parser.parse_args([*flags_of(options), "--savedir", str(folder)])
             check(args)
         except EdgError as error:
@@ -150,6 +154,26 @@ def points(plan: Sweep) -> list[Point]:
             raise UsageError(f"{other} and {name} are the same point", expected="every point once")
         found[name] = Point(folder, options, args)
     return list(found.values())
+
+
+def _as_flags(plan: Sweep, parser: Parser) -> Sweep:
+    """The plan with texts as they were written where a flag takes text, numbers and truths elsewhere."""
+    types = {
+        name.lstrip("-").replace("-", "_"): action.type
+        for action in parser._actions
+        for name in action.option_strings
+    }
+
+    def meant(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [meant(name, one) for one in value]
+        takes_text = types.get(name.replace("-", "_"), boolean) in (None, *PATHS)
+        return text_of(value) if takes_text else plain(value)
+
+    grid, options = (
+        {name: meant(name, value) for name, value in table.items()} for table in (plan.grid, plan.options)
+    )
+    return Sweep(plan.out, grid, options)
 
 
 def _check_names(plan: Sweep, parser: Parser) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edg.core.arguments import Parser
+from edg.core.arguments import Parser, as_path
 
 
 def add_sweep_arguments(parser: Parser) -> None:
-    parser.add_argument("sweep", help="a YAML file, or the name of one in configs/sweeps")
+    parser.add_argument("sweep", type=as_path, help="a YAML file, or the name of one in configs/sweeps")
     parser.add_argument(
         "settings",
         nargs="*",

@@ -18,32 +18,38 @@ from typing import Any, Literal
 
 from edg import systems
 from edg.core import config
-from edg.core.arguments import Parser
+from edg.core.arguments import Parser, as_path, whole
 from edg.core.device import fix_threads, keep_memory, usable_cores
 from edg.core.dist import world
-from edg.core.errors import BadFileError, UsageError, nearest
+from edg.core.errors import BadFileError, EdgError, UsageError, nearest
 from edg.core.process import stopping
 from edg.core.records import PATIENCE, lock_folder, remove_leftovers
+from edg.core.written import is_written
 from edg.runner.progress import say
-from edg.systems.base import Training
+from edg.systems.base import Trainer, Training
 
 SKIPPED = "skipped.jsonl"
+MOST_CLIPS = 10**7  # of the sprites world, drawn into memory
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/train/sprites.yaml")
+    parser.add_argument(
+        "config", type=as_path, metavar="CONFIG", help="a YAML file, e.g. configs/train/sprites.yaml"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, dotted: train.lr=1e-5"
     )
     parser.add_argument("--stages", metavar="NAME,...", help="only these stages of the file")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (all cores)")
+    parser.add_argument("--threads", type=whole(0, 4096), default=0, help="CPU threads (all cores)")
 
 
 def train(args) -> int:
     """Run the stages that are not finished; prints one line for each."""
     runs = read_runs(args.config, args.overrides, args.stages.split(",") if args.stages else None)
     check_starts(runs)
+    for run in runs:
+        data_of(run)
     import torch
 
     trainer = systems.get().trainer()
@@ -55,7 +61,7 @@ def train(args) -> int:
         for run in runs:
             stopping.check()
             if here.first(lambda run=run: trainer.is_made(run, here)):
-                said = "is there already"
+                said = "is there already" + here.first(lambda run=run: changed(run, trainer))
             else:
                 with ExitStack() as stack:
                     here.first(lambda run=run, stack=stack: hold(run, stack))
@@ -64,6 +70,17 @@ def train(args) -> int:
             if here.is_first:
                 print(f"{run.name}: {run.result} {said}", flush=True)
     return 0
+
+
+def changed(run: Training, trainer: Trainer) -> str:
+    """`; the data changed since`, or why that cannot be known, or nothing. What is drawn does not change."""
+    if run.data.get("kind") == "sprites":
+        return ""
+    try:
+        why = trainer.made_of_other_data(run, source(run))
+    except EdgError as error:
+        return f"; its data cannot be compared with what it was trained on: {error}"
+    return f"; {why} since it was trained: train again with another out=FOLDER" if why else ""
 
 
 def check_starts(runs: list[Training]) -> None:
@@ -105,7 +122,7 @@ def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = N
         raise UsageError(f"{path} has no stages", fix="leave --stages out")
     if stages is None:
         named = {"name": Path(path).stem, **values}
-        return [config.build(settings, named, str(path))]
+        return [_settled(config.build(settings, named, str(path), overrides))]
     _check_stages(stages, path)
     for name in only or ():
         if name not in stages:
@@ -121,10 +138,20 @@ def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = N
             if _at(values, key) != _at(merged, key):
                 given = f"{text}: the stages of {path} set {key} themselves"
                 raise UsageError(given, fix=f"stages.NAME.{text}")
-        run = config.build(settings, merged, f"stages.{name}")
+        run = _settled(config.build(settings, merged, f"stages.{name}"))
         earlier = {key: value for key, value in (("init", run.init), ("vae", run.vae)) if value in stages}
         runs.append(replace(run, **{k: str(run.out / f"{v}.safetensors") for k, v in earlier.items()}))
     return [run for run in runs if not only or run.name in only]
+
+
+def _settled(run: Training) -> Training:
+    """The run with its data's settings as their kind reads them, where YAML took a text for a number: what is
+    recorded is what was meant. What is wrong with them is told by `source`."""
+    if not any(map(is_written, run.data.values())) or run.data.get("kind") not in SOURCES:
+        return run
+    read = config.build(SOURCES[run.data["kind"]][0], run.data, "data")
+    meant = {key: getattr(read, key) if is_written(value) else value for key, value in run.data.items()}
+    return replace(run, data=config.to_dict(meant))
 
 
 def _check_stages(stages: Any, path: str | Path) -> None:
@@ -164,10 +191,10 @@ class Sprites:
     focus: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UsageError(f"data.count is {self.count}", expected="at least 1")
-        if not self.focus > 0:
-            raise UsageError(f"data.focus is {self.focus}", expected="above 0")
+        if not 1 <= self.count <= MOST_CLIPS:
+            raise UsageError(f"data.count is {self.count}", expected=f"1 to {MOST_CLIPS:,}")
+        if not 0 < self.focus <= 1e6:
+            raise UsageError(f"data.focus is {self.focus}", expected="above 0, at most 1e6")
 
 
 @dataclass(frozen=True)
@@ -202,18 +229,23 @@ class Videos:
 
 def source(run: Training) -> Any:
     """The run's data as train.fit wants it. Raises UsageError for an unknown kind or key."""
+    settings = data_of(run)
+    return SOURCES[settings.kind][1](run, settings)
+
+
+def data_of(run: Training) -> Any:
+    """The settings of a run's data, checked. Raises UsageError."""
     kind = run.data.get("kind")
-    if kind not in SOURCES:
+    if not isinstance(kind, str) or kind not in SOURCES:
         raise UsageError(
             f"data.kind is {kind!r}", expected=", ".join(SOURCES), fix=nearest(str(kind), SOURCES)
         )
-    shape, make = SOURCES[kind]
     if (run.kind == "autoencoder") != (run.data.get("split") == "stills"):
         raise UsageError(
             f"{run.name}: kind {run.kind} with data {run.data}",
             expected="single frames (kind: sprites, split: stills) for an autoencoder, clips for a denoiser",
         )
-    return make(run, config.build(shape, run.data, "data"))
+    return config.build(SOURCES[kind][0], run.data, "data")
 
 
 def _sprites(run: Training, data: Sprites) -> Any:

@@ -17,7 +17,8 @@ class Request:
     id: unique in a run, also the stem of the output file (`0000-cat_sample0`).
     seed: the run's seed; the clip's own randomness is drawn from (seed, id).
     height, width: pixels. frames: number of frames. options: the system's own frozen dataclass.
-    last: the picture of the last frame, None for one image alone.
+    last: the picture of the last frame, None for one image alone. image_bytes, last_bytes: these files as
+    they were read for this clip, None before; what is decoded is what the record hashes.
     """
 
     id: str
@@ -29,6 +30,8 @@ class Request:
     width: int
     options: Any
     last: Path | None = None
+    image_bytes: bytes | None = field(default=None, repr=False, compare=False)
+    last_bytes: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,11 @@ class Trainer(Protocol):
 
     def is_made(self, run: Any, world: Any) -> bool:
         """Whether the result is there. Raises UsageError when it was made by other settings."""
+        ...
+
+    def made_of_other_data(self, run: Any, data: Any) -> str:
+        """How the data of a finished run differs from what it was trained on, in words, "" where it does
+        not."""
         ...
 
     def cached(self, run: Any, folder: Path) -> Any:

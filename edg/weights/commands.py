@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from edg.core.arguments import as_path, named_path, whole
 from edg.core.errors import BadFileError, UsageError, visible
 from edg.weights import keys
 from edg.weights.store import DAMAGED, Weights, open_inputs, open_weights
@@ -21,19 +22,27 @@ Identify = Callable[[Mapping], str]
 
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a YAML file, or the name of one in configs/merge (edg, ties, ...)")
-    parser.add_argument("--base", help="the input named base")
-    parser.add_argument("--tuned", help="the input named tuned")
-    parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help="any other input")
+    parser.add_argument(
+        "recipe", type=as_path, help="a YAML file, or the name of one in configs/merge (edg, ties, ...)"
+    )
+    parser.add_argument("--base", type=as_path, help="the input named base")
+    parser.add_argument("--tuned", type=as_path, help="the input named tuned")
+    parser.add_argument(
+        "--input", type=named_path, action="append", default=[], metavar="NAME=FILE", help="any other input"
+    )
     parser.add_argument(
         "--table", action="append", default=[], metavar="[INPUT=]NAME", help=f"{TABLE_HELP}, INPUT's or all"
     )
-    parser.add_argument("--out", "--outdir", default="merged", help="folder of the outputs (default: merged)")
+    parser.add_argument(
+        "--out", "--outdir", type=as_path, default="merged", help="folder of the outputs (default: merged)"
+    )
     parser.add_argument(
         "--full", action="store_true", help="complete files, not only what differs from the base"
     )
     parser.add_argument("--format", choices=("safetensors", "pt"), default="safetensors")
-    parser.add_argument("--seed", type=int, help="of the random masks (default: the recipe's)")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**64 - 1), help="of the random masks (default: the recipe's)"
+    )
     parser.add_argument("--dtype", help="of the outputs: float32, float16, bfloat16 (default: the base's)")
     parser.add_argument("--missing", help="names not in every input: identity, error or drop")
     parser.add_argument("--strict", action="store_true", help="NaN or Inf in an input is an error")
@@ -148,7 +157,7 @@ def _plan(recipe, full: bool) -> int:
 
 
 def add_info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a checkpoint or a folder of shards")
+    parser.add_argument("file", type=as_path, help="a checkpoint or a folder of shards")
     parser.add_argument(
         "--names", nargs="?", const="*", metavar="PATTERN", help="list tensors, e.g. '*cc_projection*'"
     )

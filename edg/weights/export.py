@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edg.core.arguments import as_path
 from edg.core.device import DTYPES
 from edg.core.errors import UsageError, nearest, visible
 from edg.core.process import stopping
@@ -28,8 +29,12 @@ FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".ckpt": "pt", ".pth": "p
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a parameter set: of a merge, of a training run, a checkpoint, shards")
-    parser.add_argument("out", help="OUT.safetensors, OUT.pt or OUT.ckpt; the ending chooses the format")
+    parser.add_argument(
+        "file", type=as_path, help="a parameter set: of a merge, of a training run, a checkpoint, shards"
+    )
+    parser.add_argument(
+        "out", type=as_path, help="OUT.safetensors, OUT.pt or OUT.ckpt; the ending chooses the format"
+    )
     parser.add_argument("--dtype", help="of the floating tensors: fp16, bf16 or float32 (as they are stored)")
     parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")

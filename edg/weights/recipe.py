@@ -21,6 +21,8 @@ from pathlib import Path
 
 from edg.core import config
 from edg.core.errors import UsageError, nearest
+from edg.core.paths import file_stem, user_path
+from edg.core.written import plain, text_of
 from edg.weights import keys
 from edg.weights.masks import GENERATOR
 from edg.weights.steps import Consistent, Copy, Dynamic, Step, make_step
@@ -71,8 +73,7 @@ class Recipe:
         if not self.outputs:
             raise UsageError("a recipe without outputs", expected="outputs: {NAME: [steps]}")
         for output, steps in self.outputs.items():
-            if output != Path(output).name or output.startswith(".") or not output:
-                raise UsageError(f"output name {output!r}", expected="a plain file stem")
+            file_stem(output, "output name")
             for step in steps:
                 _check_step(output, step, list(self.inputs))
 
@@ -226,8 +227,12 @@ def from_dict(data: object, place: str = "recipe") -> Recipe:
             raise UsageError(
                 f"{place} has no setting {key!r}", expected=", ".join(known), fix=nearest(str(key), known)
             )
-    values = dict(data)
+    texts = {f.name for f in known.values() if f.type == "str"}
+    values = {key: text_of(value) if key in texts else value for key, value in data.items()}
+    values |= {key: plain(values[key]) for key in ("seed", "mask_scalars") if key in values}
     inputs, outputs = values.get("inputs") or {}, values.get("outputs") or {}
+    if isinstance(inputs, dict):
+        inputs = {name: text_of(path) for name, path in inputs.items()}
     if not isinstance(inputs, dict) or not all(isinstance(v, (str, type(None))) for v in inputs.values()):
         raise UsageError(f"{place}: inputs", expected="a table NAME: PATH")
     if not isinstance(outputs, dict):
@@ -249,7 +254,9 @@ def from_dict(data: object, place: str = "recipe") -> Recipe:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from YAML: a path, or the name of one in configs/merge. Raises UsageError."""
     place = find_recipe(path)
-    return from_dict(config.read_yaml(place), str(place))
+    recipe = from_dict(config.read_yaml(place), str(place))
+    inputs = {n: path and user_path(path, f"{place}: inputs.{n}") for n, path in recipe.inputs.items()}
+    return dataclasses.replace(recipe, inputs=inputs)
 
 
 def is_recipe(path: str | Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError
+from edg.core.paths import user_path
 from edg.core.records import cached_sha256
 from edg.weights.hashing import combined
 
@@ -21,7 +22,7 @@ def candidates(owner: Path, base: dict) -> list[Path]:
     found = [owner.parent / recorded.name]
     if base.get("relative"):
         found.append(owner.parent / base["relative"])
-    root = Path(os.environ.get("CKPT_PATH", "ckpt"))
+    root = Path(user_path(os.environ.get("CKPT_PATH") or "ckpt", "CKPT_PATH"))
     parts = [p for p in recorded.parts if p not in ("/", "..", ".")]
     found += [root.joinpath(*parts[-n:]) for n in range(min(3, len(parts)), 0, -1)]
     return list(dict.fromkeys([*found, recorded]))

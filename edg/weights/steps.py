@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edg.core import config
 from edg.core.errors import UsageError, nearest
+from edg.core.written import text_of
 from edg.weights import ops
 
 LARGEST = 1e15  # of a coefficient: the product of two and a weight is a float32
@@ -334,6 +335,8 @@ def make_step(data: object, place: str) -> Step:
         )
     settings = {key: value for key, value in data.items() if key != "op"}
     for key in ("where", "of", "optional"):  # one name may stand without brackets
+        if key != "optional" and key in settings:
+            settings[key] = text_of(settings[key])
         if isinstance(settings.get(key), str) and not isinstance(getattr(kind, key, ""), str):
             settings[key] = [settings[key]]
     try:

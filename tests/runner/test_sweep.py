@@ -98,7 +98,7 @@ WRONG = {
     "{dyn: {alhpa: [0]}}": "dyn.alhpa=0: no dyn.alhpa in the recipe; .*; did you mean 'dyn.alpha'",
     "{height: [32, 33]}": "height=33: --height 33; expected a multiple of",
     "{ddim_eta: [0, -1]}": "ddim_eta=-1: eta is -1",
-    "{n_samples: [0]}": "n_samples=0: --n_samples 0; expected at least 1",
+    "{n_samples: [0]}": "n_samples=0: edg sample: argument --n_samples",
 }  # fmt: skip
 
 

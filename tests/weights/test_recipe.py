@@ -41,7 +41,7 @@ def recipe(**changes):
         ({"dtype": "float17"}, "float16"),
         ({"generator": "mt19937"}, "sfc64"),
         ({"seed": -1}, "whole number"),
-        ({"outputs": {"../dyn": []}}, "plain file stem"),
+        ({"outputs": {"../dyn": []}}, "output name"),
         ({"outputs": {}}, "without outputs"),
         ({"inputs": {}}, "without inputs"),
         ({"outputs": {"x": [{"op": "linear", "weights": [1.0]}]}}, "expected 2"),
@@ -132,3 +132,23 @@ def test_numbers_are_checked_without_yaml_too(numbers):
 def test_a_scaled_network_is_remarked():
     assert remarks(edg_recipe("a", "b")) == remarks(edg_recipe("a", "b", con_alpha=0.5, con="anchored")) == []
     assert "alpha 0.5 scales the whole network" in remarks(edg_recipe("a", "b", con_alpha=0.5))[0]
+
+
+def test_inputs_are_paths_and_texts_stay_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "r.yaml"
+    steps = "outputs: {on_off: [{op: copy, of: base, where: [007, 1e3]}]}"
+    file.write_text(
+        f"inputs: {{base: 2024_06_01, tuned: ~/t.ckpt, other: 007}}\nseed: 1_0\nmask_scalars: no\n{steps}\n"
+    )
+    recipe = load_recipe(file)
+    assert recipe.inputs == {"base": "2024_06_01", "tuned": f"{tmp_path}/t.ckpt", "other": "007"}
+    assert (recipe.seed, recipe.mask_scalars) == (10, False) and type(recipe.mask_scalars) is bool
+    assert recipe.outputs["on_off"][0].where == ("007", "1e3")
+    for name in ('"a/b"', '"a\\0b"', '".."', '""'):
+        file.write_text(f"inputs: {{base: x}}\noutputs: {{{name}: [{{op: copy, of: base}}]}}\n")
+        with pytest.raises(UsageError):
+            load_recipe(file)
+    file.write_text('inputs: {base: "a\\0b"}\noutputs: {x: [{op: copy, of: base}]}\n')
+    with pytest.raises(UsageError):
+        load_recipe(file)

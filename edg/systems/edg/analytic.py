@@ -40,8 +40,6 @@ EVERY = 100  # clips between two lines of progress
 def analytic_command(args: argparse.Namespace) -> int:
     """Carry out `edg analytic-init`. --data may be a folder made by `edg encode`: then nothing is encoded.
     Raises EdgError."""
-    if args.count is not None and args.count < 2:
-        raise UsageError(f"--count {args.count}", expected="at least 2: one clip has no covariance")
     spec = load_spec(args.spec)
     source, clips = (of_cache if is_cache(args.data) else of_videos)(args, spec)
     found = accumulate(clips, spec.scale_factor)
@@ -73,6 +71,7 @@ def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any]
     keys = draw_keys(len(dataset), args.count or len(dataset), args.seed)
     items = read_items(dataset, keys, workers_for(args, device))
     told = {"data": args.data, "weights": args.weights, "seed": args.seed, "clips": to_dict(clips)}
+    told |= {"data_fingerprint": dataset.fingerprint()} if hasattr(dataset, "fingerprint") else {}
     return told, (encode_moments(model, item["frames"], args.chunk) for item in items)
 
 
@@ -91,6 +90,7 @@ def of_cache(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any],
     for line in data_remarks(cached.videos, spec, encoded=True):
         say(f"warning: {visible(line)}")
     told = {"data": args.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
+    told |= {"data_fingerprint": cached.fingerprint()}
     return told, (cached.moments(number) for number in range(count))
 
 

@@ -2,8 +2,11 @@
 
     index.json                  what is in it, and of which encoders and clips it was made
     clips-00000.safetensors     the first `shard` clips, clips-00001 the next, ...
+    clips-00000.json            the shard's hash, and for each clip the video that it is of: size, times, hash
 
-`encode.py` writes it, a shard at a time and each whole or not at all; training and Analytic-Init read it.
+`encode.py` writes it, a shard at a time and each whole or not at all; training and Analytic-Init read it. A
+shard counts as finished while its bytes are those that were written. Caches of earlier versions have no
+hashes: `edg encode` fills them in.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from torch import Tensor
 
 from edg.core.config import to_dict
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import hash_value, read_json, write_json
+from edg.core.records import cached_sha256, hash_value, read_json, stamp, write_json
 from edg.data.sources import Video
 from edg.systems.edg.load import TOWERS, canonical
 from edg.systems.edg.spec import ModelSpec
@@ -33,6 +37,7 @@ INDEX = "index.json"
 FORMAT = "edg clips 1"
 FROZEN = ("first_stage_model.encoder.", "first_stage_model.quant_conv.", *TOWERS)
 OPEN_SHARDS = 32  # files a reader holds open
+AGAIN = "run the same `edg encode` again, it continues"
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Index:
     def path(self, folder: Path, shard: int) -> Path:
         return folder / f"clips-{shard:05d}.safetensors"
 
+    def about(self, folder: Path, shard: int) -> Path:
+        return folder / f"clips-{shard:05d}.json"
+
 
 def is_cache(folder: str | Path) -> bool:
     return (Path(folder) / INDEX).is_file()
@@ -86,8 +94,35 @@ def read_index(folder: str | Path) -> Index:
     return Index(**values)
 
 
-def begin(folder: str | Path, index: Index) -> list[int]:
-    """Write the index, or find the same one there, and return the shards that are not finished yet.
+def read_about(folder: Path, index: Index, shard: int) -> dict[str, Any] | None:
+    """What was noted of a shard, None where nothing (usable) was."""
+    with suppress(BadFileError):
+        found = read_json(index.about(folder, shard))
+        clips = found.get("clips") if isinstance(found, dict) else None
+        good = isinstance(clips, list) and all(isinstance(clip, dict) and "path" in clip for clip in clips)
+        if good and len(clips) == len(index.numbers(shard)) and isinstance(found.get("sha256"), str):
+            return found
+    return None
+
+
+def damage(folder: Path, index: Index, shard: int) -> str:
+    """Why a shard does not count as finished, "" where it does. Its bytes are hashed when its file's state is
+    not the one of the last time."""
+    path = index.path(folder, shard)
+    if not path.is_file():
+        return "is not there"
+    try:
+        known = read_about(folder, index, shard)
+        if known is not None:
+            return "" if cached_sha256(path) == known["sha256"] else "is not what was written"
+        open_shard(folder, index, shard)
+    except BadFileError as error:
+        return f"cannot be used ({error})"
+    return ""
+
+
+def begin(folder: str | Path, index: Index) -> None:
+    """Write the index, or find the same one there.
 
     Raises UsageError when the folder holds clips that were encoded otherwise, naming what differs.
     """
@@ -100,18 +135,20 @@ def begin(folder: str | Path, index: Index) -> list[int]:
             raise UsageError(
                 f"{folder} holds clips encoded with another {', '.join(other)} ({name} {there[name]!r})",
                 expected=f"{name} {wanted[name]!r}",
-                fix="choose another --out",
+                fix="choose another --out"
+                + (" (a video was added or removed, or a caption changed)" if "videos" in other else ""),
             )
     else:
         write_json(folder / INDEX, to_dict(index))
-    return [n for n in range(index.shards) if not index.path(folder, n).is_file()]
 
 
 def write_shard(folder: Path, index: Index, shard: int, items: Iterable[Mapping[str, Any]]) -> None:
-    """Write one shard, atomically. items: in the order of index.numbers(shard); floating tensors are stored
-    in index.dtype, integers and numbers as they are, texts in the metadata."""
-    rows = list(items)
+    """Write one shard, atomically, then what is noted of it. items: in the order of index.numbers(shard);
+    floating tensors are stored in index.dtype, integers and numbers as they are, texts in the metadata, their
+    `source` in the note."""
+    rows = [dict(item) for item in items]
     assert len(rows) == len(index.numbers(shard))
+    clips = [{"path": str(row.get("path", "")), **(row.pop("source", None) or {})} for row in rows]
     tensors, texts = {}, {}
     for name, value in rows[0].items():
         column = [row[name] for row in rows]
@@ -129,6 +166,29 @@ def write_shard(folder: Path, index: Index, shard: int, items: Iterable[Mapping[
                 fix="use --dtype float32 and --compute float32",
             )
     write_safetensors(index.path(folder, shard), tensors, {"texts": json.dumps(texts)})
+    write_about(folder, index, shard, clips)
+
+
+def write_about(folder: Path, index: Index, shard: int, clips: Sequence[Mapping[str, Any]]) -> None:
+    """Note a shard's hash and its clips' videos."""
+    digest = cached_sha256(index.path(folder, shard))
+    write_json(index.about(folder, shard), {"sha256": digest, "clips": list(clips)})
+
+
+def open_shard(folder: Path, index: Index, shard: int) -> tuple[Weights, dict[str, list[str]]]:
+    """A shard's tensors and texts. Raises BadFileError when it does not hold its clips."""
+    path = index.path(folder, shard)
+    weights = open_weights(path)
+    try:
+        texts = json.loads(weights.metadata["texts"])
+    except (LookupError, ValueError) as error:
+        raise BadFileError(f"{path} is no shard of encoded clips") from error
+    wanted = len(index.numbers(shard))
+    if any(len(column) != wanted for column in texts.values()) or any(
+        weights.info(name).shape[:1] != (wanted,) for name in weights
+    ):
+        raise BadFileError(f"{path} does not hold {wanted} clips", fix="remove it and encode again")
+    return weights, texts
 
 
 class CachedClips:
@@ -137,7 +197,7 @@ class CachedClips:
 
     key: an index, (epoch, index), or anything with both as attributes. Epoch e reads pass e % passes. Only
     the asked for clip is read; readers may be pickled and forked. Raises BadFileError when shards are
-    missing, IndexError for an index outside 0..len.
+    missing or not what was written, IndexError for an index outside 0..len.
     """
 
     def __init__(self, folder: str | Path):
@@ -145,9 +205,12 @@ class CachedClips:
         lost = [n for n in range(self.index.shards) if not self.index.path(self.folder, n).is_file()]
         if lost:
             raise BadFileError(
-                f"{folder} lacks {len(lost)} of {self.index.shards} shards, first {lost[0]}",
-                fix="run the same `edg encode` again, it continues",
+                f"{folder} lacks {len(lost)} of {self.index.shards} shards, first {lost[0]}", fix=AGAIN
             )
+        for shard in range(self.index.shards):
+            if why := damage(self.folder, self.index, shard):
+                raise BadFileError(f"{self.index.path(self.folder, shard)} {why}", fix=AGAIN)
+        self._states = [self._state(shard) for shard in range(self.index.shards)]
         self._open: OrderedDict[int, tuple[Weights, dict[str, list[str]]]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -201,22 +264,28 @@ class CachedClips:
                 fix="encode again with these --weights",
             )
 
+    def without_hashes(self) -> int:
+        """Shards of an earlier version, whose bytes cannot be checked."""
+        return sum(not self.index.about(self.folder, n).is_file() for n in range(self.index.shards))
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the data is: the index, and the shards by their hashes, or sizes without them."""
+        shards = []
+        for shard in range(self.index.shards):
+            known = read_about(self.folder, self.index, shard)
+            shards.append(known["sha256"] if known else self.index.path(self.folder, shard).stat().st_size)
+        return {"content": hash_value([to_dict(self.index), shards])}
+
+    def _state(self, shard: int) -> tuple:
+        return stamp(self.index.path(self.folder, shard))
+
     def _shard(self, shard: int) -> tuple[Weights, dict[str, list[str]]]:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        path = self.index.path(self.folder, shard)
-        weights = open_weights(path)
-        try:
-            texts = json.loads(weights.metadata["texts"])
-        except (LookupError, ValueError) as error:
-            raise BadFileError(f"{path} is no shard of encoded clips") from error
-        wanted = len(self.index.numbers(shard))
-        if any(len(column) != wanted for column in texts.values()) or any(
-            weights.info(name).shape[:1] != (wanted,) for name in weights
-        ):
-            raise BadFileError(f"{path} does not hold {wanted} clips", fix="remove it and encode again")
-        self._open[shard] = weights, texts
+        if self._state(shard) != self._states[shard] and (why := damage(self.folder, self.index, shard)):
+            raise BadFileError(f"{self.index.path(self.folder, shard)} {why}", fix=AGAIN)
+        self._open[shard] = open_shard(self.folder, self.index, shard)
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
         return self._open[shard]

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from edg.core.errors import BadFileError, EdgError, UsageError
+from edg.core.records import cached_sha256
 from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
@@ -59,11 +60,14 @@ def start(sets: ParameterSets, request: Request) -> Clip:
     options, noise = request.options, clip_noise(request)
     x = noise("x_T", shape=latent_shape(sets.spec, request))
     if options.analytic_init is not None:
-        expectation, spread = read_initial_noise(Path(options.analytic_init), x.shape)
+        known = options.analytic_init_sha256
+        expectation, spread = read_initial_noise(Path(options.analytic_init), x.shape, known)
         x = analytic_init(expectation, spread, sets.schedule, options.start, x)
     try:
-        pixels = read_pixels(request.image, request)
-        last = read_pixels(request.last, request) if options.interp and request.last else None
+        pixels = read_pixels(request.image, request.image_bytes, request)
+        last = None
+        if options.interp and request.last:
+            last = read_pixels(request.last, request.last_bytes, request)
     except EdgError as error:
         no_image = torch.zeros(1, 3, request.height, request.width)
         return Clip(request, no_image, noise, x, error=str(error))
@@ -71,34 +75,40 @@ def start(sets: ParameterSets, request: Request) -> Clip:
     return Clip(request, pixels.to(sets.device), noise, x.to(sets.device), last_13HW=last)
 
 
-def read_pixels(path: Path, request: Request) -> Float[Tensor, "1 3 h w"]:
-    """A picture file in [-1, 1] at the request's size. Raises BadFileError."""
+def read_pixels(path: Path, data: bytes | None, request: Request) -> Float[Tensor, "1 3 h w"]:
+    """A picture file (data: its bytes, where they were read) in [-1, 1] at the request's size. Raises
+    BadFileError."""
     crop, pad = request.options.crop, request.options.pad
-    return fit_image(read_image(path), request.height, request.width, crop=crop, pad=pad)[None]
+    return fit_image(read_image(path, data), request.height, request.width, crop=crop, pad=pad)[None]
 
 
 def read_initial_noise(
-    path: Path, shape: Sequence[int]
+    path: Path, shape: Sequence[int], sha256: str | None = None
 ) -> tuple[Float[Tensor, "1 c t h w"], Float[Tensor, "*shape"] | float]:
     """(E[x0], trace of its covariance per dimension) of a published Analytic-Init file (Zhao et al. 2024).
 
-    Raises BadFileError for another kind of file, UsageError when it was made for another size or length.
+    sha256: that it must have, the one that a record tells. Raises BadFileError for another file or another
+    kind of file, UsageError when it was made for another size or length.
     """
     from edg.weights.store import open_weights
 
     file = open_weights(path)
+    if sha256 is not None and cached_sha256(path) != sha256:
+        raise BadFileError(f"{path} was replaced since the run began", fix="run the same command again")
     number = file.metadata.get("Tr_Cov_d")  # a plain number, or a tensor
     if "Expectation_X0" not in file or ("Tr_Cov_d" not in file and number is None):
         raise BadFileError(
             f"{path} holds {', '.join(list(file)[:3])}", expected="an initial noise: Expectation_X0, Tr_Cov_d"
         )
     expectation = file["Expectation_X0"].float()
+    spread = file["Tr_Cov_d"].float() if number is None else float(number)
+    file.check_unchanged()
     if tuple(expectation.shape) != tuple(shape):
         raise UsageError(
             f"{path} is an initial noise of shape {tuple(expectation.shape)}",
             expected=f"{tuple(shape)} for this size and length",
         )
-    return expectation, file["Tr_Cov_d"].float() if number is None else float(number)
+    return expectation, spread
 
 
 def condition_batch(

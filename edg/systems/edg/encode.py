@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edg.core.config import to_dict
 from edg.core.device import choose, dtype_name, usable_cores
 from edg.core.dist import World, world, world_from_environment
-from edg.core.errors import UsageError, visible
+from edg.core.errors import BadFileError, visible
 from edg.core.process import stopping
 from edg.core.records import hash_value, lock_folder, same_folder
 from edg.data.order import Caught, told
@@ -61,7 +61,7 @@ def open_dataset(
     videos = read_videos(*where, args.columns, captions)
     for line in data_remarks(videos, spec) if world_from_environment().is_first else ():
         say(f"warning: {visible(line)}")
-    return ClipDataset(videos, clips, args.seed, Skipped(skipped)), clips
+    return ClipDataset(videos, clips, args.seed, Skipped(skipped), digests=True), clips
 
 
 def data_remarks(videos: Sequence[Any], spec: ModelSpec, encoded: bool = False) -> list[str]:
@@ -170,9 +170,6 @@ def encode_clip(model: LatentVideoModel, item: Mapping[str, Any], every_frame: b
 
 def encode_command(args: argparse.Namespace) -> int:
     """Carry out `edg encode`; under torchrun every process has its share of shards. Raises EdgError."""
-    for name in ("passes", "shard", "chunk"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name} {getattr(args, name)}", expected="at least 1")
     with world(args.device) as here, ExitStack() as stack:
         return _encode(args, here, stack)
 
@@ -198,7 +195,8 @@ def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
 
     def begin() -> list[int]:
         stack.enter_context(lock_folder(out, say=say))
-        return cache.begin(out, index)
+        cache.begin(out, index)
+        return unfinished(out, index, dataset, range(index.shards))
 
     todo = here.first(begin)
     check = stack.enter_context(same_folder(out))  # on every rank
@@ -210,6 +208,64 @@ def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
     say(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
     tell_skipped(out / SKIPPED)
     return 0
+
+
+def unfinished(out: Path, index: cache.Index, dataset: Any, shards: Sequence[int]) -> list[int]:
+    """Those of `shards` that are to be encoded: missing, damaged, or of videos that are other ones now. Says
+    why; notes hashes where an earlier version left none."""
+    todo, filled = [], 0
+    for shard in shards:
+        why = cache.damage(out, index, shard)
+        if not why:
+            known = cache.read_about(out, index, shard)
+            why = outdated(out, index, dataset, shard, known)
+            if not why and known is None:
+                paths = paths_of(out, index, shard, None)
+                clips = [{"path": path, **source_now(path)} for path in paths]
+                cache.write_about(out, index, shard, clips)
+                filled += 1
+        if why:
+            todo.append(shard)
+            if index.path(out, shard).exists():
+                say(f"  shard {shard} is encoded again: {why}")
+    if filled:
+        say(f"{filled} shards of an earlier version had no hashes: noted those of what is there now")
+    return todo
+
+
+def paths_of(out: Path, index: cache.Index, shard: int, known: Mapping[str, Any] | None) -> list[str]:
+    """The video of every clip of a shard, as it was read."""
+    if known is not None:
+        return [clip["path"] for clip in known["clips"]]
+    return cache.open_shard(out, index, shard)[1].get("path", [])
+
+
+def source_now(path: str) -> dict[str, Any]:
+    from edg.data.clips import source_of
+
+    with suppress(BadFileError):
+        return source_of(Path(path))
+    return {}
+
+
+def outdated(out: Path, index: cache.Index, dataset: Any, shard: int, known: Mapping[str, Any] | None) -> str:
+    """Why what a shard holds is not what its videos would give now, "" where it is. known: its note; without
+    one a video that is younger than the shard counts as another."""
+    from edg.data.clips import is_same, state_of
+
+    made = index.path(out, shard).stat().st_mtime_ns
+    for place, path in enumerate(paths_of(out, index, shard, known)):
+        epoch, at = divmod(index.numbers(shard)[place], index.size)
+        asked = str(dataset.videos[at].path)
+        if path != asked and dataset.usable(epoch, at):
+            dataset.skipped.forget([asked])
+            return f"{asked} can be read now"
+        clip = known["clips"][place] if known else {}
+        if "sha256" in clip and not is_same(Path(path), clip):
+            return f"{path} is another video now"
+        if known is None and state_of(Path(path)).get("mtime_ns", 0) > made:
+            return f"{path} is younger than the shard"
+    return ""
 
 
 def encode_shards(

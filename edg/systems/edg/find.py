@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edg.core import config
 from edg.core.errors import UsageError, nearest
+from edg.core.written import plain
 from edg.systems.edg.presets import PRESETS
 from edg.systems.edg.released import from_published
 from edg.systems.edg.spec import ModelSpec
+
+LARGEST = 1 << 20  # channels, heads, tokens, pixels, timesteps
 
 
 def load_spec(name: str | Path) -> ModelSpec:
@@ -28,5 +32,21 @@ def load_spec(name: str | Path) -> ModelSpec:
         )
     values = config.read_yaml(name)
     if isinstance(values.get("model"), Mapping):
-        return from_published(values, name=Path(name).stem)
-    return config.build(ModelSpec, values, str(name))
+        spec = from_published(plain(values), name=Path(name).stem)
+    else:
+        spec = config.build(ModelSpec, values, str(name))
+    _need_reasonable(config.to_dict(spec), str(name))
+    return spec
+
+
+def _need_reasonable(value: Any, where: str) -> None:
+    """Raise UsageError for a size that no network has, before anything is allocated."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key != "towers_seed":
+                _need_reasonable(inner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            _need_reasonable(inner, where)
+    elif isinstance(value, int) and value > LARGEST:
+        raise UsageError(f"{where} is {value}", expected=f"at most {LARGEST:,}")

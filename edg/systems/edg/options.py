@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -43,6 +42,7 @@ class SamplingOptions:
     crop: bool = False
     perframe_ae: bool = False
     analytic_init: str | None = None  # path of a file with Expectation_X0 and Tr_Cov_d
+    analytic_init_sha256: str | None = field(default=None, metadata=LATER)  # that it must have
     con_prompt: Literal["prompt", "empty"] = "prompt"
     image_latent: Literal["mode", "shared_sample", "sample_per_set"] = "shared_sample"
     timesteps: Literal["clean", "released"] = "clean"
@@ -79,15 +79,14 @@ class SamplingOptions:
             need(0 <= t <= 1000, f"T is {t}", "0 <= T <= 1000")
         falling = all(a > b for a, b in zip(self.switch_at, self.switch_at[1:], strict=False))
         need(falling, f"switch timesteps {self.switch_at}", "falling values")
-        need(math.isfinite(self.eta) and self.eta >= 0, f"eta is {self.eta}", "eta >= 0")
+        need(0 <= self.eta <= 1000, f"eta is {self.eta}", "eta >= 0, at most 1000")
         low, high = self.guidance_interval or (0, 1000)
         need(0 <= low <= high <= 1000, f"guidance interval {low} {high}", "0 <= LO <= HI <= 1000")
         need(not (self.crop and self.pad), "crop and pad", "one of them")
         need(not (self.loop and self.interp), "loop and interp", "one of them")
-        need(self.reuse >= 1, f"reuse is {self.reuse}", "at least 1 (1: nothing is reused)")
-        need(
-            math.isfinite(self.guidance_scale), f"guidance scale is {self.guidance_scale}", "a finite number"
-        )
+        need(1 <= self.reuse <= 1000, f"reuse is {self.reuse}", "at least 1 (1: nothing is reused)")
+        scale = self.guidance_scale
+        need(abs(scale) <= 10_000, f"guidance scale is {scale}", "a finite number, at most 10,000")
         need(
             0 <= self.guidance_rescale <= 1, f"guidance rescale is {self.guidance_rescale}", "a value in 0..1"
         )

@@ -57,23 +57,48 @@ def train_run(run: Run, data: Any, world: World, device: str) -> Path:
         encoded = isinstance(data, CachedClips)
         for line in data_remarks(getattr(data, "videos", ()), load_spec(run.spec), encoded):
             print(f"{run.name}: warning: {visible(line)}", file=sys.stderr, flush=True)
-    world.first(lambda: begin(run, world))
-    tensors, base = train(run, data, world, device)
-    world.first(lambda: write_result(run, tensors, base, len(data), world))
+    record = world.first(lambda: begin(run, world, data))
+    tensors, base, hashes = train(run, data, world, device)
+    world.first(lambda: write_result(run, tensors, base, {**record, "samples_in_data": len(data)}, hashes))
     return run.result
 
 
-def begin(run: Run, world: World) -> None:
-    """Note the settings of a run in its folder. Raises UsageError when it was begun there with others."""
-    note = run.folder / "settings.json"
-    if note.exists() and last_checkpoint(run.folder) is not None:
-        compare(run, world, read_json(note), f"the run in {run.folder} was begun")
-    write_json(note, record_of(run, world))
+def begin(run: Run, world: World, data: Any = None) -> dict[str, Any]:
+    """Note the settings of a run in its folder, and what its data is; returns that. Says so when a run that
+    goes on has other data than before. Raises UsageError when it was begun there with other settings."""
+    note, record = run.folder / "settings.json", record_of(run, world)
+    record |= {DATA: data.fingerprint()} if hasattr(data, "fingerprint") else {}
+    if note.exists() and (last := last_checkpoint(run.folder)) is not None:
+        before = read_json(note)
+        compare(run, world, before, f"the run in {run.folder} was begun")
+        record |= {FORMER: before[FORMER]} if FORMER in before else {}
+        if why := other_data(before, record.get(DATA)):
+            print(
+                f"{run.name}: {why} since {last.name}; the rest is trained on what is there now", flush=True
+            )
+            record[FORMER] = [*record.get(FORMER, []), {"until": last.name, **before[DATA]}]
+    write_json(note, record)
+    return record
+
+
+def other_data(record: Mapping[str, Any], now: Mapping[str, Any] | None) -> str:
+    """How the data differs from what a record tells, "" where it does not or where either is unknown."""
+    then = record.get(DATA)
+    if not isinstance(then, Mapping) or now is None or then == now:
+        return ""
+    if then.get("content") == now.get("content"):
+        return "the times of the data's files changed (their names, captions and sizes did not)"
+    return "the data changed"
 
 
 def cached(run: Run, folder: Path) -> CachedClips:
     """The clips that `edg encode` wrote. Raises UsageError when they are not what the run needs."""
     clips = CachedClips(folder)
+    if count := clips.without_hashes():
+        print(
+            f"{folder}: {count} shards of an earlier version cannot be checked; `edg encode` notes hashes",
+            flush=True,
+        )
     if run.objective.random_frame and not clips.index.every_frame:
         raise UsageError(
             f"objective.random_frame, and {folder} has image tokens of frame 0 alone",
@@ -87,7 +112,11 @@ def cached(run: Run, folder: Path) -> CachedClips:
 # ---- the two kinds of training -----------------------------------------------------------------------------
 
 
-def autoencoder(run: Run, data: Any, world: World, device: str) -> tuple[dict[str, Tensor], None]:
+#: tensors of the result, the parameter set it was begun from, the hashes of that one's files
+Trained = tuple[dict[str, Tensor], Weights | None, dict[str, str]]
+
+
+def autoencoder(run: Run, data: Any, world: World, device: str) -> Trained:
     """Train the autoencoder from scratch on still frames."""
     torch.manual_seed(run.seed)
     vae = AutoencoderKL(load_spec(run.spec).vae)
@@ -97,7 +126,7 @@ def autoencoder(run: Run, data: Any, world: World, device: str) -> tuple[dict[st
     if run.autoencoder.calm is not None:
         frames = torch.stack([data[i]["frames"] for i in range(min(1024, len(data)))])
         normalise(vae, frames, run.autoencoder.calm)
-    return {VAE + name: value.detach().contiguous() for name, value in vae.state_dict().items()}, None
+    return {VAE + name: value.detach().contiguous() for name, value in vae.state_dict().items()}, None, {}
 
 
 @torch.no_grad()
@@ -116,9 +145,15 @@ def normalise(vae: AutoencoderKL, frames: Tensor, calm: float) -> None:
     post.weight *= scale[None, :, None, None]
 
 
-def denoiser(run: Run, data: Any, world: World, device: str) -> tuple[dict[str, Tensor], Weights | None]:
+def denoiser(run: Run, data: Any, world: World, device: str) -> Trained:
     """Train the denoiser (with or without text adapter) from `run.init`, or from scratch."""
     model, base = start(run)
+    files = [] if base is None else base.files
+    hashes = {
+        str(file.path): cached_sha256(file.path) for file in files
+    }  # now: in days another may lie there
+    if base is not None:
+        base.check_unchanged()
     if run.lora is not None:
         trainable.add_lora(model, run.lora.rank, run.lora.alpha, run.lora.where, run.seed)
     chosen = trainable.choose(model, run.trainable)
@@ -131,7 +166,7 @@ def denoiser(run: Run, data: Any, world: World, device: str) -> tuple[dict[str, 
     fit(module, data, run.folder, run.seed, world, device, sampler(run), run.samples.every)
     if run.lora is not None:
         trainable.merge_lora(model)
-    return stored(model.cpu()), base
+    return stored(model.cpu()), base, hashes
 
 
 def no_dropout(model: LatentVideoModel) -> None:
@@ -251,10 +286,15 @@ def stored(model: LatentVideoModel) -> dict[str, Tensor]:
 
 
 def write_result(
-    run: Run, tensors: Mapping[str, Tensor], base: Weights | None, samples: int, world: World
+    run: Run,
+    tensors: Mapping[str, Tensor],
+    base: Weights | None,
+    training: Mapping[str, Any],
+    hashes: Mapping[str, str],
 ) -> None:
     """{out}/{name}.safetensors: complete without a base, else what training changed and a reference to it.
-    Raises UsageError when training has left a value that is not finite."""
+    training: what `begin` noted; hashes: of the base's files when they were read. Raises UsageError when
+    training has left a value that is not finite."""
     kept = dict(tensors) if base is None else dict(changed(tensors, base))
     for name, tensor in kept.items():
         if not torch.isfinite(tensor).all():
@@ -263,13 +303,12 @@ def write_result(
         "format": 1,
         "edg": edg.__version__,
         "output": run.name,
-        "training": {**record_of(run, world), "samples_in_data": samples},
+        "training": dict(training),
         "inputs": [],
         "tensors": len(tensors),
         "stored": len(kept),
     }
     if base is not None:
-        hashes = {str(file.path): cached_sha256(file.path) for file in base.files}
         record["inputs"] = [input_record("init", base, hashes)]
         record |= base_reference({"init": base}, hashes, run.result, [])
     write_safetensors(run.result, kept, {"spec": run.spec, "edg": json.dumps(record)})
@@ -280,6 +319,12 @@ def changed(tensors: Mapping[str, Tensor], base: Weights) -> Iterator[tuple[str,
     for name, tensor in tensors.items():
         if name not in base or not torch.equal(tensor, base[name].to(tensor.dtype)):
             yield name, tensor
+
+
+def made_of_other_data(run: Run, data: Any) -> str:
+    """How the data of a finished run differs from what it was trained on, "" where it does not."""
+    training = open_weights(run.result, join_base=False).provenance["training"]
+    return other_data(training, data.fingerprint() if hasattr(data, "fingerprint") else None)
 
 
 def is_made(run: Run, world: World) -> bool:
@@ -318,7 +363,10 @@ def compare(run: Run, world: World, record: Mapping[str, Any], what: str) -> Non
             )
 
 
-FREE = {"out", "init", "vae", "samples", "samples_in_data", "processes"}  # decide nothing, or as hashes
+# Of what is trained on, and what that was until a checkpoint.
+DATA, FORMER = "data_fingerprint", "data_before"
+# These decide nothing, or count as hashes.
+FREE = {DATA, FORMER, "out", "init", "vae", "samples", "samples_in_data", "processes"}
 FREE |= {"data.require_captions"}
 FREE |= {"train." + n for n in ("batch", "accumulate", "strategy", "gradient_checkpointing")}
 FREE |= {"train." + n for n in ("save_every", "keep", "log_every", "logger", "workers")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from edg.core.config import PathText
 from edg.core.errors import UsageError
+from edg.core.paths import file_stem
 from edg.systems.edg.objective import Objective
 
 STRATEGIES = {"auto": "auto", "ddp": "ddp", "fsdp": "fsdp", "deepspeed": "deepspeed_stage_2"}
@@ -17,6 +20,12 @@ PRECISIONS = {
     "bf16-true": "bf16-true",
     "fp16-true": "16-true",
 }
+MOST_STEPS = 10**9
+RANGES = {  # of the numbers of Plan, both ends included
+    "steps": (1, MOST_STEPS), "batch": (1, 65_536), "accumulate": (1, 65_536), "warmup": (0, MOST_STEPS),
+    "save_every": (1, MOST_STEPS), "keep": (1, 10**6), "log_every": (1, MOST_STEPS), "workers": (0, 1024),
+    "grad_clip": (0, 1e9), "weight_decay": (0, 1e6), "final_lr": (0, 1e6), "text_rate": (0, 1e6),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,9 @@ class Plan:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "save_every", "keep", "log_every"):
-            need(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}", "at least 1")
-        for name in ("warmup", "workers", "grad_clip", "weight_decay", "final_lr", "text_rate"):
-            need(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}", "0 or more")
-        need(self.lr > 0, f"train.lr is {self.lr}", "above 0")
+        for name, (low, high) in RANGES.items():
+            within(f"train.{name}", getattr(self, name), low, high)
+        need(0 < self.lr < math.inf, f"train.lr is {self.lr}", "above 0, finite")
         need(0 <= self.ema < 1, f"train.ema is {self.ema}", "0 <= ema < 1")
         good = all(0 <= beta < 1 for beta in self.betas)
         need(good, f"train.betas is {list(self.betas)}", "0 <= beta < 1")
@@ -77,10 +84,9 @@ class Lora:
     where: tuple[str, ...] = ("temporal", "init_attn")
 
     def __post_init__(self) -> None:
-        need(self.rank >= 1, f"lora.rank is {self.rank}", "at least 1")
-        need(
-            self.alpha is None or self.alpha > 0, f"lora.alpha is {self.alpha}", "above 0, or null: the rank"
-        )
+        within("lora.rank", self.rank, 1, 65_536)
+        good = self.alpha is None or 0 < self.alpha <= 1e6
+        need(good, f"lora.alpha is {self.alpha}", "above 0, at most 1e6, or null: the rank")
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,11 @@ class Samples:
     guidance_rescale: float = 0.7
 
     def __post_init__(self) -> None:
-        need(self.every >= 0, f"samples.every is {self.every}", "0 or more")
-        for name in ("count", "steps"):
-            need(getattr(self, name) >= 1, f"samples.{name} is {getattr(self, name)}", "at least 1")
+        within("samples.every", self.every, 0, MOST_STEPS)
+        within("samples.count", self.count, 1, 10_000)
+        within("samples.steps", self.steps, 1, 1000)
+        within("samples.guidance_scale", self.guidance_scale, -10_000, 10_000)
+        within("samples.guidance_rescale", self.guidance_rescale, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,11 @@ class Autoencoder:
 
     kl: float = 1e-6
     calm: float | None = None
+
+    def __post_init__(self) -> None:
+        within("autoencoder.kl", self.kl, 0, 1e6)
+        good = self.calm is None or 0 < self.calm <= 1e6
+        need(good, f"autoencoder.calm is {self.calm}", "above 0, at most 1e6, or null")
 
 
 @dataclass(frozen=True)
@@ -126,8 +139,8 @@ class Run:
     data: dict[str, Any]
     train: Plan
     kind: Literal["denoiser", "autoencoder"] = "denoiser"
-    init: str | None = None
-    vae: str | None = None
+    init: PathText | None = None
+    vae: PathText | None = None
     adapter: Literal["none", "identity", "released"] = "none"
     trainable: tuple[str, ...] = ("all",)
     lora: Lora | None = None
@@ -136,6 +149,7 @@ class Run:
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
 
     def __post_init__(self) -> None:
+        file_stem(self.name, "name")
         need(0 <= self.seed < 2**63, f"seed is {self.seed}", "0 or more, below 2^63")
         told, trained = self.lora is not None, {"lora", "all"} & set(self.trainable)
         given = f"{self.name}: lora is set, and trainable is [{', '.join(self.trainable)}]"
@@ -156,3 +170,7 @@ class Run:
 def need(ok: bool, given: str, expected: str) -> None:
     if not ok:
         raise UsageError(given, expected=expected)
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    need(low <= value <= high, f"{name} is {value}", f"{low:,} to {high:,}")

@@ -1,0 +1,121 @@
+"""What was decoded is what is hashed: the files of a clip may be replaced at any moment."""
+
+import hashlib
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fakes import FakeSystem, job  # noqa: E402
+
+from edg.core.errors import BadFileError, UsageError  # noqa: E402
+from edg.core.video import pictures_in, read_image, write_image  # noqa: E402
+from edg.runner.clips import ClipFile  # noqa: E402
+from edg.runner.sample import run, with_bytes  # noqa: E402
+from edg.systems.base import Request  # noqa: E402
+from edg.systems.edg.clip import read_initial_noise, read_pixels  # noqa: E402
+from edg.systems.edg.options import SamplingOptions  # noqa: E402
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["replaced", "rewritten", "removed"])
+def test_the_record_tells_the_image_that_the_frames_are_of(tmp_path, kind):
+    todo = job(tmp_path, count=1)
+    image, decoded = todo.requests[0].image, []
+    former = sha256(image)
+
+    class Swapping(FakeSystem):
+        def generate(self, model, requests, progress=None, watch=None):
+            decoded.extend(hashlib.sha256(request.image_bytes).hexdigest() for request in requests)
+            write_image(tmp_path / "new.png", np.full((8, 8, 3), 200, np.uint8))
+            if kind == "replaced":
+                (tmp_path / "new.png").replace(image)
+            elif kind == "rewritten":
+                image.write_bytes((tmp_path / "new.png").read_bytes())
+            else:
+                image.unlink()
+            yield from super().generate(model, requests, progress, watch)
+
+    run(todo, Swapping(), lambda: None)
+    record = json.loads(todo.record(todo.requests[0]).read_text())
+    assert record["status"] == "done" and decoded == [former] == [record["settings"]["image_sha256"]]
+    if kind != "removed":
+        with pytest.raises(UsageError):  # the same command does not call it finished
+            run(todo, FakeSystem(), lambda: None)
+        write_image(image, np.full((8, 8, 3), 0, np.uint8))
+        assert sha256(image) == former and run(todo, FakeSystem(), lambda: None).skipped == 1
+
+
+def test_the_bytes_are_decoded_whatever_lies_there(tmp_path):
+    path = tmp_path / "a.png"
+    write_image(path, np.full((32, 32, 3), 10, np.uint8))
+    request = Request("a", "", path, 0, 8, 32, 32, SamplingOptions(), last=path)
+    assert with_bytes(request) == request  # what was read is no part of what is asked for
+    read = with_bytes(request)
+    write_image(path, np.full((32, 32, 3), 250, np.uint8))
+    assert (read_image(path, read.image_bytes) == 10).all() and (read_image(path) == 250).all()
+    assert (read_pixels(path, read.last_bytes, request) < 0).all()
+    assert (read_pixels(path, None, request) > 0).all()
+    frames = [Image.new("RGB", (8, 8), (80 * n, 0, 0)) for n in range(3)]
+    frames[0].save(data := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
+    assert pictures_in(path, data.getvalue()) == 3
+
+
+def test_a_picture_is_read_once_for_its_score(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    write_image(path, np.full((8, 8, 3), 10, np.uint8))
+    record = {"image": str(path), "settings": {"image_sha256": sha256(path)}}
+    clip = ClipFile(tmp_path / "a.mp4", record)
+    assert (clip.image(8, 8) == 10).all()
+    write_image(path, np.full((8, 8, 3), 11, np.uint8))
+    with pytest.raises(BadFileError):
+        clip.image(8, 8)
+
+
+def test_an_initial_noise_is_the_one_that_the_record_tells(tmp_path):
+    import torch
+
+    path = tmp_path / "noise.pt"
+    torch.save({"Expectation_X0": torch.ones(1, 4, 2, 2, 2), "Tr_Cov_d": torch.tensor(0.5)}, path)
+    shape, told = (1, 4, 2, 2, 2), sha256(path)
+    assert (read_initial_noise(path, shape, told)[0] == 1).all()
+    torch.save({"Expectation_X0": torch.zeros(1, 4, 2, 2, 2), "Tr_Cov_d": torch.tensor(0.5)}, path)
+    with pytest.raises(BadFileError):
+        read_initial_noise(path, shape, told)
+
+
+def test_a_film_that_changes_while_it_is_scored_has_no_scores(tmp_path, monkeypatch):
+    from edg.core.video import write_video
+    from edg.metrics.catalogue import Tools
+    from edg.runner import measure
+
+    path, film = tmp_path / "a.mp4", np.zeros((4, 32, 32, 3), np.uint8)
+    write_video(path, film)
+    read = measure.open_clip
+
+    def swapped(*args):
+        write_video(path, film + 99)
+        return read(*args)
+
+    clean = measure.measure(ClipFile(path), ["temporal_flickering"], Tools(), None)
+    assert not clean.failed and clean.sha256 == sha256(path)
+    monkeypatch.setattr(measure, "open_clip", swapped)
+    assert measure.measure(ClipFile(path), ["temporal_flickering"], Tools(), None).failed
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".x", "a\0b", "x" * 201])
+def test_what_a_clip_is_called_is_the_name_of_a_file(tmp_path, name):
+    todo = job(tmp_path, count=1)
+    todo = replace(todo, requests=[replace(todo.requests[0], id=name)])
+    with pytest.raises(UsageError):
+        run(todo, FakeSystem(), lambda: None)
+    assert not (tmp_path / "x.mp4").exists() and not list((tmp_path / "out").glob("[!.]*"))

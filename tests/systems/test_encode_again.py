@@ -1,0 +1,214 @@
+"""`edg encode` and `edg train` a second time: what is there counts while its content is what it was."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edg.cli import main
+from edg.core.dist import World
+from edg.core.errors import BadFileError
+from edg.core.video import write_video
+from edg.data.clips import Skipped
+from edg.runner import train
+from edg.systems.edg import encode as encode_module
+from edg.systems.edg import stages
+from edg.systems.edg.cache import CachedClips
+from edg.weights.store import open_weights
+
+BASE = Path(__file__).parents[2] / "edg/sprites/weights/base.safetensors"
+COUNT = 5
+
+
+def film(path, level, frames=8):
+    """A grey film; of another level it is another one, of the same size on the disk or nearly."""
+    write_video(path, np.full((frames, 32, 32, 3), level, np.uint8))
+
+
+def encode(folder, out="cache"):
+    where = ["--data", folder / "videos", "--out", folder / out, "--weights", BASE, "--spec", "sprites"]
+    more = ["--frames", "8", "--stride", "1", "--shard", "2", "--device", "cpu", "--dtype", "float32"]
+    return main(["encode", *map(str, [*where, *more])])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_model():
+    """The networks are loaded once."""
+    kept, load = {}, encode_module.load_encoders
+
+    def load_once(*args, **more):
+        if not kept:
+            kept["model"] = load(*args, **more)
+        return kept["model"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_module, "load_encoders", load_once)
+        yield
+
+
+@pytest.fixture
+def again(tmp_path):
+    """videos/ and cache/, of 5 videos in 3 shards."""
+    for n in range(COUNT):
+        film(tmp_path / "videos" / f"{n}.mp4", 40 * n)
+        (tmp_path / "videos" / f"{n}.txt").write_text(f"film {n}")
+    assert encode(tmp_path) == 0
+    return tmp_path
+
+
+def shards(folder, out="cache"):
+    return {path.name: path.read_bytes() for path in sorted((folder / out).glob("*.safetensors"))}
+
+
+def states(folder):
+    return {path.name: path.stat().st_mtime_ns for path in sorted((folder / "cache").glob("*.safetensors"))}
+
+
+def same_as_fresh(folder):
+    """What is in the cache is what encoding everything now would give."""
+    assert encode(folder, "fresh") == 0
+    found = shards(folder) == shards(folder, "fresh")
+    shutil.rmtree(folder / "fresh")
+    return found
+
+
+def test_what_did_not_change_is_not_encoded_again(again):
+    note = json.loads((again / "cache/clips-00000.json").read_text())
+    assert [Path(clip["path"]).name for clip in note["clips"]] == ["0.mp4", "1.mp4"]
+    assert {"size", "mtime_ns", "ctime_ns", "sha256"} <= note["clips"][0].keys()
+    before = states(again)
+    os.utime(again / "videos/0.mp4", (1, 1))  # touched, not changed
+    (again / "videos/4.mp4").chmod(0o600)
+    assert encode(again) == 0 and states(again) == before
+    assert CachedClips(again / "cache").without_hashes() == 0
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_a_replaced_video_is_encoded_again(again, keep_time):
+    before, stat = states(again), (again / "videos/3.mp4").stat()
+    film(again / "videos/3.mp4", 7)
+    if keep_time:
+        os.utime(again / "videos/3.mp4", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert encode(again) == 0
+    assert [name for name, time in states(again).items() if time != before[name]] == [
+        "clips-00001.safetensors"
+    ]
+    assert same_as_fresh(again)
+
+
+def test_a_mended_video_takes_its_place(again):
+    whole = (again / "videos/2.mp4").read_bytes()
+    (again / "videos/2.mp4").write_bytes(b"no film")
+    assert encode(again) == 0
+    stranger = CachedClips(again / "cache")[2]["path"]
+    assert not stranger.endswith("2.mp4") and Skipped(again / "cache/skipped.jsonl").entries()
+    (again / "videos/2.mp4").write_bytes(whole)
+    assert encode(again) == 0
+    assert CachedClips(again / "cache")[2]["path"].endswith("2.mp4") and same_as_fresh(again)
+    assert not Skipped(again / "cache/skipped.jsonl").entries()
+
+
+def damaged(path, how):
+    data, stat = bytearray(path.read_bytes()), path.stat()
+    if how == "half":
+        data = data[: len(data) // 2]
+    elif how == "text":
+        at = data.index(b"film ")
+        data[at] ^= 1
+    else:
+        data[-100] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(  # an earlier version left no hashes: there only the shape can be seen
+    ("how", "old"), [("half", False), ("text", False), ("bit", False), ("half", True)]
+)
+def test_a_damaged_shard_is_not_used_and_mended(again, how, old):
+    before, shard = shards(again), again / "cache/clips-00001.safetensors"
+    clips = CachedClips(again / "cache")
+    damaged(shard, how)
+    if old:
+        (again / "cache/clips-00001.json").unlink()
+    with pytest.raises(BadFileError):
+        CachedClips(again / "cache")
+    with pytest.raises(BadFileError):  # opened before it was damaged
+        _ = clips[2]
+    assert encode(again) == 0 and shards(again) == before
+
+
+def test_a_cache_of_an_earlier_version_goes_on(again, capsys):
+    for note in (again / "cache").glob("clips-*.json"):
+        note.unlink()
+    before = states(again)
+    assert CachedClips(again / "cache").without_hashes() == 3
+    assert CachedClips(again / "cache")[4]["caption"] == "film 4"
+    assert encode(again) == 0 and states(again) == before
+    assert CachedClips(again / "cache").without_hashes() == 0
+    for note in (again / "cache").glob("clips-*.json"):
+        note.unlink()
+    film(again / "videos/0.mp4", 9)  # younger than its shard
+    assert encode(again) == 0 and same_as_fresh(again)
+
+
+def test_a_video_that_is_gone_stays_as_it_was_encoded(again):
+    before = shards(again)
+    clips = CachedClips(again / "cache")
+    (again / "videos/0.mp4").unlink()
+    note = json.loads((again / "cache/clips-00000.json").read_text())
+    dataset = type("Data", (), {"videos": [type("V", (), {"path": clip["path"]}) for clip in note["clips"]]})
+    assert (
+        encode_module.outdated(again / "cache", clips.index, dataset, 0, note) == ""
+        and shards(again) == before
+    )
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def run_of(folder, **data):
+    settings = {"spec": "sprites", "seed": 1, "init": str(BASE), "out": str(folder / "out"), "data": data}
+    settings["train"] = {"steps": 3, "batch": 1, "lr": 1e-3}
+    (folder / "run.yaml").write_text(json.dumps(settings))
+    return train.read_runs(folder / "run.yaml", [])[0]
+
+
+@pytest.mark.parametrize("kind", ["videos", "cache"])
+def test_data_that_changed_is_said(again, kind, capsys):
+    data = {"kind": kind, "root": str(again / "videos"), "frames": 8}
+    run = run_of(again, **(data if kind == "videos" else {"kind": kind, "path": str(again / "cache")}))
+    run.folder.mkdir(parents=True)
+    first = stages.begin(run, World(), train.source(run))
+    stages.write_result(run, {}, None, first, {})
+    assert open_weights(run.result).provenance["training"][stages.DATA] == first[stages.DATA]
+    assert stages.is_made(run, World()) and stages.made_of_other_data(run, train.source(run)) == ""
+    (run.folder / "step_00000002.ckpt").write_bytes(b"")
+    assert stages.FORMER not in stages.begin(run, World(), train.source(run))
+
+    film(again / "videos/1.mp4", 77, frames=9)
+    assert encode(again) == 0
+    assert stages.is_made(run, World()) and stages.made_of_other_data(run, train.source(run))
+    assert train.changed(run, stages)
+    record = stages.begin(run, World(), train.source(run))
+    assert record[stages.FORMER] == [{"until": "step_00000002.ckpt", **first[stages.DATA]}]
+    assert record[stages.DATA] != first[stages.DATA]
+    again = stages.begin(run, World(), train.source(run))  # once more: said once, remembered
+    assert again[stages.FORMER] == record[stages.FORMER]
+
+
+def test_a_result_of_an_earlier_version_is_finished(again):
+    run = run_of(again, kind="videos", root=str(again / "videos"), frames=8)
+    record = {k: v for k, v in stages.record_of(run, World()).items() if k != stages.DATA}
+    stages.write_result(run, {}, None, record, {})
+    assert stages.is_made(run, World()) and stages.made_of_other_data(run, train.source(run)) == ""
+
+
+def test_times_alone_are_told_apart(again):
+    run = run_of(again, kind="videos", root=str(again / "videos"), frames=8)
+    before = train.source(run).fingerprint()
+    os.utime(again / "videos/0.mp4", (1, 1))
+    after = train.source(run).fingerprint()
+    assert after["content"] == before["content"] and after["times"] != before["times"]

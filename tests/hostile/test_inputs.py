@@ -31,7 +31,7 @@ WORDS = {
     "device", "dtype", "size", "format", "negative_prompt", "strength", "columns", "stride", "compute",
     "metrics", "sha256",
     "trust_sha256", "feature_range", "feature_options", "stages", "overrides", "settings",
-    "only", "missing", "host", "names", "ckpt_path", "module", "local_rank",
+    "only", "missing", "host", "names", "table", "ckpt_path", "module", "local_rank",
 }  # fmt: skip
 
 

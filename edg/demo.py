@@ -7,7 +7,6 @@ one.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 
 from edg.core.arguments import Parser, whole
 from edg.core.errors import EdgError, MachineError
+from edg.core.process import stopping
 
 EXAMPLES = 8
 GRACE = 3.5  # seconds after a signal for the orderly end
@@ -56,34 +56,35 @@ def demo(args: argparse.Namespace) -> int:
     from edg.report.uploads import Uploads
 
     listener = listen(args.host, args.port)
-    with listener, Uploads() as uploads, uploads.temporary(), studio_of(args, uploads) as studio:
-        os.environ |= environment(studio.folder)
-        from edg.report.demo import server
+    with listener, Uploads() as uploads, uploads.temporary(), Ending(uploads.folder) as ending:
+        stopping.check()  # of a signal that came before
+        with studio_of(args, uploads) as studio:
+            os.environ |= environment(studio.folder)
+            from edg.report.demo import server
 
-        host, port = listener.getsockname()[:2]
-        page = server(studio, host, examples(studio.name), args.host)
-        print(f"edg demo: {studio.name} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-        if not host.startswith("127."):
-            print(
-                f"warning: whoever reaches {host}:{port} can use this machine; there is no password",
-                flush=True,
-            )
-        threading.Thread(target=import_ahead, daemon=True).start()
-        with Ending(studio.folder) as ending:
-            page.run(sockets=[listener])
-            if not studio.close() or ending.others():
+            host, port = listener.getsockname()[:2]
+            page = server(studio, host, examples(studio.name), args.host)
+            if ending.number:
                 ending.now()
+            print(f"edg demo: {studio.name} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+            if not host.startswith("127."):
+                print(
+                    f"warning: whoever reaches {host}:{port} can use this machine; there is no password",
+                    flush=True,
+                )
+            threading.Thread(target=import_ahead, daemon=True).start()
+            page.run(sockets=[listener])
     return 0
 
 
 class Ending:
     """SIGINT and SIGTERM as a flag while it is entered: the page looks at it, and a second signal interrupts
-    nothing that tidies up. What has not left `GRACE` seconds after the first is cut off, whatever its threads
-    do. On leaving, the signal does what it did before."""
+    nothing that tidies up. Who got one ends on leaving, or `GRACE` seconds after it, whatever its threads
+    do."""
 
     def __init__(self, folder: Path):
         self.folder, self.number = folder, 0
-        self._left, self._threads = threading.Event(), set(threading.enumerate())
+        self._left = threading.Event()
 
     def __enter__(self) -> Ending:
         self._before = {number: signal.signal(number, self._flag) for number in STOPS}
@@ -95,24 +96,17 @@ class Ending:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.number:
+            self.now()
         self._left.set()
         signal.set_wakeup_fd(self._woken)
         os.close(self._tell)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.number:
-            gc.freeze()  # else the interpreter looks through all that torch imported, for seconds, to end
-            signal.raise_signal(self.number)
-
-    def others(self) -> bool:
-        """True when an event still holds a thread that the interpreter would wait for."""
-        begun = [thread for thread in threading.enumerate() if thread not in self._threads]
-        for thread in (waited := [thread for thread in begun if not thread.daemon]):
-            thread.join(0.2)
-        return any(thread.is_alive() for thread in waited)
 
     def now(self) -> None:
-        """End the process: a thread is in a step that nothing can stop, and would be torn out of it."""
+        """End the process. The interpreter would look through all that torch imported, for seconds, and wait
+        for threads that are in a step which nothing can stop."""
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(128 + (self.number or signal.SIGTERM))
 

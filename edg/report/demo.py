@@ -236,7 +236,7 @@ class Visit:
         try:
             dials = {word: float(value) for word, value in zip(self.studio.dials, turned, strict=True)}
             numbers = int(seed or 0), int(steps)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UsageError("a field is not a number", fix="load the page again") from error
         return Wish(Path(image["path"]), str(prompt or ""), *numbers, dials, bool(compare))
 

@@ -115,8 +115,8 @@ class Studio:
     def folder(self) -> Path:
         return self.uploads.folder
 
-    def close(self) -> bool:
-        """Stop what is being made and remove the folder. False: a step did not end within `PATIENCE`."""
+    def close(self) -> None:
+        """Stop what is being made, where a step ends within `PATIENCE`, and remove the folder."""
         working = list(self._at_work.items())
         for _, stop in working:
             stop.set()
@@ -124,7 +124,6 @@ class Studio:
         for thread, _ in working:
             thread.join(max(0.0, end - time.monotonic()))
         self.uploads.close()
-        return not any(thread.is_alive() for thread, _ in working)
 
     def check_image(self, path: Path) -> None:
         """Raise BadFileError, by the name that it was uploaded with, for what is no image to be had here."""

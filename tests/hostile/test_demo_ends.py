@@ -57,6 +57,7 @@ edg.demo.import_ahead = lambda: None
 from edg.cli import entry
 entry(["demo", "--port", "0"])
 """
+LOADING = HANGING.replace("edg.demo.studio_of = lambda args, uploads:", "edg.demo.studio_of = hang; _ = lambda:")
 
 
 def start(home, *command):
@@ -164,6 +165,30 @@ def test_it_ends_while_the_server_hangs(hanging):
     assert code == 130 and seconds < 5
     assert not list(home.glob("edg-*"))
     line.close()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_it_ends_where_nothing_hangs(hanging, number, code):
+    process, port, home = hanging
+    assert ask(port, "GET", "//config")[0] == 200
+    process.send_signal(number)
+    assert ended(process)[0] == code
+    assert not list(home.glob("edg-*"))
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_it_ends_while_it_starts(tmp_path, signals):
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", LOADING]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
+        hangs(process)
+        assert list(tmp_path.glob("edg-*"))
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        code, seconds = ended(process)
+    assert code == 143 and seconds < 5
+    assert not list(tmp_path.glob("edg-*"))
 
 
 def visitor(port, known, secret, number):

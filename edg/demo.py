@@ -22,7 +22,7 @@ from edg.core.errors import EdgError, MachineError
 from edg.core.process import stopping
 
 EXAMPLES = 8
-GRACE = 3.5  # seconds after a signal for the orderly end
+GRACE = 3.0  # seconds after a signal for the orderly end
 STOPS = (signal.SIGINT, signal.SIGTERM)
 LOOPBACK = "127.0.0.1"
 ABOUT_SPRITES = (

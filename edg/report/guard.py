@@ -271,7 +271,10 @@ def checked_event(body: bytes, uploads: Uploads) -> bytes:
     chosen = sent.get("event_data")
     if isinstance(chosen, dict) and "index" in chosen:  # of a gallery; what else it has nobody reads
         kept["event_data"] = {"index": _index(chosen["index"], "index"), "value": None}
-    return json.dumps(kept).encode()
+    try:
+        return json.dumps(kept, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # Gradio could not send it back
+        raise Refused("a text is Unicode", 400) from error
 
 
 def _index(value: Any, name: str) -> int:

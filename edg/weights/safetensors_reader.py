@@ -68,6 +68,8 @@ def _parse(file: InputFile, text: bytes) -> dict:
         table = dict(pairs)
         if len(table) != len(pairs):
             raise ValueError("a name occurs twice")
+        if not all(map(is_text, table)):
+            raise ValueError("a name is no Unicode")
         return table
 
     try:
@@ -80,6 +82,11 @@ def _parse(file: InputFile, text: bytes) -> dict:
     if not isinstance(header, dict) or text[:1] != b"{":
         raise BadFileError(f"{file.path}: its safetensors header is not a table")
     return header
+
+
+def is_text(name: str) -> bool:
+    """True for what UTF-8 can hold. JSON and pickles can write half a pair of UTF-16, which it cannot."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _span(path, name: str, entry) -> tuple[int, int, tuple]:

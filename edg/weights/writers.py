@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from edg.core.errors import UsageError
 from edg.weights.atomic import AtomicFile
-from edg.weights.safetensors_reader import CODES, MAX_HEADER
+from edg.weights.safetensors_reader import CODES, MAX_HEADER, is_text
 from edg.weights.tensors import CHUNK, ITEMSIZE, TensorInfo, dtype_name, raw_bytes, torch_dtype
 
 if TYPE_CHECKING:
@@ -89,11 +89,19 @@ def _check_dtype(name: str, info: TensorInfo, known: Container[str], form: str) 
         raise UsageError(f"{name} is {info.dtype}, which {form} files cannot hold", fix=fix)
 
 
+def _check_name(name: str) -> None:
+    """Raise UsageError for a tensor's name with which no reader opens a header: that of its metadata, or half
+    a pair of UTF-16."""
+    if name == "__metadata__" or not is_text(name):
+        raise UsageError(f"a tensor named {name!r}, which safetensors files cannot hold", fix=AS_PT)
+
+
 class SafetensorsWriter(TensorWriter):
     """plan: every tensor that may come (fixes the header's room); metadata_size: bytes of its metadata."""
 
     def __init__(self, path, plan: Mapping[str, TensorInfo], metadata_size: int = 0, reserve: bool = True):
         for name, info in plan.items():
+            _check_name(name)
             _check_dtype(name, info, CODES, "safetensors")
         total = sum(info.nbytes for info in plan.values())
         entries = {name: self._entry(info, total, total) for name, info in plan.items()}

@@ -57,7 +57,9 @@ edg.demo.import_ahead = lambda: None
 from edg.cli import entry
 entry(["demo", "--port", "0"])
 """
-LOADING = HANGING.replace("edg.demo.studio_of = lambda args, uploads:", "edg.demo.studio_of = hang; _ = lambda:")
+LOADING = HANGING.replace(
+    "edg.demo.studio_of = lambda args, uploads:", "edg.demo.studio_of = hang; _ = lambda:"
+)
 
 
 def start(home, *command):

@@ -233,7 +233,8 @@ def test_gradios_own_check_is_on(studio, home, events, capsys):
     "body",
     ["", "[]", "3", "{", "[" * 90_000, '{"data": 3}', '{"data": [NaN]}', '{"data": [1e999]}', "{}" * 2,
      '{"data": [' + "9" * 5000 + "]}", '{"data": [], "session_hash": "../x"}', '{"data": [], "fn_index": -1}',
-     '{"data": [], "fn_index": 1.5}', '{"data": [], "session_hash": {"path": "/etc/hostname"}}']
+     '{"data": [], "fn_index": 1.5}', '{"data": ["\\ud800"]}',
+     '{"data": [], "session_hash": {"path": "/etc/hostname"}}']
 )  # fmt: skip
 def test_what_is_no_event(client, body):
     answer = client.post(f"{API}/queue/join", content=body.encode(), headers=OWN)

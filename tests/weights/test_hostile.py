@@ -201,6 +201,7 @@ BAD_HEADERS = {
         for value in ({"a": 3}, {"a": None}, {"a": {}}, [], "x", 0, False)
     },
     "not utf-8": (header(b'{"\xff": 1}'), "cannot be read"),
+    "half a pair": (header({"\ud83d": entry(0, 4)}, bytes(4)), "cannot be read"),
 }
 
 

@@ -125,6 +125,15 @@ def test_a_dtype_that_the_format_cannot_hold(tmp_path, dtype):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.pt"]
 
 
+@pytest.mark.parametrize("name", ["__metadata__", "half \ud83d"])
+def test_a_name_that_no_header_can_hold(tmp_path, name):
+    torch.save({name: torch.ones(2), "b": torch.zeros(3)}, tmp_path / "in.ckpt")
+    assert main(["export", str(tmp_path / "in.ckpt"), str(tmp_path / "x.safetensors"), "--quiet"]) == 2
+    assert main(["export", str(tmp_path / "in.ckpt"), str(tmp_path / "x.pt"), "--quiet"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.ckpt", "x.pt"]
+    assert set(torch.load(tmp_path / "x.pt")["state_dict"]) == {name, "b"}
+
+
 class Odd(TensorInfo):
     def __init__(self, dtype):
         super().__init__((2,), dtype)

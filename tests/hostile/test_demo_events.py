@@ -5,11 +5,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
 
+from edg.core.errors import UsageError
 from edg.demo import environment
 from edg.report.studio import Studio
 from edg.report.uploads import LOCK, Uploads
@@ -239,6 +241,15 @@ def test_gradios_own_check_is_on(studio, home, events, capsys):
 def test_what_is_no_event(client, body):
     answer = client.post(f"{API}/queue/join", content=body.encode(), headers=OWN)
     assert answer.status_code in (400, 403)
+
+
+@pytest.mark.parametrize("seed, dial", [(float("inf"), 0.5), ("x", 0.5), (1, 10**400), (1, {}), (1, None)])
+def test_a_field_that_is_no_number(studio, seed, dial):
+    from edg.report.demo import Visit
+
+    visit = Visit(SimpleNamespace(dials={"motion": ""}), [])
+    with pytest.raises(UsageError):
+        visit.wish({"path": "x.png"}, "a prompt", seed, 5, False, dial)
 
 
 def test_an_event_reads_in_one_way(client, home, studio):

@@ -7,8 +7,9 @@ The packets of a file are listed once (nothing is decoded), then frames are deco
   aspect ratio: the shorter side of a pixel is stretched, nothing is thrown away. Ratios beyond 1:10 are not
   believed.
 - colour: the matrix and range that are tagged. Untagged is limited range, BT.709 from 720 lines on, else
-  BT.601; lines as they are shown before the film is turned, as browsers count them.
-- alpha: laid on white, as with pictures.
+  BT.601; lines as they are shown before the film is turned, as browsers count them. HDR is not tone-mapped:
+  there is a warning.
+- alpha: laid on white, as with pictures, also that beside the pictures of a webm.
 - time: frames of a film whose rate changes are chosen by their times, see `evenly`.
 """
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 HD_LINES = 720
 WIDEST_PIXEL = 10
+FIELDS = "interlaced: its frames show two moments, line by line"
+HDR = "HDR: its frames are read without tone mapping, so they are paler than players show them"
 LOST = 4  # frames at the end of a file that was cut: a player shows the others
 _WEB_CODECS = {  # container, codec -> pixel formats that Chromium, Firefox and Safari all play
     (".mp4", "h264"): ("yuv420p", "yuvj420p"),
@@ -43,9 +46,11 @@ _WEB_CODECS = {  # container, codec -> pixel formats that Chromium, Firefox and 
     (".webm", "av1"): ("yuv420p", "yuv420p10le"),
 }
 _WEB_SOUND = ("aac", "mp3", "opus", "vorbis", "flac")
+_ALPHA_BESIDE = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # codec -> decoder of the alpha beside its pictures
 _SEEKS_EXACTLY = ("mp4", "matroska")  # in FFmpeg's names of the container formats
 _PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls", "jpeg2000")
 _LIMITED_GREY = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "prores")
+_HDR = (16, 18)  # FFmpeg's AVCOL_TRC_SMPTE2084 (PQ) and AVCOL_TRC_ARIB_STD_B67 (HLG)
 _RGB, _FULL, _LIMITED = 0, 2, 1  # FFmpeg's AVCOL_SPC_RGB, AVCOL_RANGE_JPEG, AVCOL_RANGE_MPEG
 _BT709, _BT601, _MATRICES = 1, 5, (1, 4, 5, 6, 7, 9, 10)  # those that swscale knows
 # swscale's quick way is up to 3 levels too dark: bilinear, full_chroma_int, accurate_rnd, and into planes,
@@ -114,6 +119,7 @@ class Film:
             self.frames = len(shown)
             tags = {name.lower(): value for name, value in stream.metadata.items()}
             self._rotate = tags.get("rotate", "")
+            self._clear = tags.get("alpha_mode") == "1" and _codec(stream) in _ALPHA_BESIDE
             self._ratio = _pixel_ratio(stream.sample_aspect_ratio)
             numbered = None in shown or len(set(shown)) < len(shown)  # no usable times: count while decoding
             self._times = None if numbered else sorted(shown)
@@ -126,7 +132,7 @@ class Film:
             self._ordinary = whole and exact and alone and not _leads(packets) and self._ratio == 1
             self._web = _web_ending(container, stream, self.path)
             if getattr(stream.codec_context, "field_order", 0) > 1:
-                self._warn_of_fields()
+                self._warn(FIELDS)
 
     def _need_all(self, expected: int) -> None:
         """Packets may be missing because an edit list hides them. Raises BadFileError when more than the last
@@ -141,6 +147,7 @@ class Film:
         """fps, times, steady, end. The container's rate counts where the frames keep it, to half a frame: it
         is often that of all frames, also of hidden ones, or of nothing at all."""
         claimed = float(stream.average_rate or stream.guessed_rate or 0)
+        self._offset = abs(float(self._times[0] * stream.time_base)) if self._times else 0.0
         if self._times is None or self.frames < 2:
             self.fps, self.steady = claimed, True
             self.times = np.arange(self.frames) / (claimed or 1)
@@ -148,7 +155,6 @@ class Film:
             return
         ticks = np.array(self._times, dtype=np.float64)
         self.times = (ticks - ticks[0]) * float(stream.time_base)
-        self._offset = abs(float(ticks[0] * stream.time_base))
         mean = (self.frames - 1) / float(self.times[-1])
         self.fps = claimed if _keeps(self.times, claimed) else mean
         self.steady = _keeps(self.times, self.fps)
@@ -167,7 +173,7 @@ class Film:
     @property
     def web_ending(self) -> str:
         """ ".mp4" or ".webm" where browsers play the file as it is and show the same frames, "" where not."""
-        at_zero = self._times is not None and self._offset < 0.5 / self.fps
+        at_zero = self._times is not None and self._offset * self.fps < 0.5
         same = self._ordinary and self.steady and at_zero and self._first[0]
         return self._web if same else ""
 
@@ -197,7 +203,7 @@ class Film:
         found, last = {}, max(wanted)
         with video.open_container(self.path) as container:
             stream = container.streams[self._stream]
-            stream.thread_type = "NONE"
+            stream.thread_type, codec = "NONE", _codec(stream)
             before = bisect_right(self._keys, min(wanted)) - 1
             if seek and before > 0:
                 container.seek(self._keys[before], stream=stream)
@@ -206,26 +212,29 @@ class Film:
                 if time in wanted:
                     if frame.is_corrupt:
                         raise BadFileError(f"cannot read {self.path}: a damaged frame")
-                    found[time] = self._shown(frame, _codec(stream))
+                    found[time] = self._shown(frame, codec, len(wanted))
                 if time is not None and time >= last:
                     break
         return found
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        decoder = _alpha_decoder(stream) if self._clear else None
         for packet in container.demux(stream):
             if not (self._cut and packet.is_corrupt):
-                yield from packet.decode()
+                yield from packet.decode() if decoder is None else decoder.decode(packet)
 
-    def _shown(self, frame: VideoFrame, codec: str) -> np.ndarray:
-        """uint8 (H, W, 3) as a player shows a decoded frame."""
+    def _shown(self, frame: VideoFrame, codec: str, count: int) -> np.ndarray:
+        """uint8 (H, W, 3) as a player shows a decoded frame, one of `count`."""
         import av
 
         if self._formatter is None:  # made once: it keeps its tables
             self._formatter = av.video.reformatter.VideoReformatter()
         if frame.interlaced_frame:
-            self._warn_of_fields()
+            self._warn(FIELDS)
+        if frame.color_trc in _HDR:
+            self._warn(HDR)
         width, height = _stretched(frame.width, frame.height, self._ratio)
-        video.need_reasonable_clip(self.path, 1, (width, height))
+        video.need_reasonable_clip(self.path, count, (width, height))
         picture = _rgb(frame, codec, height, self._formatter)
         if (width, height) != (frame.width, frame.height):
             picture = video.resize_picture(picture, width, height)
@@ -237,9 +246,10 @@ class Film:
             self._seen = not matrix, usual, shown.shape[:2]
         return shown
 
-    def _warn_of_fields(self) -> None:
-        if not self.warnings:
-            self.warnings.append(f"{self.path} is interlaced: its frames show two moments, line by line")
+    def _warn(self, reason: str) -> None:
+        warning = f"{self.path} is {reason}"
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
 
 def evenly(times: np.ndarray, end: float, fps: float, most: int) -> tuple[np.ndarray, float]:
@@ -327,6 +337,18 @@ def _leads(packets: Sequence[_Packet]) -> bool:
 def _codec(stream) -> str:
     """Of the format, not of the decoder: av1, not libdav1d."""
     return stream.codec_context.codec.canonical_name
+
+
+def _alpha_decoder(stream: VideoStream):
+    """A decoder that sees the alpha of a webm, which FFmpeg's own pass over; None where PyAV lacks it."""
+    import av
+
+    try:
+        decoder = av.CodecContext.create(_ALPHA_BESIDE[_codec(stream)], "r")
+    except av.codec.codec.UnknownCodecError:
+        return None
+    decoder.extradata = stream.codec_context.extradata
+    return decoder
 
 
 def _web_ending(container: InputContainer, stream: VideoStream, path: Path) -> str:

@@ -388,7 +388,6 @@ def open_film(path: str | Path) -> Film:
 
 
 def _all_frames(film: Film) -> np.ndarray:
-    need_reasonable_clip(film.path, film.frames, film.size[::-1])
     frames = film.get(range(film.frames))
     for warning in film.warnings:
         logging.getLogger("edg").warning(warning)

@@ -349,6 +349,17 @@ def test_transparent_films_lie_on_white(tmp_path, name, codec, pixels):
     assert near(found[20, 10], COLOUR, 1) and (found[:, 33:] == 255).all()
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_alpha_beside_the_pictures_of_a_webm(tmp_path, codec):
+    clear = np.full((48, 64, 4), (*COLOUR, 255), np.uint8)
+    clear[:, 32:] = 0, 0, 0, 0
+    frames = [av.VideoFrame.from_ndarray(clear, "rgba").reformat(format="yuva420p") for _ in range(9)]
+    path = encode(tmp_path / "a.webm", frames, codec, pixels="yuva420p", **{"auto-alt-ref": "0", "g": "4"})
+    found = read_clip(path)[0]
+    assert len(found) == 9 and near(found[:, 10:40, 5:25], COLOUR, 6) and near(found[:, :, 40:], 255, 2)
+    assert np.array_equal(open_video(path).get([7, 2]), found[[7, 2]])
+
+
 @pytest.mark.parametrize(
     "name, codec, pixels",
     [("a.mp4", "libx264rgb", "rgb24"), ("a.mkv", "ffv1", "bgr0"), ("a.mov", "png", "rgb24")],
@@ -533,6 +544,14 @@ def test_interlaced_films_are_reported(tmp_path, films, caplog):
         assert data[0, 0]["path"] == data[1, 0]["path"] and len(caplog.records) == count  # once
 
 
+@pytest.mark.parametrize("curve, count", [("smpte2084", 1), ("arib-std-b67", 1), ("bt709", 0)])
+def test_films_of_high_dynamic_range_are_reported(tmp_path, films, curve, count):
+    named = {"x264-params": f"transfer={curve}:colorprim=bt2020:colormatrix=bt2020nc"}
+    film = Film(encode(tmp_path / "a.mp4", [films.picture(n, 48, 64) for n in range(4)], **named))
+    film.get([0, 3])
+    assert len(film.warnings) == count
+
+
 # ---- browsers ----------------------------------------------------------------------------------------------
 
 
@@ -569,5 +588,7 @@ def test_what_browsers_play_as_it_is(tmp_path, films, name, codec, pixels, optio
 def test_a_film_of_ours_is_played_as_it_is(tmp_path):
     write_video(tmp_path / "a.mp4", np.zeros((8, 32, 32, 3), np.uint8))
     assert Film(tmp_path / "a.mp4").web_ending == ".mp4"
+    write_video(tmp_path / "still.mp4", np.zeros((1, 32, 32, 3), np.uint8))
+    assert Film(tmp_path / "still.mp4").web_ending == ".mp4"
     for name in ("turned_90.mp4", "pixels_2_to_1.mp4", "two_streams.mp4", "two_rates.mp4", "mpeg4_part2.mp4"):
         assert Film(CASES / name).web_ending == ""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("mp4", "gif", "webp", "png", "mov")
 VIDEOS = (".mp4", ".webm", ".m4v", ".mov", ".mkv", ".avi", ".gif")
+VIDEOS += (".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")  # all that training reads
 ANIMATIONS = (".gif", ".webp", ".png", ".apng", ".avif")  # all but gif may stand still as well
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # what frames of a folder may be
 FIRST_FRAME = "00000.png"

@@ -23,6 +23,7 @@ from edg.core.formats import (
     write_clip,
 )
 from edg.core.records import remove_leftovers
+from edg.data.captions import SUFFIXES
 
 TAGS = {"prompt": "ein röter 圆 “x”", "seed": "7", "comment": '{"long": "' + "ü" * 3000 + '"}'}
 
@@ -125,6 +126,7 @@ def test_what_is_a_clip(tmp_path):
         Image.fromarray(clip()[0]).save(tmp_path / name)
         assert not is_clip(tmp_path / name)
     assert not is_clip(tmp_path / "other") and not is_clip(tmp_path / "none.webp")
+    assert all(is_clip(tmp_path / f"a{ending}") for ending in SUFFIXES)  # all that training reads
 
 
 def test_durations_do_not_drift():

@@ -119,7 +119,8 @@ class Film:
             self.frames = len(shown)
             tags = {name.lower(): value for name, value in stream.metadata.items()}
             self._rotate = tags.get("rotate", "")
-            self._clear = tags.get("alpha_mode") == "1" and _codec(stream) in _ALPHA_BESIDE
+            usual = stream.codec_context.pix_fmt == "yuv420p"  # libvpx is often built without 10 bits
+            self._clear = usual and tags.get("alpha_mode") == "1" and _codec(stream) in _ALPHA_BESIDE
             self._ratio = _pixel_ratio(stream.sample_aspect_ratio)
             numbered = None in shown or len(set(shown)) < len(shown)  # no usable times: count while decoding
             self._times = None if numbered else sorted(shown)

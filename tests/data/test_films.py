@@ -358,6 +358,7 @@ def test_alpha_beside_the_pictures_of_a_webm(tmp_path, codec):
     found = read_clip(path)[0]
     assert len(found) == 9 and near(found[:, 10:40, 5:25], COLOUR, 6) and near(found[:, :, 40:], 255, 2)
     assert np.array_equal(open_video(path).get([7, 2]), found[[7, 2]])
+    assert len(read_clip(CASES / "deep_and_clear.webm")[0]) == 2  # of 10 bits
 
 
 @pytest.mark.parametrize(

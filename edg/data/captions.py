@@ -101,9 +101,11 @@ def _read(path: Path) -> str:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadFileError(f"cannot read the caption {path}: {error}") from error
+    named = {key.lower(): found for key, found in value.items()} if isinstance(value, dict) else {}
     for name in FIELDS:
-        if isinstance(value, dict) and isinstance(value.get(name), str):
-            return " ".join(value[name].split())
+        texts = named[name] if isinstance(named.get(name), list) else [named.get(name)]
+        if text := next((each for each in texts if isinstance(each, str)), None):
+            return " ".join(text.split())
     raise BadFileError(f"{path} holds no caption", expected='{"caption": "..."}, or "text" or "prompt"')
 
 

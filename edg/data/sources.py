@@ -32,7 +32,7 @@ LAYOUTS = {
 CAPTIONS = ("name", "caption", "text", "prompt")
 # Other names of these columns, in small letters and digits alone.
 ALIASES = {
-    "videoid": ("clipid", "id"),
+    "videoid": ("clipid", "vid", "youtubeid", "id"),
     "path": ("videopath", "clippath", "filepath", "relativepath", "relpath", "mediapath"),
     "file": ("filename", "videofile", "clipfile", "videofilename"),
     "video": ("videoname", "videos", "clip", "clipname", "movie"),
@@ -42,6 +42,7 @@ ALIASES = {
 }
 TEMPLATE = "or say where a row's file lies, for instance columns='clips/{id}.mp4'"
 _FIELD = re.compile(r"\{([^{}]+)\}")
+_LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]$""", re.DOTALL)  # as Python and JSON write it
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,10 @@ def _caption_columns(
     for name in (*columns, *_FIELD.findall(template)):
         if header.count(name) > 1:
             raise UsageError(f"{path} has the column {name!r} {header.count(name)} times", expected="once")
+    likely = {*CAPTIONS} - {"name"}  # channel_name and its kin are names of something else
     for name in () if columns else free:
-        words = re.findall(r"[A-Z]?[a-z]+", name)
-        hit = next((w.lower() for w in words if w.lower() in CAPTIONS), "") or nearest(_plain(name), CAPTIONS)
+        words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+", name)]
+        hit = not likely.isdisjoint(words) or nearest(_plain(name), likely)
         if hit and any(len(row.get(name, "").split()) > 1 for row in rows):
             raise UsageError(
                 f"{path} has no column of captions among {_listed(header)}; {name[:40]!r} is the nearest",
@@ -220,7 +222,8 @@ def _filled(row: Mapping[str, str], template: str) -> bool:
 
 def _file(row: Mapping[str, str], template: str, root: Path) -> Path:
     """The file of a row. Where there is none of its name: backslashes are separators, names with letters of
-    marks may be spelt the other way (NFC, NFD); an id with the ending of a video takes no second one."""
+    marks may be spelt the other way (NFC, NFD); an id with the ending of a video takes no second one, and a
+    path without any has that of the video which lies there."""
     text = _FIELD.sub(lambda match: row[match[1]].strip(), template)
     stem, ending = os.path.splitext(text)
     if not template.endswith("}") and is_video(stem) and ending == os.path.splitext(template)[1]:
@@ -230,18 +233,29 @@ def _file(row: Mapping[str, str], template: str, root: Path) -> Path:
     if not text.isascii() and not (root / text).exists():
         spelt = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
         text = next((each for each in spelt if (root / each).exists()), text)
+    if template.endswith("}") and not is_video(text) and not (root / text).exists():
+        endings = (form for ending in SUFFIXES for form in (ending, ending.upper()))
+        text = next((text + ending for ending in endings if (root / (text + ending)).is_file()), text)
     return root / text
+
+
+def _caption(row: Mapping[str, str], columns: Sequence[str], file: Path) -> str:
+    """The first text of these columns that is more than the file's own name; that where there is no other."""
+    texts = [text for name in columns if (text := row.get(name, "").strip())]
+    return next((text for text in texts if Path(text).stem != file.stem), texts[0] if texts else "")
 
 
 def _videos(
     rows: Iterable[Row], template: str, captions: Sequence[str], root: Path, path: Path, header: Sequence[str]
 ) -> Iterator[Video]:
     none = f"no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} among {_listed(header)}"
-    for line, row, surplus in rows:
+    for line, row, note in rows:
         if _filled(row, template):
-            text = next((text for name in captions if (text := row.get(name, "").strip())), "")
-            note = f"line {line} of {path.name} has {surplus} values more than columns" if surplus else ""
-            yield Video(_file(row, template, root), text, note=note if captions else none)
+            text = _caption(row, captions, file := _file(row, template, root))
+            if _LIST.match(text):
+                note = note or "has a list of texts as caption"
+            note = f"line {line} of {path.name} {note}" if note else ""
+            yield Video(file, text, note=note if captions else none)
         else:
             wanted = ", ".join(_FIELD.findall(template))
             yield Video(Path(f"{path}, line {line}"), "", f"names no video; expected a value in {wanted}")

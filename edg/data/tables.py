@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +28,7 @@ MARKS = {
 }
 HEAD = 50  # rows that are looked at before the others
 
-Row = tuple[int, dict[str, str], int]  # its last line, column -> text, how many values have no column
+Row = tuple[int, dict[str, str], str]  # its last line, column -> text, what is to be known of it
 
 
 def open_rows(
@@ -131,19 +132,36 @@ def _csv_rows(lines: _Lines, separator: str, path: Path) -> Iterator[Row]:
             raise _open_quote(path, first, str(error)) from error
         if lines.ended:
             raise _open_quote(path, first, "it is never closed")
+        note = ""
         if len(lines.record) > 1:
             _need_closed(lines.record, separator, path, first)
+        elif '"' in lines.record[0]:
+            values, note = _within_quotes(lines.record[0], separator, values)
         if header is None:
             header = [name.strip() for name in values]
         elif values:
-            surplus = sum(bool(value.strip()) for value in values[len(header) :])
-            yield lines.number, dict(zip(header, values, strict=False)), surplus
+            if surplus := sum(bool(value.strip()) for value in values[len(header) :]):
+                note = f"has {surplus} values more than columns"
+            yield lines.number, dict(zip(header, values, strict=False)), note
+
+
+def _strictly(lines: Sequence[str], separator: str) -> list[str]:
+    return next(_reader(iter(lines), separator, strict=True))
+
+
+def _within_quotes(line: str, separator: str, values: list[str]) -> tuple[list[str], str]:
+    """(the values of a row of one line, a note where quotes within its quotes are not marked as such). They
+    are doubled, or have a backslash before them as databases write it."""
+    for text in (line, line.replace('\\"', '""')):
+        with suppress(csv.Error):
+            return _strictly([text], separator), ""
+    return values, "has quotes within quotes that are not doubled"
 
 
 def _need_closed(record: Sequence[str], separator: str, path: Path, first: int) -> None:
     """Raise BadFileError where a row of several lines has swallowed other rows."""
     try:
-        next(_reader(iter(record), separator, strict=True))
+        _strictly(record, separator)
     except csv.Error as error:
         raise _open_quote(path, first, str(error)) from error
     endings = "|".join(map(re.escape, SUFFIXES))
@@ -167,7 +185,7 @@ def _open_quote(path: Path, line: int, why: str) -> BadFileError:
 
 def _json_rows(path: Path, file: IO[str]) -> tuple[list[str], Iterator[Row]]:
     values = _json_lines(path, file) if path.suffix.lower() != ".json" else _json_list(path, file)
-    rows = ((line, {key: _text(value) for key, value in row.items()}, 0) for line, row in values)
+    rows = ((line, {key: _text(value) for key, value in row.items()}, "") for line, row in values)
     head = list(islice(rows, HEAD))
     columns = dict.fromkeys(name for _, row, _ in head for name in row)
     return list(columns), chain(head, rows)
@@ -181,13 +199,25 @@ def _json_lines(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]
 
 def _json_list(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     value = _parsed(file.read(), str(path))
-    if isinstance(value, dict):  # {"clip.mp4": "caption"}, or with objects in place of the captions
+    lists = [key for key, rows in value.items() if _is_rows(rows)] if isinstance(value, dict) else []
+    if len(lists) > 1:
+        raise BadFileError(
+            f"{path} holds several lists of objects: {', '.join(name[:40] for name in lists[:5])}",
+            expected="one list, an object for each video",
+        )
+    if lists:  # {"version": 1, "videos": [{"path": "clip.mp4", ...}, ...]}
+        value = value[lists[0]]
+    elif isinstance(value, dict):  # {"clip.mp4": "caption"}, or with objects in place of the captions
         rows = {name: row if isinstance(row, dict) else {"caption": row} for name, row in value.items()}
         value = [{"path": name, **row} for name, row in rows.items()]
     if not isinstance(value, list):
         raise BadFileError(f"{path} holds no rows", expected='[{"path": "clip.mp4", "caption": "..."}, ...]')
     for number, row in enumerate(value, 1):
         yield number, _object(row, f"row {number} of {path}")
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(row, dict) for row in value)
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -208,4 +238,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         value = next((each for each in value if isinstance(each, str)), "")
     is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
-    return str(value) if is_text else ""
+    return (
+        str(value) if is_text and value == value else ""
+    )  # not a number: what is missing, as pandas writes it

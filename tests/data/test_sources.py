@@ -160,6 +160,12 @@ def test_csv_as_programs_write_it(tmp_path, header, separator, encoding, ending)
         ("path,caption\n\u00fc.mp4,x", ["u\u0308.mp4"], "u\u0308.mp4"),
         ("path,caption\nu\u0308.mp4,x", ["\u00fc.mp4"], "\u00fc.mp4"),
         ('path,caption\na.mp4,"x"\n', [], "a.mp4"),
+        ("vid,caption\na,x", [], "a.mp4"),
+        ("path,caption\nsub/a.b,x", ["sub/a.b.webm", "sub/a.mp4"], "sub/a.b.webm"),
+        ("path,caption\na,x", ["a", "a.mp4"], "a"),
+        ("path,name,caption\nsub/a.mp4,a,x", [], "sub/a.mp4"),
+        ("path,name,caption\nsub/a.mp4,sub/a.mp4,x", [], "sub/a.mp4"),
+        ("path,name,caption\na.mp4,x,y", [], "a.mp4"),
     ],
 )  # fmt: skip
 def test_names_of_columns_and_files(tmp_path, text, there, expected):
@@ -174,6 +180,7 @@ def test_names_of_columns_and_files(tmp_path, text, there, expected):
         ("l.jsonl", '{"file_name": "a.mp4", "text": "x"}\n\n{"text": null, "file_name": "b.mp4", "n": 1}\n'),
         ("l.json", '[{"path": "a.mp4", "caption": ["x", "y"]}, {"path": "b.mp4", "caption": {}}]'),
         ("l.json", '{"a.mp4": "x", "b.mp4": ""}'),
+        ("l.json", '{"n": [1], "videos": [{"path": "a.mp4", "text": "x"}, {"path": "b.mp4", "text": NaN}]}'),
     ],
 )
 def test_json(tmp_path, name, text):
@@ -204,6 +211,7 @@ def test_json(tmp_path, name, text):
         ("l.jsonl", '{"path": "a.mp4"}\n{"path": \n', BadFileError, ["line 2"]),
         ("l.jsonl", '{"path": "a.mp4"}\n[]\n', BadFileError, ["line 2"]),
         ("l.json", "3", BadFileError, ["no rows"]),
+        ("l.json", '{"videos": [{"id": 1}], "sentences": [{"caption": "x"}]}', BadFileError, ["sentences"]),
         ("l.json", "[" * 100_000, BadFileError, ["JSON"]),
     ],
 )  # fmt: skip
@@ -221,8 +229,31 @@ def test_newlines_within_quotes_and_more_values_than_columns(tmp_path):
     )
     a, b, c, d = read_csv(write(tmp_path / "l.csv", text))
     assert (a.caption, b.caption, c.caption, d.caption) == ("a red box,\nthen, left", "red", "z", "x y")
-    assert "line 4" in b.note and not (a.note or c.note or d.note)
+    assert "line 4" in b.note and "line 6" in d.note and not (a.note or c.note)
     assert any("line 4" in line for line in caption_remarks([a, b, c, d]))
+
+
+@pytest.mark.parametrize(
+    ("row", "caption", "noted"),
+    [
+        (r'a.mp4,"he said \"hi\", and left"', 'he said "hi", and left', False),
+        (r'sub\a.mp4,"say \"hi\""', 'say "hi"', False),
+        ('a.mp4,"he said ""hi"", and left"', 'he said "hi", and left', False),
+        ('"a.mp4",x\\', "x\\", False),
+        ('a.mp4,a 5" screen', 'a 5" screen', False),
+        ('a.mp4,"A sign "STOP" there"', 'A sign STOP" there"', True),
+        ("a.mp4,\"['one', 'two']\"", "['one', 'two']", True),
+        ("a.mp4,[a box] and a [ball]", "[a box] and a [ball]", False),
+    ],
+)
+def test_quotes_within_a_caption(tmp_path, row, caption, noted):
+    [video] = read_csv(write(tmp_path / "l.csv", f"path,caption\n{row}\n"))
+    assert (video.caption, bool(video.note)) == (caption, noted)
+
+
+def test_a_column_of_other_names_is_no_caption(tmp_path):
+    [video] = read_csv(write(tmp_path / "l.csv", "path,channel_name\na.mp4,Two Words\n"))
+    assert video.caption == "" and video.note
 
 
 def test_a_table_is_read_from_a_pipe(tmp_path):
@@ -265,6 +296,7 @@ def test_what_is_counted_of_a_table(tmp_path):
         ("a.mp4", {"a.txt": "x", "a.caption": "y", "a.json": "{}"}, "x", True),
         ("a.mp4", {"a.json": '{"text": "x"}', "a.mp4.txt": "y"}, "x", True),
         ("a.mp4", {"a.txt": "x", "A.txt": "y", "a.TXT": "z"}, "x", True),
+        ("a.mp4", {"a.json": '{"Caption": ["x", "y"]}'}, "x", False),
         ("a.mp4", {"a.txt": " \n", "a.caption": "x"}, "x", True),
         ("a.mp4", {"a.json": '{"title": "t"}', "a.mp4.txt": "x"}, "x", True),
         ("a.mp4", {"a.txt": "", "a.json": "{"}, "", True),

@@ -118,17 +118,22 @@ class InputFile:
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
+    def check_bytes(self) -> None:
+        """Raise BadFileError when the file was altered since it was opened; its path may hold another one."""
+        if file_state(os.fstat(self.fd)) != file_state(self.stat):
+            raise BadFileError(f"{self.path} changed while it was being read", fix="run the command again")
+
     def check_unchanged(self) -> None:
         """Raise BadFileError when the file was altered since it was opened, or its path holds another one."""
-        opened, fix = file_state(self.stat), "run the command again"
-        if file_state(os.fstat(self.fd)) != opened:
-            raise BadFileError(f"{self.path} changed while it was being read", fix=fix)
+        self.check_bytes()
         try:
-            same = file_state(os.stat(self.path)) == opened
+            same = file_state(os.stat(self.path)) == file_state(self.stat)
         except OSError:
             same = False
         if not same:
-            raise BadFileError(f"{self.path} was replaced or removed while it was being read", fix=fix)
+            raise BadFileError(
+                f"{self.path} was replaced or removed while it was being read", fix="run the command again"
+            )
 
 
 class StoredTensor:

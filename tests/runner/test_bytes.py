@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeSystem, job  # noqa: E402
 
 from edg.core.errors import BadFileError, UsageError  # noqa: E402
-from edg.core.video import pictures_in, read_image, write_image  # noqa: E402
+from edg.core.video import picture_notes, read_image, write_image  # noqa: E402
 from edg.runner.clips import ClipFile  # noqa: E402
 from edg.runner.sample import run, with_bytes  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
@@ -67,7 +67,7 @@ def test_the_bytes_are_decoded_whatever_lies_there(tmp_path):
     assert (read_pixels(path, None, request) > 0).all()
     frames = [Image.new("RGB", (8, 8), (80 * n, 0, 0)) for n in range(3)]
     frames[0].save(data := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
-    assert pictures_in(path, data.getvalue()) == 3
+    assert picture_notes(path, data.getvalue()) and not picture_notes(path)
 
 
 def test_a_picture_is_read_once_for_its_score(tmp_path, monkeypatch):
@@ -119,3 +119,39 @@ def test_what_a_clip_is_called_is_the_name_of_a_file(tmp_path, name):
     with pytest.raises(UsageError):
         run(todo, FakeSystem(), lambda: None)
     assert not (tmp_path / "x.mp4").exists() and not list((tmp_path / "out").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("kind", ["rewritten", "replaced"])
+@pytest.mark.parametrize("loader", ["load_model", "assign", "load_encoders"])
+def test_a_model_is_of_the_weights_that_were_hashed(tmp_path, kind, loader):
+    """Hashed when they are opened, read later: then the file may have been written over, in its place."""
+    import torch
+
+    from edg.systems.edg import encode, load
+    from edg.systems.edg.find import load_spec
+    from edg.weights.store import open_weights
+
+    path, spec = tmp_path / "w.safetensors", load_spec("sprites")
+    data = (Path(__file__).parents[2] / "edg/sprites/weights/base.safetensors").read_bytes()
+    path.write_bytes(data)
+    weights = open_weights(path)
+    other = data[:-4] + bytes(4)
+    if kind == "replaced":  # by another file: what was opened is there as long as it is open
+        (tmp_path / "new").write_bytes(other)
+        (tmp_path / "new").rename(path)
+    else:
+        path.write_bytes(other)
+    calls = {
+        "load_model": lambda: load.load_model(spec, weights),
+        "assign": lambda: load.assign(load.load_model(spec, former), weights),
+        "load_encoders": lambda: encode.load_encoders(spec, weights),
+    }
+    (tmp_path / "copy.safetensors").write_bytes(data)
+    former = open_weights(tmp_path / "copy.safetensors")
+    if kind == "rewritten":
+        with pytest.raises(BadFileError):
+            calls[loader]()
+        return
+    calls[loader]()
+    name = max(weights, key=lambda name: weights.tensors[name].where[1])
+    assert torch.equal(weights[name], former[name])

@@ -25,7 +25,7 @@ from edg.systems.edg.cache import CachedClips
 from edg.systems.edg.encode_flags import stride_range
 from edg.systems.edg.encoders import cut_remarks
 from edg.systems.edg.find import load_spec
-from edg.systems.edg.load import TOWERS, build, canonical, check, rebuild_towers, with_adapter_of
+from edg.systems.edg.load import TOWERS, build, canonical, check, check_bytes, rebuild_towers, with_adapter_of
 from edg.systems.edg.model import LatentVideoModel
 from edg.systems.edg.spec import ModelSpec
 from edg.weights.store import open_weights
@@ -133,6 +133,7 @@ def load_encoders(
             targets[name].copy_(weights[actual])
     if towers and spec.towers_seed is not None and not any(name.startswith(TOWERS) for name in stored):
         rebuild_towers(model)
+    check_bytes(weights)
     return model
 
 

@@ -41,7 +41,8 @@ def load_model(
 ) -> LatentVideoModel:
     """A model with the parameters of `weights` in `dtype` on `device`, in eval mode, without gradients.
 
-    Memory: the model and one tensor. Raises BadFileError when names or shapes are not the spec's.
+    Memory: the model and one tensor. Raises BadFileError when names or shapes are not the spec's, or a file
+    was altered since it was opened.
     """
     model = build(spec)
     check(model, weights)
@@ -81,6 +82,14 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
         targets[name].copy_(value)
     if model.spec.adapter is not None and not any(map(is_adapter, stored)):
         _silence_adapter(model)
+    check_bytes(weights)
+
+
+def check_bytes(weights: Mapping[str, Any]) -> None:
+    """Raise BadFileError when a file of a parameter set was altered since it was opened: what was hashed then
+    is not what was read."""
+    for file in getattr(weights, "files", ()):
+        file.check_bytes()
 
 
 def _read(weights: Weights, name: str, target: Tensor) -> None:

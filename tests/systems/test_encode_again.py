@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from edg.cli import main
 from edg.core.dist import World
@@ -18,6 +19,7 @@ from edg.systems.edg import encode as encode_module
 from edg.systems.edg import stages
 from edg.systems.edg.cache import CachedClips
 from edg.weights.store import open_weights
+from edg.weights.writers import write_safetensors
 
 BASE = Path(__file__).parents[2] / "edg/sprites/weights/base.safetensors"
 COUNT = 5
@@ -124,15 +126,23 @@ def damaged(path, how):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def as_earlier(shard):
+    """A shard as an earlier version wrote it: without hashes, and without a word on its index."""
+    stat, weights = shard.stat(), open_weights(shard)
+    write_safetensors(shard, {name: weights[name] for name in weights}, {"texts": weights.metadata["texts"]})
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    shard.with_suffix(".json").unlink()
+
+
 @pytest.mark.parametrize(  # an earlier version left no hashes: there only the shape can be seen
     ("how", "old"), [("half", False), ("text", False), ("bit", False), ("half", True)]
 )
 def test_a_damaged_shard_is_not_used_and_mended(again, how, old):
     before, shard = shards(again), again / "cache/clips-00001.safetensors"
+    if old:
+        as_earlier(shard)
     clips = CachedClips(again / "cache")
     damaged(shard, how)
-    if old:
-        (again / "cache/clips-00001.json").unlink()
     with pytest.raises(BadFileError):
         CachedClips(again / "cache")
     with pytest.raises(BadFileError):  # opened before it was damaged
@@ -141,8 +151,8 @@ def test_a_damaged_shard_is_not_used_and_mended(again, how, old):
 
 
 def test_a_cache_of_an_earlier_version_goes_on(again, capsys):
-    for note in (again / "cache").glob("clips-*.json"):
-        note.unlink()
+    for shard in (again / "cache").glob("*.safetensors"):
+        as_earlier(shard)
     before = states(again)
     assert CachedClips(again / "cache").without_hashes() == 3
     assert CachedClips(again / "cache")[4]["caption"] == "film 4"
@@ -151,7 +161,40 @@ def test_a_cache_of_an_earlier_version_goes_on(again, capsys):
     for note in (again / "cache").glob("clips-*.json"):
         note.unlink()
     film(again / "videos/0.mp4", 9)  # younger than its shard
-    assert encode(again) == 0 and same_as_fresh(again)
+    assert encode(again) == 0 == encode(again, "fresh")
+    found, fresh = CachedClips(again / "cache"), CachedClips(again / "fresh")
+    assert all(torch.equal(found.moments(n), fresh.moments(n)) for n in range(COUNT))
+
+
+@pytest.mark.parametrize("how", ["no note", "broken note", "places", "index"])
+def test_a_shard_is_of_its_index_and_place(again, how):
+    folder, names = again / "cache", ("clips-00000", "clips-00001")
+    before = shards(again)
+    if how in ("no note", "broken note"):  # of what the videos were when they were read
+        note = folder / "clips-00000.json"
+        note.write_text("{") if how == "broken note" else note.unlink()
+    elif how == "places":
+        for suffix in (".safetensors", ".json"):
+            first, second = (folder / (name + suffix) for name in names)
+            first.rename(folder / "aside")
+            second.rename(first)
+            (folder / "aside").rename(second)
+    else:
+        index = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps(index | {"seed": 1}))
+    with pytest.raises(BadFileError):
+        CachedClips(folder)
+    if how == "index":
+        (folder / "index.json").unlink()
+    assert encode(again) == 0 and shards(again) == before
+
+
+def test_shards_of_an_earlier_version_need_their_index(again):
+    for shard in (again / "cache").glob("*.safetensors"):
+        as_earlier(shard)
+    (again / "cache/index.json").unlink()
+    before = states(again)
+    assert encode(again) == 2 and states(again) == before and not (again / "cache/index.json").exists()
 
 
 def test_a_video_that_is_gone_stays_as_it_was_encoded(again):

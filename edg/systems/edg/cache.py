@@ -34,6 +34,7 @@ from edg.weights.tensors import CHUNK, raw_bytes, torch_dtype
 from edg.weights.writers import write_safetensors
 
 INDEX = "index.json"
+MARK = "of"  # in a shard's metadata; shards of earlier versions have none
 FORMAT = "edg clips 1"
 FROZEN = ("first_stage_model.encoder.", "first_stage_model.quant_conv.", *TOWERS)
 OPEN_SHARDS = 32  # files a reader holds open
@@ -113,18 +114,28 @@ def damage(folder: Path, index: Index, shard: int) -> str:
         return "is not there"
     try:
         known = read_about(folder, index, shard)
-        if known is not None:
-            return "" if cached_sha256(path) == known["sha256"] else "is not what was written"
-        open_shard(folder, index, shard)
+        if known is not None and cached_sha256(path) != known["sha256"]:
+            return "is not what was written"
+        marked = open_shard(folder, index, shard)[0].metadata.get(MARK, "")
+        if marked and marked != _mark(index, shard):
+            return "is of another index or place"
+        if marked and known is None:
+            return "has lost the note of its videos"
     except BadFileError as error:
         return f"cannot be used ({error})"
     return ""
 
 
+def _mark(index: Index, shard: int) -> str:
+    """What a shard is of: its index and its place in it."""
+    return hash_value([to_dict(index), shard])
+
+
 def begin(folder: str | Path, index: Index) -> None:
     """Write the index, or find the same one there.
 
-    Raises UsageError when the folder holds clips that were encoded otherwise, naming what differs.
+    Raises UsageError when the folder holds clips that were encoded otherwise, naming what differs, or shards
+    of an earlier version without the index.
     """
     folder = Path(folder)
     if is_cache(folder):
@@ -138,8 +149,15 @@ def begin(folder: str | Path, index: Index) -> None:
                 fix="choose another --out"
                 + (" (a video was added or removed, or a caption changed)" if "videos" in other else ""),
             )
-    else:
-        write_json(folder / INDEX, to_dict(index))
+        return
+    for path in (index.path(folder, shard) for shard in range(index.shards)):
+        with suppress(BadFileError):
+            if path.is_file() and MARK not in open_weights(path).metadata:
+                raise UsageError(
+                    f"{folder} holds {path.name} but no {INDEX} that says of what",
+                    fix=f"choose another --out, or put the {INDEX} back",
+                )
+    write_json(folder / INDEX, to_dict(index))
 
 
 def write_shard(folder: Path, index: Index, shard: int, items: Iterable[Mapping[str, Any]]) -> None:
@@ -165,7 +183,8 @@ def write_shard(folder: Path, index: Index, shard: int, items: Iterable[Mapping[
                 f"{name} of a clip in shard {shard} ({what}, ...) is not finite in {index.dtype}",
                 fix="use --dtype float32 and --compute float32",
             )
-    write_safetensors(index.path(folder, shard), tensors, {"texts": json.dumps(texts)})
+    metadata = {"texts": json.dumps(texts), MARK: _mark(index, shard)}
+    write_safetensors(index.path(folder, shard), tensors, metadata)
     write_about(folder, index, shard, clips)
 
 

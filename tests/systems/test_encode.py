@@ -355,7 +355,7 @@ def test_a_run_says_what_its_captions_lack(tmp_path, monkeypatch, capsys):
     from edg.systems.edg import stages
 
     videos = [Video(tmp_path / "a.mp4", "a bar moves right and then away"), Video(tmp_path / "b.mp4", "")]
-    monkeypatch.setattr(stages, "begin", lambda *_: None)
+    monkeypatch.setattr(stages, "begin", lambda *_: {})
     monkeypatch.setattr(stages, "denoiser", lambda *_: ({}, None, {}))
     monkeypatch.setattr(stages, "write_result", lambda *_: None)
     run = SimpleNamespace(name="r", kind="denoiser", spec="sprites", result=tmp_path / "r.safetensors")

@@ -5,8 +5,8 @@
     clips-00000.json            the shard's hash, and for each clip the video that it is of: size, times, hash
 
 `encode.py` writes it, a shard at a time and each whole or not at all; training and Analytic-Init read it. A
-shard counts as finished while its bytes are those that were written, for this index and place. Caches of earlier versions have no
-hashes: `edg encode` fills them in.
+shard counts as finished while its bytes are those that were written, for this index and place. Caches of
+earlier versions have no hashes: `edg encode` fills them in.
 """
 
 from __future__ import annotations

@@ -310,18 +310,24 @@ def file_state(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def kept_state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """`file_state` for what is kept from one command to the next: who sets the time of change back cannot set
+    back that of the inode."""
+    return *file_state(status), status.st_ctime_ns
+
+
 def stamp(path: Path) -> tuple:
     """What tells whether a file, or what lies in a folder, was touched; () where there is nothing."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return tuple((file.name, *file_state(s := file.stat()), s.st_ctime_ns) for file in files)
+        return tuple((file.name, *kept_state(file.stat())) for file in files)
     except OSError:
         return ()
 
 
 def _sha256_note(path: Path, status: os.stat_result) -> Path:
-    inode, size, changed = file_state(status)  # who sets the time back cannot set back that of the change
-    key = hash_value([str(path), size, changed, inode, status.st_ctime_ns])[:32]
+    inode, size, changed, inode_changed = kept_state(status)
+    key = hash_value([str(path), size, changed, inode, inode_changed])[:32]
     return _cache_folder() / "sha256" / key
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edg.core.process import stopping
-from edg.core.records import file_state, hash_value, recall, remember, remember_sha256
+from edg.core.records import hash_value, kept_state, recall, remember, remember_sha256
 from edg.weights.pagecache import forget, too_large
 from edg.weights.tensors import InputFile
 
@@ -68,7 +68,7 @@ def places_key(weights: Weights) -> Any:
         [name, t.info.dtype, t.info.shape, t.where, getattr(t, "strides", None), type(t).__name__]
         for name, t in weights.tensors.items()
     ]
-    files = [[str(file.path.resolve()), *file_state(file.stat)] for file in weights.files]
+    files = [[str(file.path.resolve()), *kept_state(file.stat)] for file in weights.files]
     return ["numbers", 1, files, hash_value(places)]
 
 

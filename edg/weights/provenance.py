@@ -9,7 +9,7 @@ from pathlib import Path
 
 import edg
 from edg.core.errors import BadFileError, EdgError
-from edg.core.records import cached_sha256, file_state, recall, remember
+from edg.core.records import cached_sha256, kept_state, recall, remember
 from edg.weights.hashing import combined, numbers_sha256
 from edg.weights.recipe import Recipe, from_dict, same_result, to_dict
 from edg.weights.reference import candidates, sha256_weights
@@ -94,7 +94,7 @@ def remember_written(path: Path) -> None:
 
 
 def _state(path: Path) -> list:
-    return [str(path.resolve()), *file_state(path.stat())]
+    return [str(path.resolve()), *kept_state(path.stat())]
 
 
 def _holds(recipe: Recipe, paths: Mapping[str, Path]) -> bool:

@@ -1,6 +1,7 @@
 """A set's identity is of its numbers: whatever files they lie in, whatever a record says of them."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -108,6 +109,21 @@ def test_a_record_does_not_make_other_numbers_the_same(tmp_path, files, made, li
     assert hash_value(first) != hash_value(second)
     if lie == "16 bits":
         assert (first["dtypes"], second["dtypes"]) == (["float32"], ["bfloat16", "float32"])
+
+
+def test_a_byte_changed_in_place_counts_also_where_the_time_is_set_back(wanted, made):
+    path, state = made.parent, made.stat()
+    assert provenance.is_made(wanted, path, False, "safetensors")
+    first = number(made)
+    at = next(t.where[1] for t in open_weights(made, join_base=False).tensors.values())
+    with open(made, "r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    os.utime(made, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert number(made) != first
+    assert not provenance.is_made(wanted, path, False, "safetensors")
 
 
 def test_the_hash_is_kept_while_the_file_stays(tmp_path, files, monkeypatch):

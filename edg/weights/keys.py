@@ -37,6 +37,8 @@ WRAPPERS = frozenset(
 #: have neither a part `module` nor one that begins with an underscore.
 LIKE_WRAPPERS = re.compile(r"module|_(\w+_)?(mod|module|model|wrapped|flat|fpw|fsdp|ddp|dp)")
 LORA = re.compile(r"(^|[._])(lora|loha|lokr|hada_w[12]|lokr_w[12])([._]|$)", re.IGNORECASE)
+AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "polyak", "teacher"}
+WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 BUFFERS = frozenset(
     [
         "betas",
@@ -84,14 +86,15 @@ def normalise(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
     Raises ValueError when two names become one."""
     names, notes = list(names), []
-    ema = {n for n in names if _is_ema(n)}
+    ema = _averaged(names)
     if 0 < len(ema) < len(names):
         names = [n for n in names if n not in ema]
         notes.append(f"{len(ema)} EMA keys ignored")
     prefix = wrapper_prefix(names)
     if prefix:
-        notes.append(f"prefix {prefix!r} removed from every name")
-    short = {name: name[len(prefix) :] for name in names}
+        count = sum(name.startswith(prefix) for name in names)
+        notes.append(f"prefix {prefix!r} removed from {'every name' if count == len(names) else count}")
+    short = {name: name.removeprefix(prefix) for name in names}
     bare = _without_wrappers(short)
     if removed := [part for name in names for part in _parts_less(short[name], bare[name])]:
         count = sum(short[name] != bare[name] for name in names)
@@ -109,8 +112,29 @@ def normalise(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     return result, notes
 
 
-def _is_ema(name: str) -> bool:
-    return "model_ema." in name and _drop_parts(name, _like_wrapper).startswith("model_ema.")
+def words(key: object) -> set[str]:
+    """The words of a key, in lower case: 'EMACallback' is {'ema', 'callback'}."""
+    return {word.lower() for word in WORD.findall(key[:1000])} if isinstance(key, str) else set()
+
+
+def _averaged(names: list[str]) -> set[str]:
+    """The names of averaged copies: those of the release (`model_ema.`), which have no dots, and those that
+    say so in front of a published name, where another is there as it was trained."""
+    bare = {name: _drop_parts(name, _like_wrapper) for name in names}
+    heads = {_head(name) for name in bare.values()} - {None}
+    copies = {head for head in heads if words(head) & AVERAGED}
+    copies = tuple(copies) if heads - copies else ()
+    return {
+        name
+        for name, short in bare.items()
+        if short.startswith(copies) or (_head(short) is None and "model_ema" in short.split(".")[:-1])
+    }
+
+
+def _head(name: str) -> str | None:
+    """What stands in front of the published form of a name, None where that is not in it."""
+    places = (f".{name}".find(f".{root}") for root in ROOTS if root != "embedder.")
+    return next((name[:at] for at in places if at >= 0), None)
 
 
 def _without_wrappers(names: Mapping[str, str]) -> dict[str, str]:
@@ -120,7 +144,7 @@ def _without_wrappers(names: Mapping[str, str]) -> dict[str, str]:
     prefix = wrapper_prefix(list(bare.values())) if bare != dict(names) else ""  # before the wrappers
     found = {}
     for name, short in names.items():
-        found[name] = bare[name][len(prefix) :]
+        found[name] = bare[name].removeprefix(prefix)
         if component(found[name]) == "other":
             found[name] = _drop_parts(short, WRAPPERS.__contains__).removeprefix(prefix)
     return found
@@ -143,16 +167,12 @@ def _parts_less(long: str, short: str) -> list[str]:
 
 
 def wrapper_prefix(names: list[str]) -> str:
-    """What all names carry in front of the published form: found from the data, '' when there is nothing."""
-    for root in (root for root in ROOTS if root != "embedder."):
-        for name in names:
-            at = name.find(f".{root}") + 1
-            if (
-                at
-                and not any(name.startswith(r) for r in ROOTS)
-                and all(n.startswith(name[:at]) for n in names)
-            ):
-                return name[:at]
+    """What all names of the published form carry in front of it, or wrappers that all names do: found from
+    the data, '' when there is nothing."""
+    heads = {_head(name) for name in names} - {None}
+    prefix = min(heads, key=len, default="")
+    if prefix and all(head.startswith(prefix) for head in heads):
+        return prefix
     prefix = ""
     while True:
         inner = [n[len(prefix) :] for n in names]

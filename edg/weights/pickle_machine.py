@@ -506,6 +506,8 @@ HANDLERS = {
     "torch._utils._rebuild_nested_tensor": of_kind("a nested tensor"),
     "torch._utils._rebuild_meta_tensor_no_storage": of_kind("a tensor of the meta device, without values"),
     "torch._utils._rebuild_wrapper_subclass": rebuild_wrapper,
+    "torch.nn.parameter.UninitializedParameter": of_kind("a parameter without values"),
+    "torch.nn.parameter.UninitializedBuffer": of_kind("a buffer without values"),
 }
 # Calls wrapped in another: followed by `call`.
 FROM_TYPE = {

@@ -3,12 +3,12 @@ state of an optimizer, tables inside tables."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError, nearest
+from edg.weights.keys import AVERAGED, words
 from edg.weights.pickle_machine import (
     ARRAYS,
     CARRIERS,
@@ -23,12 +23,10 @@ from edg.weights.pickle_machine import (
 MODEL = (
     "state_dict", "module", "model", "params", "weights", "model_state_dict", "model_state", "network", "net",
 )  # fmt: skip
-AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "polyak", "teacher"}
 BESIDE = {
     "optim", "optims", "optimizer", "optimizers", "opt", "scheduler", "schedulers", "sched", "scaler", "rng",
     "hyper", "hparams", "args", "config", "cfg", "callbacks", "loops", "metrics", "history", "step", "epoch",
 }  # fmt: skip
-WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 HELP = "of several tables in the file, e.g. ema_state_dict (default: the raw weights)"
 TOP = "."  # what --table calls the outermost table
 MAX_TENSORS = 100_000
@@ -67,11 +65,6 @@ class Table:
     def __str__(self) -> str:
         what = "averaged weights, " * self.averaged
         return f"{self.name[:MAX_SHOWN]!r} ({what}{self.tensors} tensors)"
-
-
-def words(key: object) -> set[str]:
-    """The words of a key, in lower case: 'EMACallback' is {'ema', 'callback'}."""
-    return {word.lower() for word in WORD.findall(key[:1000])} if isinstance(key, str) else set()
 
 
 def choose_table(path: Path, top: object, asked: str = "") -> tuple[dict, dict[str, str], list[str]]:

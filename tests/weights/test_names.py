@@ -77,6 +77,32 @@ def test_wrapped_copies_of_averages_are_left_out():
     assert list(keys.normalise(names)[0]) == NAMES
 
 
+COPIES = {  # where the trained weights and where the averaged ones stand
+    "below a Lightning module": ("model.", "model.model_ema."),
+    "an object that averages": ("online_model.", "ema_model."),
+    "beside": ("", "ema."),
+    "wrapped": ("model.module.", "ema._orig_mod.module."),
+    "words together": ("net.", "netEMA."),
+    "distilled": ("student.", "teacher."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("raw, copy", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("order", [1, -1])
+def test_averaged_copies_in_front_of_names_are_left_out(raw, copy, order):
+    trained = [raw + name for name in NAMES]
+    copies = [f"{copy}decay", *(copy + name for name in NAMES)]
+    for others in ([], ["loss.perceptual.weight", "step"]):
+        found, notes = keys.normalise([*(trained + copies)[::order], *others])
+        assert set(found) == {*NAMES, *others} and notes
+        assert {found[name] for name in NAMES} == set(trained)
+
+
+def test_averaged_copies_alone_are_the_model():
+    found, notes = keys.normalise([f"ema_model.{name}" for name in NAMES] + ["initted", "step"])
+    assert set(found) == {*NAMES, "initted", "step"} and notes
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_a_compiled_pair_merges_as_the_plain_one(tmp_path, base, tuned, files, both):
     for name, state in {"base": base if both else None, "tuned": tuned}.items():

@@ -240,14 +240,16 @@ def matches(name: str, where: Iterable[str]) -> bool:
 
 
 def near_names(pattern: str, names: Iterable[str]) -> str:
-    """'did you mean ...' for a pattern that matches none of the names: the nearest kind and the nearest parts
-    of names, each with a name that has it. '' when nothing is near."""
+    """'did you mean ...' for a pattern that matches none of the names: the nearest kind that one of them has
+    and the nearest parts of names, each with a name that has it. '' when nothing is near."""
     parts: dict[str, str] = {}
+    met: set[str] = set()
     for name in names:
+        met |= kinds(name)
         for part in name.split("."):
             parts.setdefault(part, name)
     pieces = [piece for piece in re.split(r"[.*?\[\]]+", pattern) if len(piece) > 1 and piece not in parts]
-    found = [repr(kind) for piece in pieces for kind in _close(piece, KINDS)]
+    found = [repr(kind) for piece in pieces for kind in _close(piece, met)]
     found += [f"{part!r} as in {parts[part]!r}" for piece in pieces for part in _close(piece, parts)]
     if not pieces:  # every part is there, but not so together
         found = [repr(name) for name in _close(pattern, dict.fromkeys(parts.values()))]

@@ -186,6 +186,22 @@ def test_who_means_it_says_so(tmp_path, files, tuned, optional):
     )
 
 
+def test_a_kind_that_is_not_there_is_not_what_was_meant(tmp_path):
+    torch.save({"encoder.0.weight": torch.zeros(2), "netx.weight": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(UsageError) as error:
+        merged(of([tmp_path / "x.pt"] * 2, [{**SLIP, "where": "unet"}]), warn=lambda _: None)
+    assert "'unet'" not in error.value.fix
+
+
+def test_the_average_of_a_family_without_a_denoiser_is_the_base_with_a_note(tmp_path, capsys):
+    for k, name in enumerate(("base.pt", "tuned.pt")):
+        torch.save({"encoder.0.weight": torch.full((2,), float(k))}, tmp_path / name)
+    argv = ["merge", "average", "--base", tmp_path / "base.pt", "--tuned", tmp_path / "tuned.pt", "--out"]
+    assert main([str(item) for item in [*argv, tmp_path]]) == 0
+    assert "'unet'" in capsys.readouterr().err
+    assert open_weights(tmp_path / "merged.safetensors")["encoder.0.weight"].tolist() == [0, 0]
+
+
 def test_optional_names_patterns_of_where():
     with pytest.raises(UsageError):
         of(("a", "b"), [{**SLIP, "optional": ["unet"]}])

@@ -198,6 +198,8 @@ LEFT_OUT = {
     "per channel": torch.quantize_per_channel(torch.ones(1, 2), ONE, torch.zeros(1), 0, torch.quint8),
     "qint32": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint32),
     "meta": torch.empty(3, device="meta"),
+    "without values": torch.nn.parameter.UninitializedParameter(),
+    "buffer without values": torch.nn.parameter.UninitializedBuffer(),
     "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
     "tensors in attributes": wrapped(scale=torch.ones(1)),

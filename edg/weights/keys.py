@@ -36,7 +36,10 @@ WRAPPERS = frozenset(
 #: Parts that a model may have of its own: taken off inside a name only where a published name remains. Those
 #: have neither a part `module` nor one that begins with an underscore.
 LIKE_WRAPPERS = re.compile(r"module|_(\w+_)?(mod|module|model|wrapped|flat|fpw|fsdp|ddp|dp)")
-LORA = re.compile(r"(^|[._])(lora|loha|lokr|hada_w[12]|lokr_w[12])([._]|$)", re.IGNORECASE)
+LORA = re.compile(
+    r"(^|[._])(lora[ab]?|loha|lokr|dora|glora|lycoris|oft|boft|ia3|vera|hada_w[12]|lokr_w[12])([._]|$)",
+    re.IGNORECASE,
+)
 AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "polyak", "teacher"}
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 BUFFERS = frozenset(

@@ -15,9 +15,12 @@ from edg.weights.hashing import combined
 if TYPE_CHECKING:
     from edg.weights.store import Weights
 
+HOME = Path(__file__).resolve().parents[2]
+
 
 def candidates(owner: Path, base: dict) -> list[Path]:
-    """Where the base may lie: beside the file, under CKPT_PATH, then where it was when the merge ran."""
+    """Where the base may lie: beside the file, under CKPT_PATH, then where it was when the merge ran, also as
+    seen from the checkout: the embedded weights are there whatever folder a command runs in."""
     recorded = Path(base["path"])
     found = [owner.parent / recorded.name]
     if base.get("relative"):
@@ -25,7 +28,7 @@ def candidates(owner: Path, base: dict) -> list[Path]:
     root = Path(user_path(os.environ.get("CKPT_PATH") or "ckpt", "CKPT_PATH"))
     parts = [p for p in recorded.parts if p not in ("/", "..", ".")]
     found += [root.joinpath(*parts[-n:]) for n in range(min(3, len(parts)), 0, -1)]
-    return list(dict.fromkeys([*found, recorded]))
+    return list(dict.fromkeys([*found, recorded, HOME / recorded]))
 
 
 def complete(

@@ -9,10 +9,12 @@ import torch
 
 from edg.core.records import hash_value
 from edg.runner.command import former_settings, identity, origin
+from edg.sprites import WEIGHTS
 from edg.weights import merge, provenance, recipe
 from edg.weights.export import export
 from edg.weights.hashing import numbers_sha256, tensor_digests
 from edg.weights.memory import merged
+from edg.weights.reference import candidates
 from edg.weights.store import open_weights, write_pt, write_safetensors
 
 EDG = {"dyn": [{"op": "dynamic"}], "con": [{"op": "consistent"}]}
@@ -275,3 +277,9 @@ def test_an_earlier_record_of_foreign_files_is_compared_by_their_hash(tmp_path, 
                                     {"settings": {"sets": {"dyn": "x"}}}])  # fmt: skip
 def test_any_record_may_lie_there(files, record):
     assert former_settings({"dyn": open_weights(files[0])}, record) == {}
+
+
+def test_the_embedded_weights_of_a_record_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = candidates(tmp_path / "dyn.pt", {"path": "edg/sprites/weights/base.safetensors"})
+    assert [place for place in places if place.is_file()] == [WEIGHTS / "base.safetensors"]

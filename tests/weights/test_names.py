@@ -223,6 +223,11 @@ LORAS = {
     "peft": ["base_model.model.a.lora_A.weight", "base_model.model.a.lora_B.weight"],
     "diffusers": ["unet.a.to_q_lora.down.weight", "unet.a.to_q_lora.up.weight"],
     "lightning": [f"{UNET}a.lora_A.default.weight", f"{UNET}a.lora_B.default.weight"],
+    "oft": ["oft_unet_a.oft_blocks", "oft_unet_a.alpha"],
+    "boft": ["base_model.model.a.boft_R.default", "base_model.model.a.boft_s.default"],
+    "ia3": ["base_model.model.a.ia3_l.weight"],
+    "vera": ["base_model.model.a.vera_lambda_b", "base_model.model.a.vera_lambda_d"],
+    "in one word": ["a.loraA.weight", "a.loraB.weight"],
     "lycoris": ["lycoris_a.hada_w1_a", "lycoris_a.hada_w1_b", "lycoris_a.lokr_w2", "lycoris_a.alpha"],
 }  # fmt: skip
 

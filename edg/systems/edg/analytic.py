@@ -67,7 +67,10 @@ def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any]
         raise UsageError("edg analytic-init without --weights", expected="a checkpoint, or encoded --data")
     device, compute = choose(args.device, args.compute)
     dataset, clips = open_dataset(args, spec, skipped_file(args.out))
-    model = load_encoders(spec, open_weights(args.weights), device, compute, towers=False)
+    weights = open_weights(args.weights)
+    for note in weights.notes:
+        say(f"{args.weights}: {visible(note)}")
+    model = load_encoders(spec, weights, device, compute, towers=False)
     keys = draw_keys(len(dataset), args.count or len(dataset), args.seed)
     items = read_items(dataset, keys, workers_for(args, device))
     told = {"data": args.data, "weights": args.weights, "seed": args.seed, "clips": to_dict(clips)}

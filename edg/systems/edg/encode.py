@@ -180,6 +180,8 @@ def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
     spec, (_, stored) = load_spec(args.spec), choose("cpu", args.dtype)
     device, compute = choose(args.device, args.compute, here.local_rank)
     weights = open_weights(args.weights)
+    for note in weights.notes if here.is_first else ():
+        say(f"{args.weights}: {visible(note)}")
     dataset, clips = open_dataset(args, spec, out / SKIPPED, args.require_captions)
     index = cache.Index(
         spec=spec.name,

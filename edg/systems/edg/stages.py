@@ -154,6 +154,8 @@ def denoiser(run: Run, data: Any, world: World, device: str) -> Trained:
     }  # now: in days another may lie there
     if base is not None:
         base.check_unchanged()
+        for note in base.notes if world.is_first else ():
+            print(f"{run.name}: init: {visible(note)}", file=sys.stderr, flush=True)
     if run.lora is not None:
         trainable.add_lora(model, run.lora.rank, run.lora.alpha, run.lora.where, run.seed)
     chosen = trainable.choose(model, run.trainable)

@@ -41,6 +41,7 @@ LORA = re.compile(
     re.IGNORECASE,
 )
 AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "polyak", "teacher"}
+MAX_COPIES = 16  # of a model in one table; more are none, and would be compared with every name
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 BUFFERS = frozenset(
     [
@@ -126,7 +127,7 @@ def _averaged(names: list[str]) -> set[str]:
     bare = {name: _drop_parts(name, _like_wrapper) for name in names}
     heads = {_head(name) for name in bare.values()} - {None}
     copies = {head for head in heads if words(head) & AVERAGED}
-    copies = tuple(copies) if heads - copies else ()
+    copies = tuple(copies) if heads - copies and len(copies) <= MAX_COPIES else ()
     return {
         name
         for name, short in bare.items()

@@ -4,15 +4,13 @@ numbers and truths; where a name or a path is wanted, the text that somebody wro
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-# What stands in the text for a scalar while names are followed: no file that people write holds these.
-OPEN, CLOSE = "\ue0f0", "\ue0f1"
-_MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 _SUSPECT = re.compile(r"[-+.\d~]|(?:yes|no|on|off|true|false|null)$", re.IGNORECASE)
-_PLAIN = re.compile(r"-?(?:0|[1-9]\d{0,17})|true|false|null")
+_PLAIN = re.compile(r"0|-?[1-9]\d{0,17}|true|false|null")
 
 
 class Whole(int):
@@ -62,18 +60,19 @@ class Scalars:
 
     def __init__(self, read: Callable[[str], Any]):
         self.read, self.texts, self.known = read, [], {}
+        # what stands in the text for a scalar while names are followed: nothing that a file can hold
+        self.name = f"\ue0f0{secrets.token_hex(8)}:"
+        self.mark = re.compile(f"{self.name}(\\d+)\ue0f1")
 
     def marked(self, text: str) -> str:
         """The YAML text with a mark for every value that could be read as something else than its text."""
         import yaml
 
-        if OPEN in text or CLOSE in text:
-            return text
         found: list[tuple[int, int, str]] = []
         with suppress(yaml.YAMLError):  # told by who reads it
             _find(yaml.compose(text, Loader=yaml.SafeLoader), text, found, set())
         for start, end, value in sorted(found, reverse=True):
-            text = f'{text[:start]}"{OPEN}{len(self.texts)}{CLOSE}"{text[end:]}'
+            text = f'{text[:start]}"{self.name}{len(self.texts)}\ue0f1"{text[end:]}'
             self.texts.append(value)
         return text
 
@@ -84,11 +83,11 @@ class Scalars:
             return {key: self.restored(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.restored(item) for item in value]
-        if not isinstance(value, str) or OPEN not in value:
+        if not isinstance(value, str) or self.name not in value:
             return value
-        if whole := _MARK.fullmatch(value):
+        if whole := self.mark.fullmatch(value):
             return self._value(int(whole[1]))
-        return _MARK.sub(lambda mark: self._inside(int(mark[1])), value)
+        return self.mark.sub(lambda mark: self._inside(int(mark[1])), value)
 
     def _inside(self, number: int) -> str:
         value = self._value(number)

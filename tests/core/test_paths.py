@@ -123,6 +123,7 @@ TEXTS = (
     "0x1F",
     ".5",
     "+1",
+    "-0",
 )
 
 
@@ -163,6 +164,13 @@ def test_quotes_tags_anchors_and_aliases(tmp_path):
     made = config.load(Run, file)
     assert (made.name, made.init, made.many) == ("007", "007", ("1", "2", "on", "007"))
     assert made.data == {"a": 3, "b": 10}
+
+
+def test_letters_for_private_use_are_letters(tmp_path):
+    (tmp_path / "a.yaml").write_text("name: 007\ninit: \ue0f00\ue0f1\nmany: [1_0]\n", encoding="utf-8")
+    made = config.build(Run, config.read_yaml(tmp_path / "a.yaml", ["out=x\ue0f09\ue0f1"]))
+    assert (made.name, made.init, made.many) == ("007", "\ue0f00\ue0f1", ("1_0",))
+    assert made.out == Path("x\ue0f09\ue0f1")
 
 
 @pytest.mark.parametrize("value", ["null", "[a]", "{a: b}", "", '""', '"a\\0b"', "x" * 300])

@@ -18,14 +18,18 @@ from edg.weights.hashing import HashFollower
 
 @pytest.fixture
 def terminated():
-    """SIGTERM raises SystemExit(143), as in a command."""
+    """SIGTERM raises SystemExit(143) and SIGINT KeyboardInterrupt, as in a command."""
 
     def handler(number, frame):
         raise SystemExit(143)
 
-    before = signal.signal(signal.SIGTERM, handler)
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, handler),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored behind `&`
+    }
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, former in before.items():
+        signal.signal(number, former)
 
 
 ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}

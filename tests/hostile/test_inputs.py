@@ -74,6 +74,11 @@ def test_what_a_flag_takes_is_a_path_a_number_or_a_known_word(name):
             for key in ("steps", "batch", "accumulate", "workers", "keep")
         ),
         *((TRAIN, [f"train.{key}=.inf"]) for key in ("lr", "grad_clip", "weight_decay")),
+        (TRAIN, ["train.lr=1e12"]),
+        *(
+            (TRAIN, [f"objective.{key}=.inf"])
+            for key in ("timestep_shift", "offset_noise", "time_noise.a", "time_noise.beta_m")
+        ),
         (TRAIN, ["data.count=1000000000000"]),
         (TRAIN, ["samples.count=1000000000000"]),
         (TRAIN, ["lora={rank: 1000000000000}"]),

@@ -25,6 +25,7 @@ from edg.diffusion.schedule import Parameterization, Schedule
 from edg.systems.edg.model import LatentVideoModel
 
 Batch = Mapping[str, Any]
+MOST = 10**6  # of a multiple, a deviation or a power
 
 
 def _require(right: bool, given: str, expected: str) -> None:
@@ -77,7 +78,9 @@ class TimeNoise:
             "none, tokens, replace",
         )
         _require(
-            self.a >= 0 and self.beta_m >= 0, f"time_noise a {self.a}, beta_m {self.beta_m}", "at least 0"
+            0 <= self.a <= MOST and 0 <= self.beta_m <= MOST,
+            f"time_noise a {self.a}, beta_m {self.beta_m}",
+            f"0 to {MOST:,}",
         )
         _require(0 <= self.clip_prob <= 1, f"time_noise.clip_prob {self.clip_prob}", "a probability")
 
@@ -103,8 +106,9 @@ class Objective:
 
     def __post_init__(self):
         _require(self.min_snr is None or self.min_snr > 0, f"min_snr {self.min_snr}", "above 0, or none")
-        _require(self.timestep_shift > 0, f"timestep_shift {self.timestep_shift}", "above 0")
-        _require(self.offset_noise >= 0, f"offset_noise {self.offset_noise}", "at least 0")
+        shift, noise = self.timestep_shift, self.offset_noise
+        _require(0 < shift <= MOST, f"timestep_shift {shift}", f"above 0, at most {MOST:,}")
+        _require(0 <= noise <= MOST, f"offset_noise {noise}", f"0 to {MOST:,}")
 
 
 @dataclass(frozen=True)

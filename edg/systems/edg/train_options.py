@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +67,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             within(f"train.{name}", getattr(self, name), low, high)
-        need(0 < self.lr < math.inf, f"train.lr is {self.lr}", "above 0, finite")
+        need(0 < self.lr <= 1e6, f"train.lr is {self.lr}", "above 0, at most 1e6")
         need(0 <= self.ema < 1, f"train.ema is {self.ema}", "0 <= ema < 1")
         good = all(0 <= beta < 1 for beta in self.betas)
         need(good, f"train.betas is {list(self.betas)}", "0 <= beta < 1")

@@ -186,7 +186,7 @@ def test_a_folder_of_something_else_is_not_replaced(video, tmp_path):
         ("x.gif", {"fps": 60}, "with gif"),
         ("x.mp4", {"crf": -5}, "--crf -5"),
         ("x.mp4", {"crf": "high"}, "--crf 'high'"),
-        ("", {}, "expected a name that ends in"),
+        ("", {}, "is empty"),
         ("frames_v1.2", {}, "expected a name that ends in"),
     ],
 )

@@ -52,7 +52,8 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         reason = " ".join(str(error).split())[:300] or "no mapping of settings"
         raise UsageError(f"{path} is not valid YAML: {reason}") from error
     if not isinstance(value, dict) or list(value.values()) == [None]:  # a bare word is a key without value
-        held = f"only {next(iter(value))!r}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        word = scalars.restored(next(iter(value), None)) if isinstance(value, dict) else None
+        held = f"a {type(value).__name__}" if word is None else f"only {word!r}"
         raise UsageError(f"{path} holds {held}", expected="a mapping of settings")
     return value
 

@@ -230,11 +230,15 @@ def test_a_holder_on_its_way_out_is_waited_for(tmp_path):
         assert (tmp_path / "a.pt").read_bytes() == b"next"
 
 
-def test_a_signal_ends_the_waiting(tmp_path, monkeypatch):
-    with lock_folder(tmp_path), pytest.raises(KeyboardInterrupt), records.stopping.postponed():
-        say = lambda line: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
-        with lock_folder(tmp_path, 60, say):
-            pass
+def test_a_signal_ends_the_waiting(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `&` in a script
+    try:
+        with lock_folder(tmp_path), pytest.raises(KeyboardInterrupt), records.stopping.postponed():
+            say = lambda line: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+            with lock_folder(tmp_path, 60, say):
+                pass
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("what", ["nothing", "others", "removed", "made again", "lock removed", "lock taken"])

@@ -593,3 +593,27 @@ def test_a_film_of_ours_is_played_as_it_is(tmp_path):
     assert Film(tmp_path / "still.mp4").web_ending == ".mp4"
     for name in ("turned_90.mp4", "pixels_2_to_1.mp4", "two_streams.mp4", "two_rates.mp4", "mpeg4_part2.mp4"):
         assert Film(CASES / name).web_ending == ""
+
+
+# ---- colour samples ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv411p", "yuv420p10le"])
+def test_a_sample_of_colour_is_repeated(tmp_path, pixels):
+    """Two halves of other colours, their edge where a sample ends: no colour in between."""
+    from edg.core.video import read_frames
+
+    frame = np.full((32, 64, 3), (200, 40, 40), np.uint8)
+    frame[:, 32:] = (40, 60, 200)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, pixels
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        for packet in (
+            *stream.encode(picture.reformat(format=pixels, interpolation="AREA")),
+            *stream.encode(),
+        ):
+            container.mux(packet)
+    (seen,) = read_frames(tmp_path / "a.mkv")
+    for left, right in ((28, 32), (32, 36)):
+        assert np.ptp(seen[:, left:right].reshape(-1, 3), axis=0).max() <= 1

@@ -181,7 +181,7 @@ class Film:
 
     @property
     def _first(self) -> tuple[bool, bool, tuple[int, int]]:
-        """Of the first frame that was decoded: upright, upright and usual in colour, size."""
+        """The first decoded frame: upright, upright and usual in colour, size."""
         if not hasattr(self, "_seen"):
             self.get([0])
         return self._seen
@@ -255,7 +255,7 @@ class Film:
 
 
 def evenly(times: np.ndarray, end: float, fps: float, most: int) -> tuple[np.ndarray, float]:
-    """What a player shows of frames that come at uneven times, in even steps: (indices into the frames, some
+    """Uneven frames as a player shows them, in even steps: (indices into the frames, some
     repeated, and the frames per second of them). The rate is that of the shortest usual step where this gives
     at most `most` frames, else the mean rate `fps`."""
     rate = 1 / max(float(np.percentile(np.diff(times), 5, method="lower")), 1e-3)
@@ -272,7 +272,7 @@ def frames_at(times: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _keeps(times: np.ndarray, fps: float) -> bool:
-    """Whether frames at these times keep a rate, each to half a frame."""
+    """True where frames at these times keep a rate, each to half a frame."""
     if not (math.isfinite(fps) and fps > 0):
         return False
     return float(np.abs(times * fps - np.arange(len(times))).max()) <= 0.5
@@ -327,7 +327,7 @@ def _decodable(packets: Sequence[_Packet]) -> list[_Packet]:
 
 
 def _leads(packets: Sequence[_Packet]) -> bool:
-    """Whether a frame is shown before the keyframe that it follows in the file."""
+    """True where a frame is shown before the keyframe that it follows in the file."""
     begin = -math.inf
     for packet in packets:
         begin = packet.time if packet.key else begin
@@ -337,7 +337,7 @@ def _leads(packets: Sequence[_Packet]) -> bool:
 
 
 def _codec(stream) -> str:
-    """Of the format, not of the decoder: av1, not libdav1d."""
+    """The format's name, not the decoder's: av1, not libdav1d."""
     return stream.codec_context.codec.canonical_name
 
 
@@ -400,7 +400,7 @@ def _to_axes(a: int, b: int, c: int, d: int) -> tuple[int, int, int, int] | None
 
 
 def _matrix_of_tag(degrees: str) -> tuple[int, int, int, int] | None:
-    """Of the tag `rotate`: degrees to the right."""
+    """The orientation of the tag `rotate`: degrees to the right."""
     try:
         turns = round(float(degrees) / 90) % 4
     except (ValueError, OverflowError):

@@ -64,7 +64,7 @@ def recipe_from(args):
     import dataclasses
 
     from edg.core.errors import UsageError
-    from edg.weights.recipe import edg_recipe, is_recipe, load_recipe
+    from edg.merging.recipe import edg_recipe, is_recipe, load_recipe
 
     root = Path(args.basedir)
     ckpt = root / args.ckptdir
@@ -90,8 +90,8 @@ def recipe_from(args):
 
 
 def merge(argv: list[str] | None) -> int:
-    from edg.cli import need_working_directory
-    from edg.weights.commands import merge_and_report
+    from edg.cli.main import need_working_directory
+    from edg.cli.merge import merge_and_report
 
     need_working_directory()
     args = parse(argv)
@@ -100,7 +100,7 @@ def merge(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from edg.cli import guard, terminate
+    from edg.cli.main import guard, terminate
 
     signal.signal(signal.SIGTERM, terminate)  # an exception: temporary files are removed
     given = sys.argv[1:] if argv is None else argv

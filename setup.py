@@ -50,5 +50,5 @@ setup(
         "docs": DOCS,
         "tests": [*TESTS, *DEMO, *DOCS, "peft", "matplotlib"],
     },
-    entry_points={"console_scripts": ["edg=edg.cli:entry"]},
+    entry_points={"console_scripts": ["edg=edg.cli.main:entry"]},
 )

@@ -28,17 +28,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench import results  # noqa: E402
 from edg.core.device import dtype_for, multiplies  # noqa: E402
 from edg.core.video import write_image  # noqa: E402
-from edg.report.sprites import cell  # noqa: E402
+from edg.merging import merge  # noqa: E402
+from edg.networks.latent_video.presets import SPRITES  # noqa: E402
 from edg.sprites import WEIGHTS  # noqa: E402
-from edg.sprites.experiment import arms, name_of, recipes  # noqa: E402
-from edg.sprites.scoring import Judgement, estimates, judge  # noqa: E402
 from edg.sprites.world import Clip, caption, held_out, render, words_of  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
 from edg.systems.edg import EdgSystem  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
-from edg.systems.edg.presets import SPRITES  # noqa: E402
-from edg.weights import merge  # noqa: E402
 from edg.weights.store import open_weights  # noqa: E402
+from experiments.plot_sprites import cell  # noqa: E402
+from experiments.scoring import Judgement, estimates, judge  # noqa: E402
+from experiments.sprites_arms import arms, name_of, recipes  # noqa: E402
 
 SWITCH_AT = 300
 PREVIEWS = ("a linear map", "a tiny decoder")

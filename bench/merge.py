@@ -84,8 +84,8 @@ def layout(spec: str, nbytes: float = math.inf) -> dict:
     0-d tensors become 1-d: mergekit cannot read 0-d ones without loading whole files."""
     import random
 
-    from edg.systems.edg.find import load_spec
-    from edg.systems.edg.load import build
+    from edg.networks.latent_video.load import build
+    from edg.networks.latent_video.models import load_spec
     from edg.weights.tensors import TensorInfo
 
     tensors = build(load_spec(spec)).state_dict()
@@ -182,7 +182,7 @@ def check(case: Case, inputs: Sequence[Path], outputs: Sequence[Path], peer: boo
 
 def formula(recipe: str, output: str, name: str, base, tuned):
     """The merges as they are published, with fresh tensors for everything."""
-    from edg.weights.masks import keep_mask
+    from edg.merging.masks import keep_mask
 
     keep = 1 - DROP_RATE
 

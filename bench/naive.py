@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from edg.systems.edg import linear
-from edg.systems.edg.attention import SpatialTransformer, TemporalTransformer
+from edg.networks.latent_video import onednn_linear
+from edg.networks.latent_video.attention import SpatialTransformer, TemporalTransformer
+from edg.networks.latent_video.unet import ResBlock, UNet, Upsample, sinusoid
 from edg.systems.edg.condition import Condition
-from edg.systems.edg.unet import ResBlock, UNet, Upsample, sinusoid
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -151,7 +151,7 @@ def guided(
 ) -> Tensor:
     """Classifier-free guidance with two calls; branches: fully told, and told nothing. Every product of
     matrices by the library that PyTorch takes by itself."""
-    with patch.object(linear, "ONEDNN", False):
+    with patch.object(onednn_linear, "ONEDNN", False):
         cond, uncond = (
             unet(network, torch.cat([x, told.concat_BCTHW], dim=1), t, told.context_BLD, told.temporal_BTD)
             for told in branches

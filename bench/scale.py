@@ -30,14 +30,14 @@ from bench import naive, results, step  # noqa: E402
 from edg.core.device import fix_threads, keep_memory, multiplies, usable_cores  # noqa: E402
 from edg.data.prompts import read_folder  # noqa: E402
 from edg.diffusion.prediction import to_x0  # noqa: E402
+from edg.networks.latent_video import onednn_linear  # noqa: E402
+from edg.networks.latent_video.presets import SPRITES  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
-from edg.systems.edg import linear  # noqa: E402
-from edg.systems.edg.clip import condition_batch, decode, start, to_frames  # noqa: E402
+from edg.systems.edg.clip_state import condition_batch, decode, start, to_frames  # noqa: E402
 from edg.systems.edg.generate import advance, generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
-from edg.systems.edg.parameters import ParameterSets  # noqa: E402
-from edg.systems.edg.plan import plan_of_sets  # noqa: E402
-from edg.systems.edg.presets import SPRITES  # noqa: E402
+from edg.systems.edg.parameter_sets import ParameterSets  # noqa: E402
+from edg.systems.edg.sampling_schedule import plan_of_sets  # noqa: E402
 from edg.weights.store import open_weights  # noqa: E402
 
 WEIGHTS = ROOT / "edg/sprites/weights"
@@ -190,7 +190,7 @@ def floor(steps: int) -> float:
     """Seconds of the operations of one clip's steps, as edg makes them, at the faster library's rate of a
     matrix product."""
     setting = step.Setting("sprites", "edg", "cpu", "fp32", usable_cores())
-    rate = max(step.matmul_rate(setting, product) for product in (torch.matmul, linear.linear))
+    rate = max(step.matmul_rate(setting, product) for product in (torch.matmul, onednn_linear.linear))
     return steps * step.count_flops(step.make_step(setting)) / rate
 
 

@@ -35,16 +35,16 @@ from edg.core.device import choose, fix_threads, keep_memory, usable_cores  # no
 from edg.diffusion.guidance import guided, side_by_side  # noqa: E402
 from edg.diffusion.multistep import dpmpp  # noqa: E402
 from edg.diffusion.schedule import make_schedule  # noqa: E402
-from edg.systems.edg import linear  # noqa: E402
+from edg.networks.latent_video import onednn_linear  # noqa: E402
+from edg.networks.latent_video.model import LatentVideoModel  # noqa: E402
+from edg.networks.latent_video.presets import PRESETS  # noqa: E402
+from edg.networks.latent_video.spec import ModelSpec  # noqa: E402
+from edg.networks.latent_video.unet import UNet  # noqa: E402
 from edg.systems.edg.condition import Condition  # noqa: E402
 from edg.systems.edg.generate import denoiser  # noqa: E402
-from edg.systems.edg.model import LatentVideoModel  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
-from edg.systems.edg.parameters import how_to_compile  # noqa: E402
-from edg.systems.edg.plan import make_plan  # noqa: E402
-from edg.systems.edg.presets import PRESETS  # noqa: E402
-from edg.systems.edg.spec import ModelSpec  # noqa: E402
-from edg.systems.edg.unet import UNet  # noqa: E402
+from edg.systems.edg.parameter_sets import how_to_compile  # noqa: E402
+from edg.systems.edg.sampling_schedule import make_plan  # noqa: E402
 from edg.verify.rules import fill, input_tensor  # noqa: E402
 
 SCALE, RESCALE = 7.5, 0.7
@@ -208,7 +208,7 @@ def work(setting: Setting, pipe: Any) -> None:
         keep_memory()
     fix_threads(setting.threads)
     torch.set_grad_enabled(False)
-    linear.ONEDNN &= setting.variant != "by MKL"
+    onednn_linear.ONEDNN &= setting.variant != "by MKL"
     with surroundings(setting):
         answer(setting, pipe)
 
@@ -225,7 +225,7 @@ def answer(setting: Setting, pipe: Any) -> None:
         "first": lambda: first,
         "memory": lambda: peak_memory(setting),
         "rate": lambda: matmul_rate(setting),
-        "rate of layers": lambda: matmul_rate(setting, linear.linear),
+        "rate of layers": lambda: matmul_rate(setting, onednn_linear.linear),
         "flops": lambda: count_flops(step),
         "profile": lambda: profile(step, setting),
     }

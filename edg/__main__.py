@@ -1,5 +1,5 @@
 """`python -m edg` is `edg`."""
 
-from edg.cli import entry
+from edg.cli.main import entry
 
 entry()

@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from edg.cli import parser_of
+from edg.cli.main import parser_of
 from edg.core.colour import to_rgb
 from edg.core.dist import World
 from edg.core.errors import EdgError, UsageError, nearest
 from edg.core.formats import FORMATS, write_clip
+from edg.core.log import say
 from edg.core.paths import file_stem, user_path
 from edg.core.video import write_image
 from edg.data.prompts import Pair
-from edg.runner.command import check_bases, identified, prepare, preview_decoder
-from edg.runner.files import tags
-from edg.runner.progress import Meter, say
+from edg.runner.outputs import tags
+from edg.runner.prepare import check_bases, identified, prepare, preview_decoder
+from edg.runner.progress import Meter
 from edg.runner.sample import record_of, warnings_of, with_bytes
 from edg.systems.base import Progress, Watch
 

@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from edg.cli import guard
+from edg.cli.main import guard
 from edg.core.arguments import Parser
 from edg.diffusion.ddim import ddim
-from edg.sprites.experiment import point
+from edg.merging import merge
+from edg.merging.recipe import Recipe
+from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.tracker import track
 from edg.sprites.world import Clip, caption, held_out, render, words_of
 from edg.systems.base import Request
 from edg.systems.edg import EdgSystem
-from edg.systems.edg.clip import decode, start, to_frames
+from edg.systems.edg.clip_state import decode, start, to_frames
 from edg.systems.edg.generate import condition_sets, denoiser
-from edg.systems.edg.plan import plan_of_sets
-from edg.systems.edg.presets import SPRITES
-from edg.weights import merge
-from edg.weights.recipe import Recipe
+from edg.systems.edg.sampling_schedule import plan_of_sets
 from edg.weights.store import open_weights
+from experiments.sprites_arms import point
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {name: ROOT / f"edg/sprites/weights/{name}.safetensors" for name in ("base", "tuned")}

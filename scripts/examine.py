@@ -115,7 +115,7 @@ def leave_on_sigterm() -> None:
 
 NURSERY = """
 import contextlib, importlib, json, os, signal, sys
-import edg.cli, torch
+import edg.cli.main, torch
 for line in sys.stdin:
     argv, log = json.loads(line)
     known = log + ".modules"
@@ -128,7 +128,7 @@ for line in sys.stdin:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            edg.cli.entry(argv)
+            edg.cli.main.entry(argv)
         finally:
             if not os.path.exists(known):
                 open(known, "w").write("\\n".join(sys.modules))

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edg.cli import guard
+from edg.cli.main import guard
 from edg.core.arguments import Parser
 from edg.core.errors import OK, SOME_FAILED, EdgError, MachineError
 
@@ -33,7 +33,7 @@ HOSTILE = Path(__file__).resolve().parents[1] / "tests" / "hostile"
 
 
 def reader(path: str) -> None:
-    from edg.weights.commands import describe
+    from edg.cli.info import describe
     from edg.weights.store import open_weights
 
     weights = open_weights(path)
@@ -46,7 +46,7 @@ def reader(path: str) -> None:
 
 def settings(path: str) -> None:
     from edg.core.config import read_yaml
-    from edg.weights.recipe import from_dict
+    from edg.merging.recipe import from_dict
 
     from_dict(read_yaml(path))
 
@@ -141,8 +141,8 @@ def _peak() -> float:
 
 
 MODULES = {
-    "readers": ("edg.weights.store", "edg.weights.commands"),
-    "settings": ("edg.core.config", "edg.weights.recipe"),
+    "readers": ("edg.weights.store", "edg.cli.merge"),
+    "settings": ("edg.core.config", "edg.merging.recipe"),
     "prompts": ("edg.data.prompts",),
 }
 

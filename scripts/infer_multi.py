@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from edg.cli import entry  # noqa: E402
+from edg.cli.main import entry  # noqa: E402
 
 if __name__ == "__main__":
     entry(["sample", *sys.argv[1:]], program=Path(__file__).name)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from edg.systems.edg.find import load_spec
-from edg.systems.edg.load import build
+from edg.networks.latent_video.load import build
+from edg.networks.latent_video.models import load_spec
 from edg.verify import rules
 from edg.weights.tensors import TensorInfo, raw_bytes
 from edg.weights.writers import open_writer

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from edg.cli import main as edg
+from edg.cli.main import main as edg
 from edg.runner.train import read_runs
 from edg.weights.store import open_weights, write_safetensors
 

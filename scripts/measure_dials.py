@@ -27,21 +27,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from edg.cli import guard
+from edg.cli.main import guard
 from edg.core import config
 from edg.core.arguments import Parser
 from edg.core.errors import EdgError, UsageError
-from edg.core.records import sha256_file, write_json, write_text
-from edg.report.dials import FIGURES, Panel, draw, table
-from edg.runner.dials import WORDS, Dial, Dials, Point, find_dials
+from edg.core.files import write_json, write_text
+from edg.core.hashing import sha256_file
+from edg.merging.lazy import merged
+from edg.merging.recipe import adjusted, load_recipe, to_dict
+from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
-from edg.sprites.scoring import Estimate, Judgement, estimate, estimates, judge
 from edg.sprites.world import caption, held_out, render, words_of
 from edg.systems.base import Request
 from edg.systems.edg import EdgSystem
-from edg.systems.edg.presets import SPRITES
-from edg.weights.memory import merged
-from edg.weights.recipe import adjusted, load_recipe, to_dict
+from edg.systems.edg.dials import WORDS, Dial, Dials, Point, find_dials
+from experiments.plot_dials import FIGURES, Panel, draw, table
+from experiments.scoring import Estimate, Judgement, estimate, estimates, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, STRENGTH, T = "edg_temporal_conv", "dyn.alpha", 300  # what docs/sprites.md found best

@@ -153,7 +153,7 @@ class Lot:
     def account(self) -> dict:
         """Every clip: made, failed for its reason, or unaccounted for; what else is in the folder."""
         from edg.core.errors import EdgError
-        from edg.core.records import read_json
+        from edg.core.files import read_json
 
         state, failed, made, unaccounted = examine(self.out), Counter(), 0, []
         for index in range(self.count):

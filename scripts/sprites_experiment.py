@@ -32,25 +32,26 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from edg.cli import guard
-from edg.cli import main as edg
+from edg.cli.main import guard
+from edg.cli.main import main as edg
 from edg.core.arguments import Parser
 from edg.core.device import usable_cores
 from edg.core.errors import EdgError, UsageError, nearest
-from edg.core.records import atomic_path, sha256_file, write_json, write_text
+from edg.core.files import atomic_path, write_json, write_text
+from edg.core.hashing import sha256_file
 from edg.diffusion.analytic_init import Moments
-from edg.report.sprites import Row, plots, sheet, table
+from edg.merging import merge
+from edg.networks.latent_video.load import load_model
+from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
-from edg.sprites.experiment import TUNES, Arm, arms, files_of, made_of, name_of, recipes
-from edg.sprites.scoring import Judgement, estimates, judge
 from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
 from edg.systems.base import Request
 from edg.systems.edg import EdgSystem
-from edg.systems.edg.analytic import write_initial_noise
-from edg.systems.edg.load import load_model
-from edg.systems.edg.presets import SPRITES
-from edg.weights import merge
+from edg.systems.edg.training.analytic_init import write_initial_noise
 from edg.weights.store import open_weights
+from experiments.plot_sprites import Row, plots, sheet, table
+from experiments.scoring import Judgement, estimates, judge
+from experiments.sprites_arms import TUNES, Arm, arms, files_of, made_of, name_of, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "edg/sprites/weights"

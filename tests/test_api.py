@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edg import load
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import BadFileError, UsageError
 from edg.core.formats import read_clip, read_tags
 from edg.core.video import read_image

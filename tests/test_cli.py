@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edg.cli import COMMANDS, main
+from edg.cli.main import COMMANDS, main
 from edg.core.errors import UsageError
 from edg.core.video import read_comment, read_frames, write_image
 
@@ -31,8 +31,8 @@ def command(capsys, *argv):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """Two parameter sets of the sprites model, drawn at random."""
-    from edg.systems.edg.find import load_spec
-    from edg.systems.edg.load import build
+    from edg.networks.latent_video.load import build
+    from edg.networks.latent_video.models import load_spec
     from edg.weights.writers import write_safetensors
 
     folder = tmp_path_factory.mktemp("weights")
@@ -322,7 +322,7 @@ def test_fetch_offline_is_quick_and_clear(capsys, monkeypatch, tmp_path):
 
 def test_fetch_of_complete_files_needs_no_network(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CKPT_PATH", str(tmp_path))
-    monkeypatch.setattr("edg.runner.fetch.need_network", lambda _: pytest.fail("asked the network"))
+    monkeypatch.setattr("edg.cli.fetch.need_network", lambda _: pytest.fail("asked the network"))
     path = tmp_path / "dynamicrafter_cil_512_v1/timenoise.ckpt"
     path.parent.mkdir()
     torch.save({"state_dict": {"a": torch.ones(3)}}, path)

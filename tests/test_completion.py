@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from edg.cli import COMMANDS, main, parser_of
-from edg.completion import FILES, FOLDERS, SHELLS, known
+from edg.cli.completion import FILES, FOLDERS, SHELLS, known
+from edg.cli.main import COMMANDS, main, parser_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +79,7 @@ def test_values_follow_what_the_parser_says():
 
 def test_it_is_quick(capsys):
     code = (
-        "import sys, edg.cli; edg.cli.main(['completion', 'bash']); "
+        "import sys, edg.cli.main; edg.cli.main.main(['completion', 'bash']); "
         "print([m for m in ('torch', 'av') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

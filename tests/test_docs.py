@@ -15,12 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from edg import cli
+from edg.cli import main as cli
 from edg.core import config
 from edg.core.errors import EdgError
 from edg.core.video import read_frames
+from edg.merging.recipe import load_recipe
 from edg.runner.train import SOURCES, read_runs
-from edg.weights.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +30,7 @@ LOOKED_UP = (
         f"edg/runner/{name}.py"
         for name in ("clips", "dials", "equip", "flags", "measure", "merging", "score")
     ),
-    *(f"edg/{name}.py" for name in ("api", "demo", "core/formats", "runner/sweep", "runner/vbench")),
+    *(f"edg/{name}.py" for name in ("api", "demo", "core/formats", "cli/sweep", "runner/vbench")),
     *("edg/metrics/*.py", "edg/report/*.py"),
 )
 FOREIGN = {"--nproc_per_node", "--strict"}  # flags of torchrun, mkdocs and others that pages name

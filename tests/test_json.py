@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edg import cli
-from edg.cli import COMMANDS, main, parser_of
+from edg.cli import main as cli
+from edg.cli.main import COMMANDS, main, parser_of
 from edg.core.video import write_video
 
 ROOT = Path(__file__).parents[1]

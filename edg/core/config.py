@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 from edg.core import yaml_size
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
+from edg.core.files import read_small
 from edg.core.paths import user_path
-from edg.core.records import read_small
 from edg.core.written import Scalars, plain, text_of
 
 #: A field's type for a path that is kept as text, see `user_path`.

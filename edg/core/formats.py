@@ -22,7 +22,8 @@ import numpy as np
 from edg.core import video
 from edg.core.colour import to_rgb
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
-from edg.core.records import atomic_folder, atomic_path, sha256_file
+from edg.core.files import atomic_folder, atomic_path
+from edg.core.hashing import sha256_file
 from edg.core.video import need_reasonable_clip, read_frames, read_metadata, write_video
 
 if TYPE_CHECKING:

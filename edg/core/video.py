@@ -21,7 +21,7 @@ import numpy as np
 
 from edg.core.colour import profile_note, to_rgb, without_profile
 from edg.core.errors import BadFileError, EdgError, MachineError, UsageError
-from edg.core.records import atomic_path
+from edg.core.files import atomic_path
 
 if TYPE_CHECKING:
     import torch

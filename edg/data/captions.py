@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError
-from edg.core.records import read_small
+from edg.core.files import read_small
 
 if TYPE_CHECKING:
     from edg.data.sources import Video

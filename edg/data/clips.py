@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import hash_value, machine_error, sha256_file, stamp, write_text
+from edg.core.files import machine_error, write_text
+from edg.core.hashing import hash_value, sha256_file, stamp
 from edg.core.seeding import generator
+from edg.data.batches import Key
 from edg.data.captions import nearby
-from edg.data.order import Key
 from edg.data.readers import Backend, read_frames_at
 from edg.data.sources import Video, read_csv, read_tree, read_videos
 from edg.data.transforms import ClipSpec, choose_frames, fit_clip, rate_condition

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import read_small
+from edg.core.files import read_small
 from edg.data.captions import LIKE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

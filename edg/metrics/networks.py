@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import sha256_file
+from edg.core.hashing import sha256_file
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

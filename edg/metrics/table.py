@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edg.core.records import write_json, write_text
+from edg.core.files import write_json, write_text
 
 DRAWS, SEED = 2000, 0
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import read_json, sha256_file
+from edg.core.files import read_json
+from edg.core.hashing import sha256_file
 from edg.data.prompts import leads_out
 from edg.runner.clips import clips_by_name, find_named, one_of_each
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from edg.core.errors import BadFileError
+from edg.core.files import atomic_path, read_json, write_text
 from edg.core.formats import ANIMATIONS, digest, read_timed
-from edg.core.records import atomic_path, read_json, sha256_file, write_text
+from edg.core.hashing import sha256_file
 from edg.core.video import open_film, read_image, read_rate, write_video
 from edg.report.collect import is_number
 

@@ -18,17 +18,12 @@ from typing import Any
 
 from edg.core.arguments import Parser, as_path
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
-from edg.core.records import (
-    ensure_writable,
-    lock_folder,
-    remove_leftovers,
-    sha256_file,
-    temporary_folder,
-    write_text,
-)
+from edg.core.files import ensure_writable, lock_folder, remove_leftovers, temporary_folder, write_text
+from edg.core.hashing import sha256_file
+from edg.core.log import say
 from edg.report.collect import Clip, Run, collect, in_order, unchanged
 from edg.runner.clips import need_picture
-from edg.runner.progress import Meter, say
+from edg.runner.progress import Meter
 
 PAGE, MEDIA = "index.html", "media"
 LARGEST = 50e6  # bytes of a page with everything inside

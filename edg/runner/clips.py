@@ -11,7 +11,7 @@ from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.formats import ANIMATIONS, STILLS, VIDEOS, is_clip, stem_of
-from edg.runner.files import named, read_record
+from edg.runner.outputs import named, read_record
 
 # What a record may name as its image: the endings of `video.PICTURES`, and the most bytes.
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff")

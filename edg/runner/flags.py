@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import UsageError
-from edg.core.paths import user_path
-from edg.core.records import cached_sha256
+from edg.core.files import checkpoints
+from edg.core.hashing import cached_sha256
 from edg.runner.sample_flags import IGNORED, LONGEST_SIDE
 
 if TYPE_CHECKING:
@@ -184,11 +183,6 @@ def check_numbers(args: argparse.Namespace, spec: Spec) -> None:
         raise UsageError(
             "--compile with --low-memory", expected="one of them: layers that move stay as they are"
         )
-
-
-def checkpoints() -> Path:
-    """Where checkpoints are looked for: $CKPT_PATH, else ./ckpt."""
-    return Path(user_path(os.environ.get("CKPT_PATH") or "ckpt", "CKPT_PATH"))
 
 
 def set_paths(args: argparse.Namespace) -> dict[str, Path]:

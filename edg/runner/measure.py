@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.formats import digest, stem_of
-from edg.core.records import stamp
+from edg.core.hashing import stamp
 from edg.runner.clips import ClipFile, clips_by_name, find_clips
 from edg.runner.progress import Meter
 

@@ -10,33 +10,13 @@ import os
 import sys
 import time
 import unicodedata
-from contextlib import suppress
 from typing import Any
 
-from edg.core.errors import visible
+from edg.core.log import WIPE, on_terminal, say, write
 from edg.core.process import stopping
 
 BAR = 20  # characters
 DRAWN = 0.1  # seconds between two drawings
-WIPE = "\r\x1b[K"
-
-
-def say(text: str) -> None:
-    """One line for the user, on stderr, with the rank in front where there are several."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    rank = f"[rank {os.environ.get('RANK', '0')}] " if size != "1" else ""
-    _write(f"{WIPE if _on_terminal() else ''}{rank}{visible(text)}\n")
-
-
-def _write(text: str) -> None:
-    """Words for people. Where they cannot be written (a log on a full disk) the work goes on."""
-    with suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
-def _on_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class Meter:
@@ -56,7 +36,7 @@ class Meter:
 
     def loading(self) -> None:
         """The model is being loaded: on a terminal only, and no part of the time that is measured."""
-        if not self.quiet and _on_terminal():
+        if not self.quiet and on_terminal():
             self._draw("loading the parameter sets")
 
     def begin(self, done: int, chunk: list[str]) -> None:
@@ -68,13 +48,13 @@ class Meter:
     def __call__(self, phase: str, done: int, total: int, *, request: Any = None, share: float = 0) -> None:
         stopping.check()
         now = time.monotonic()
-        wait = DRAWN if _on_terminal() else self.every
+        wait = DRAWN if on_terminal() else self.every
         if self.quiet or now - self.last < wait:
             return
         self.last = now
         whole = min((self.done + share * len(self.chunk)) / max(1, self.clips), 1)
         line = self._line(phase, done, total, request, whole, now - self.began)
-        if _on_terminal():
+        if on_terminal():
             filled = round(BAR * whole)
             self._draw(f"[{'#' * filled}{'.' * (BAR - filled)}] {line}")
         else:
@@ -95,12 +75,12 @@ class Meter:
         return ", ".join(parts)
 
     def _draw(self, text: str) -> None:
-        _write(WIPE + fitted(text, _columns() - 1))
+        write(WIPE + fitted(text, _columns() - 1))
         self.drawn = True
 
     def close(self) -> None:
         if self.drawn:
-            _write(WIPE)
+            write(WIPE)
             self.drawn = False
 
 

@@ -18,11 +18,13 @@ from typing import Any
 
 from edg.core.dist import World
 from edg.core.errors import BadFileError, EdgError, MachineError, SomeFailedError, UsageError
+from edg.core.files import lock_folder, same_folder, write_json
 from edg.core.formats import place
+from edg.core.hashing import hash_value, sha256_file
+from edg.core.log import say
 from edg.core.paths import file_stem
-from edg.core.records import hash_value, lock_folder, same_folder, sha256_file, write_json
-from edg.runner import files
-from edg.runner.progress import Meter, say
+from edg.runner import outputs
+from edg.runner.progress import Meter
 from edg.systems.base import Request, Result, Watch
 
 SHEET = "contact_sheet.png"
@@ -161,8 +163,8 @@ def is_finished(job: Run, request: Request) -> bool:
     What only lacks formats is completed here where its frames lie there as png. Raises UsageError when it is
     there with other settings, unless the job overwrites.
     """
-    record = files.read_record(job.record(request))
-    there = files.intact(job.outdir, request.id, record)
+    record = outputs.read_record(job.record(request))
+    there = outputs.intact(job.outdir, request.id, record)
     if not there:
         return False
     with suppress(BadFileError):  # an image that is gone now makes the clip fail later, with its reason
@@ -202,11 +204,11 @@ def _completed(job: Run, request: Request, record: dict[str, Any], there: dict[s
     """Whether the missing formats could be made of the frames that lie there, exact, as png."""
     if "png" not in there:
         return False
-    frames = files.frames_of(job.outdir, request.id, ["png"])
+    frames = outputs.frames_of(job.outdir, request.id, ["png"])
     missing = [format for format in job.formats if format not in there]
     try:
-        there = there | files.write(job.outdir, request.id, missing, frames, job.settings(request))
-        parts = files.described(job.outdir, request.id, job.formats[0], there, len(frames))
+        there = there | outputs.write(job.outdir, request.id, missing, frames, job.settings(request))
+        parts = outputs.described(job.outdir, request.id, job.formats[0], there, len(frames))
         write_json(job.record(request), record | parts)
     except UsageError:  # a size that this format cannot have: made again, it fails with its reason
         return False
@@ -312,17 +314,17 @@ def _save(job: Run, result: Result, seconds: float, together: int) -> str:
     if result.frames is None:
         return result.error or "the system gave no frames and no reason"
     warnings = warnings_of(result)
-    former = files.read_record(job.record(request))
-    others = files.intact(job.outdir, request.id, former)
+    former = outputs.read_record(job.record(request))
+    others = outputs.intact(job.outdir, request.id, former)
     try:
         settings = job.settings(request)
-        made = files.write(job.outdir, request.id, job.formats, result.frames, settings)
+        made = outputs.write(job.outdir, request.id, job.formats, result.frames, settings)
         record = record_of(job, request, "done", settings)
         if former.get("settings_hash") == record["settings_hash"]:
             made = others | made
         else:
-            files.drop(job.outdir, request.id, [format for format in others if format not in made])
-        record |= files.described(job.outdir, request.id, job.formats[0], made, len(result.frames)) | {
+            outputs.drop(job.outdir, request.id, [format for format in others if format not in made])
+        record |= outputs.described(job.outdir, request.id, job.formats[0], made, len(result.frames)) | {
             "warnings": warnings,
             "info": dict(result.info),
             "seconds_since_chunk_start": round(seconds, 2),
@@ -340,14 +342,14 @@ def _save(job: Run, result: Result, seconds: float, together: int) -> str:
 def _fail(job: Run, request: Request, reason: str) -> str:
     """Record that a clip failed and hand the reason back. No half of it is left; a finished clip stays."""
     say(f"failed {request.id}: {reason}")
-    if files.intact(job.outdir, request.id, files.read_record(job.record(request))):
+    if outputs.intact(job.outdir, request.id, outputs.read_record(job.record(request))):
         return reason
     try:
         settings = job.settings(request)
     except BadFileError:
         settings = None
     with suppress(OSError, EdgError):  # on a full disk the failure is only told
-        files.drop(job.outdir, request.id, job.formats)
+        outputs.drop(job.outdir, request.id, job.formats)
         write_json(job.record(request), record_of(job, request, "failed", settings) | {"error": reason})
     return reason
 
@@ -404,7 +406,10 @@ def _finish(job: Run, summary: Summary) -> None:
 
 def _finished_clips(job: Run) -> Iterator[tuple[str, Any]]:
     for request in job.requests:
-        there = files.intact(job.outdir, request.id, files.read_record(job.record(request)))
+        there = outputs.intact(job.outdir, request.id, outputs.read_record(job.record(request)))
         if there:
             with suppress(BadFileError):
-                yield f"{request.id}: {request.prompt}", files.frames_of(job.outdir, request.id, list(there))
+                yield (
+                    f"{request.id}: {request.prompt}",
+                    outputs.frames_of(job.outdir, request.id, list(there)),
+                )

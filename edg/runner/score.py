@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from edg.core.arguments import Parser, as_path, named_path, whole
 from edg.core.errors import SomeFailedError, UsageError, nearest
-from edg.core.records import lock_folder, remove_leftovers
+from edg.core.files import lock_folder, remove_leftovers
+from edg.core.log import say
 from edg.runner.clips import ClipFile, failed_in_run, find_clips
-from edg.runner.equip import KINDS, Equipment, equip
 from edg.runner.measure import distances, measure_all
-from edg.runner.progress import say
+from edg.runner.score_models import KINDS, Equipment, equip
 
 if TYPE_CHECKING:
     from edg.metrics.table import Row
@@ -160,7 +160,7 @@ def write(
     """The three files, the summary last, and what it says in a few lines."""
     from edg.metrics.catalogue import METRICS
     from edg.metrics.table import DRAWS, summary, write_rows, write_summary
-    from edg.runner.command import versions
+    from edg.runner.prepare import versions
 
     means, metrics = summary(rows, names, seed=args.seed), {}
     for name in names:

@@ -22,10 +22,10 @@ from edg.core.arguments import Parser, as_path, whole
 from edg.core.device import fix_threads, keep_memory, usable_cores
 from edg.core.dist import world
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
+from edg.core.files import PATIENCE, lock_folder, remove_leftovers
+from edg.core.log import say
 from edg.core.process import stopping
-from edg.core.records import PATIENCE, lock_folder, remove_leftovers
 from edg.core.written import is_written
-from edg.runner.progress import say
 from edg.systems.base import Trainer, Training
 
 SKIPPED = "skipped.jsonl"
@@ -251,7 +251,7 @@ def data_of(run: Training) -> Any:
 def _sprites(run: Training, data: Sprites) -> Any:
     import torch
 
-    from edg.data.order import Table
+    from edg.data.batches import Table
     from edg.sprites.data import clip_tensors, latent_weight, stills
     from edg.sprites.world import FPS, clips
 

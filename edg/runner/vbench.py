@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edg.core.errors import SomeFailedError, UsageError
-from edg.core.records import atomic_path, write_json
+from edg.core.files import atomic_path, write_json
 from edg.runner.clips import ClipFile
 
 NAMES = "names.json"

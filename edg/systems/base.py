@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edg.core.files import checkpoints
+
 
 @dataclass(frozen=True)
 class Request:
@@ -264,3 +266,16 @@ class System(Protocol):
         ...
 
     def trainer(self) -> Trainer: ...
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A published file: its repository, its name there, and its folder under CKPT_PATH."""
+
+    repo: str
+    file: str
+    folder: str
+
+    @property
+    def path(self) -> Path:
+        return checkpoints() / self.folder / self.file

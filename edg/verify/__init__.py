@@ -11,8 +11,9 @@ FAILED, UNKNOWN = 1, 2  # exit codes of `edg verify` alone
 def default_folder() -> Path:
     """tests/reference of the source tree or of the current directory. UsageError where there is none."""
     from edg.core.errors import UsageError
+    from edg.core.shipped import CHECKOUT
 
-    for root in (Path(__file__).parents[2], Path.cwd()):
+    for root in (CHECKOUT, Path.cwd()):
         if (root / "tests" / "reference" / "index.json").is_file():
             return root / "tests" / "reference"
     raise UsageError(

@@ -27,20 +27,20 @@ from edg.core.errors import BadFileError, UsageError, nearest
 from edg.verify import rules
 
 GROUPS: dict[str, str] = {
-    "schedule": "edg.verify.schedules:schedule",
-    "analytic": "edg.verify.schedules:analytic",
-    "sampler": "edg.verify.samplers:sampler",
+    "schedule": "edg.systems.edg.verify.schedules:schedule",
+    "analytic": "edg.systems.edg.verify.schedules:analytic",
+    "sampler": "edg.systems.edg.verify.samplers:sampler",
     "merge": "edg.verify.merges:merge",
-    "unet": "edg.verify.networks:unet",
-    "unet_full": "edg.verify.networks:unet_full",
-    "vae": "edg.verify.networks:vae",
-    "adapter": "edg.verify.networks:adapter",
-    "resampler": "edg.verify.networks:resampler",
-    "text_encoder": "edg.verify.networks:text_encoder",
-    "image_encoder": "edg.verify.networks:image_encoder",
-    "keys": "edg.verify.networks:keys",
+    "unet": "edg.systems.edg.verify.networks:unet",
+    "unet_full": "edg.systems.edg.verify.networks:unet_full",
+    "vae": "edg.systems.edg.verify.networks:vae",
+    "adapter": "edg.systems.edg.verify.networks:adapter",
+    "resampler": "edg.systems.edg.verify.networks:resampler",
+    "text_encoder": "edg.systems.edg.verify.networks:text_encoder",
+    "image_encoder": "edg.systems.edg.verify.networks:image_encoder",
+    "keys": "edg.systems.edg.verify.networks:keys",
     "io": "edg.verify.images:io",
-    "pipeline": "edg.verify.pipeline:run",
+    "pipeline": "edg.systems.edg.verify.pipeline:run",
 }
 #: Groups without a network: always float32 on the CPU, whatever device and dtype are being proved.
 ALWAYS_FLOAT32 = frozenset({"schedule", "analytic", "merge", "keys", "io"})

@@ -10,18 +10,9 @@ import torch
 from torch import Tensor
 
 from edg.core.errors import UsageError
+from edg.merging import ops
+from edg.merging.steps import Average, Block, Consistent, Dynamic, Step, TaskArithmetic, Ties, ties_statistics
 from edg.verify.cases import Case
-from edg.weights import ops
-from edg.weights.steps import (
-    Average,
-    Block,
-    Consistent,
-    Dynamic,
-    Step,
-    TaskArithmetic,
-    Ties,
-    ties_statistics,
-)
 
 
 def merge(case: Case) -> dict[str, Tensor]:

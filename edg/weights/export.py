@@ -1,24 +1,18 @@
-"""`edg export`: any parameter set -> one complete file for other tools, a block of a tensor at a time."""
+"""Any parameter set -> one complete file for other tools, a block of a tensor at a time."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edg.core.arguments import as_path
-from edg.core.device import DTYPES
-from edg.core.errors import UsageError, nearest, visible
+from edg.core.errors import UsageError
 from edg.core.process import stopping
-from edg.weights.align import refuse_lora
+from edg.weights.base_file import sha256_weights
 from edg.weights.keys import BUFFERS
-from edg.weights.reference import sha256_weights
-from edg.weights.store import Weights, open_weights
-from edg.weights.tables import HELP as TABLE_HELP
+from edg.weights.store import Weights, open_weights, refuse_lora
 from edg.weights.tensors import CHUNK, FLOATS, ITEMSIZE, TensorInfo, raw_bytes, torch_dtype
 from edg.weights.writers import TensorWriter, open_writer
 
@@ -26,49 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 FORMATS = {".safetensors": "safetensors", ".pt": "pt", ".ckpt": "pt", ".pth": "pt"}
-
-
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", type=as_path, help="a parameter set: of a merge, of a training run, a checkpoint, shards"
-    )
-    parser.add_argument(
-        "out", type=as_path, help="OUT.safetensors, OUT.pt or OUT.ckpt; the ending chooses the format"
-    )
-    parser.add_argument("--dtype", help="of the floating tensors: fp16, bf16 or float32 (as they are stored)")
-    parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-
-
-def export_command(args: argparse.Namespace) -> int:
-    """Carry out `edg export`. Raises EdgError; returns the exit code."""
-    from edg.weights.commands import progress_line
-
-    progress = None if args.quiet else progress_line("exporting")
-    infos = export(
-        args.file,
-        args.out,
-        dtype_of(args.dtype),
-        table=args.table,
-        overwrite=args.overwrite,
-        progress=progress,
-        warn=lambda text: print(visible(text), file=sys.stderr),
-    )
-    size = os.stat(args.out).st_size
-    print(f"{args.out}  {size / 1e9:.2f} GB, complete: {len(infos)} tensors")
-    return 0
-
-
-def dtype_of(name: str | None) -> str | None:
-    """'float16' for fp16, and so on; None stays None. Raises UsageError."""
-    if name is None:
-        return None
-    full = DTYPES.get(name.removeprefix("torch."))
-    if not full:
-        known = [key for key, value in DTYPES.items() if value]
-        raise UsageError(f"--dtype {name}", expected="fp16, bf16 or float32", fix=nearest(name, known))
-    return full
 
 
 def export(

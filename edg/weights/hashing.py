@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from edg.core.hashing import hash_value, kept_state, recall, remember, remember_sha256
+from edg.core.pagecache import forget, too_large
 from edg.core.process import stopping
-from edg.core.records import hash_value, kept_state, recall, remember, remember_sha256
-from edg.weights.pagecache import forget, too_large
 from edg.weights.tensors import InputFile
 
 if TYPE_CHECKING:

@@ -17,24 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
+from edg.core.files import read_small
 from edg.core.process import stopping
-from edg.core.records import read_small
-from edg.weights import keys, reference
+from edg.weights import base_file, keys
 from edg.weights.hashing import places_key
-from edg.weights.legacy_reader import open_legacy
-from edg.weights.safetensors_reader import open_safetensors
-from edg.weights.sniff import sniff
+from edg.weights.readers.legacy import open_legacy
+from edg.weights.readers.safetensors import open_safetensors
+from edg.weights.readers.sniff import sniff
+from edg.weights.readers.zip_archive import ZipEntry, check_crc, file_tensor, open_zip
 from edg.weights.tables import choose_table
 from edg.weights.tensors import MISSING, InputFile, MemoryTensor, StoredTensor, TensorInfo
 from edg.weights.writers import write_pt, write_safetensors
-from edg.weights.zip_reader import ZipEntry, check_crc, file_tensor, open_zip
 
 if TYPE_CHECKING:
     import torch
 
-    from edg.weights.recipe import Recipe
 
-__all__ = ["TensorInfo", "Weights", "open_inputs", "open_weights", "write_pt", "write_safetensors"]
+__all__ = ["TensorInfo", "Weights", "open_weights", "write_pt", "write_safetensors"]
 MAX_INDEX = 64 << 20  # bytes
 DAMAGED = (
     ArithmeticError,
@@ -164,12 +163,6 @@ def open_weights(
     return _open_joined(Path(path), table, check_base, join_base, {})
 
 
-def open_inputs(recipe: Recipe) -> dict[str, Weights]:
-    """The inputs of a merge by name, each with the table that the recipe names."""
-    tables = recipe.tables
-    return {name: open_weights(path, table=tables.get(name, "")) for name, path in recipe.inputs.items()}
-
-
 def _open_joined(
     path: Path, table: str, check_base: bool, join_base: bool, known: dict[tuple[str, str], Weights | None]
 ) -> Weights:
@@ -181,7 +174,7 @@ def _open_joined(
         weights = _open(path, table)
         if join_base and weights.provenance.get("base"):
             find = partial(_open_joined, check_base=check_base, join_base=True, known=known)
-            weights = reference.complete(weights, known, find, check_base)
+            weights = base_file.complete(weights, known, find, check_base)
         known[place] = weights
         return weights
     except EdgError:
@@ -311,3 +304,13 @@ def _is_inside(shard: Path, folder: Path) -> bool:
     snapshots = next((parent for parent in (home, *home.parents) if parent.name == "snapshots"), None)
     allowed = [home] if snapshots is None else [home, snapshots.parent / "blobs"]
     return any(place.is_relative_to(root) for root in allowed)
+
+
+def refuse_lora(weights: Weights) -> None:
+    """Raise BadFileError where a whole model is wanted and the file holds low-rank changes to one."""
+    if keys.is_lora(weights):
+        raise BadFileError(
+            f"{weights.path} looks like a LoRA, which is a change to a model and not a model",
+            expected="a whole model",
+            fix="add it to its model with the tool that trained it, and give the file of the result",
+        )

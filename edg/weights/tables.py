@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError, nearest
 from edg.weights.keys import AVERAGED, words
-from edg.weights.pickle_machine import (
+from edg.weights.readers.pickle_machine import (
     ARRAYS,
     CARRIERS,
     StorageRef,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError, MachineError
-from edg.core.records import file_state
+from edg.core.hashing import file_state
 
 if TYPE_CHECKING:
     import torch

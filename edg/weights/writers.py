@@ -21,9 +21,9 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edg.core.atomic_file import AtomicFile
 from edg.core.errors import UsageError
-from edg.weights.atomic import AtomicFile
-from edg.weights.safetensors_reader import CODES, MAX_HEADER, is_text
+from edg.weights.readers.safetensors import CODES, MAX_HEADER, is_text
 from edg.weights.tensors import CHUNK, ITEMSIZE, TensorInfo, dtype_name, raw_bytes, torch_dtype
 
 if TYPE_CHECKING:

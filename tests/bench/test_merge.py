@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bench import merge
-from edg.weights import merge as product
-from edg.weights.recipe import load_recipe
+from edg.merging import merge as product
+from edg.merging.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bench import step
-from edg.systems.edg import upsample
-from edg.systems.edg.unet import UNet
+from edg.networks.latent_video import upsample
+from edg.networks.latent_video.unet import UNet
 
 KNOWN = step.models()
 

@@ -46,7 +46,7 @@ def test_no_cuda():
     ],
 )
 def test_what_the_processor_multiplies(monkeypatch, known, expected):
-    from edg.runner.doctor import machine
+    from edg.cli.doctor import machine
 
     kinds = torch.float32, torch.bfloat16, torch.float16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)

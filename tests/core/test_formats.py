@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from edg.core.errors import BadFileError, MachineError, UsageError
+from edg.core.files import remove_leftovers
 from edg.core.formats import (
     FORMATS,
     digest,
@@ -22,7 +23,6 @@ from edg.core.formats import (
     stem_of,
     write_clip,
 )
-from edg.core.records import remove_leftovers
 from edg.data.captions import SUFFIXES
 
 TAGS = {"prompt": "ein röter 圆 “x”", "seed": "7", "comment": '{"long": "' + "ü" * 3000 + '"}'}

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from edg.core import process
+from edg.core.hashing import sha256_file
 from edg.core.process import Stopping, stopping
-from edg.core.records import sha256_file
 from edg.runner.progress import Meter
 from edg.weights.hashing import HashFollower
 
@@ -124,7 +124,7 @@ def test_loops_look(terminated, tmp_path, where):
 
 HANGS = """
 import sys, threading, time
-from edg import cli
+from edg.cli import main as cli
 from edg.core import process
 process.GRACE, process.SECOND, process.TWICE = 1.5, 0.3, 0.2
 def command(args):
@@ -133,7 +133,7 @@ def command(args):
         lock = threading.Lock()
         lock.acquire(), lock.acquire()
 cli.hang = command
-cli.COMMANDS["doctor"] = cli.Command("", "edg.completion:add_arguments", "edg.cli:hang", loops=True)
+cli.COMMANDS["doctor"] = cli.Command("", "edg.cli.completion:add_arguments", "edg.cli.main:hang", loops=True)
 cli.entry(["doctor", "bash", *(["--json"] if "--json" in sys.argv else [])])
 """
 

@@ -12,10 +12,11 @@ from contextlib import nullcontext
 
 import pytest
 
-from edg.core import records
+from edg.core import files
+from edg.core.atomic_file import AtomicFile, write_atomically
 from edg.core.errors import BadFileError, MachineError
-from edg.core.records import atomic_path, lock_folder, read_json, remove_leftovers, sha256_file, write_json
-from edg.weights.atomic import AtomicFile, write_atomically
+from edg.core.files import atomic_path, lock_folder, read_json, remove_leftovers, write_json
+from edg.core.hashing import sha256_file
 
 
 def test_success_replaces_and_leaves_no_trace(tmp_path):
@@ -49,7 +50,7 @@ def test_a_disk_without_room(tmp_path):
 def test_unwritable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="cannot write"):
-        records.ensure_writable(tmp_path / "file" / "sub")
+        files.ensure_writable(tmp_path / "file" / "sub")
 
 
 def test_torn_json(tmp_path):
@@ -62,7 +63,7 @@ def test_hashes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_file(tmp_path / "a", block=2) == known
-    assert records.hash_value({"a": 1, "b": [2]}) == records.hash_value({"b": (2,), "a": 1})
+    assert files.hash_value({"a": 1, "b": [2]}) == files.hash_value({"b": (2,), "a": 1})
 
 
 def test_a_file_without_an_end_is_not_hashed_for_ever():
@@ -82,18 +83,18 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(tmp_path, monkeypatch):
 def test_cached_hash_follows_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a").write_bytes(b"abc")
-    first = records.cached_sha256(tmp_path / "a")
-    assert list((tmp_path / "cache/edg/sha256").iterdir()) and records.cached_sha256(tmp_path / "a") == first
+    first = files.cached_sha256(tmp_path / "a")
+    assert list((tmp_path / "cache/edg/sha256").iterdir()) and files.cached_sha256(tmp_path / "a") == first
     (tmp_path / "a").write_bytes(b"abcd")
-    assert records.cached_sha256(tmp_path / "a") == sha256_file(tmp_path / "a") != first
+    assert files.cached_sha256(tmp_path / "a") == sha256_file(tmp_path / "a") != first
 
 
 def test_leftovers_of_dead_processes_only(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = records._host()
+    host = files._host()
     for pid in (dead.pid, os.getppid()):
-        (tmp_path / f"{records.TEMPORARY}-{host}-{pid}-ab.mp4").write_bytes(b"x")
+        (tmp_path / f"{files.TEMPORARY}-{host}-{pid}-ab.mp4").write_bytes(b"x")
     assert remove_leftovers(tmp_path) == 1
     assert [str(os.getppid()) in p.name for p in tmp_path.iterdir()] == [True]
 
@@ -117,10 +118,10 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(tmp_path, monk
         os.replace(tmp_path / "b", name)
         return digest
 
-    monkeypatch.setattr(records, "sha256_file", replaced_meanwhile)
-    records.cached_sha256(path)
-    monkeypatch.setattr(records, "sha256_file", honest)
-    assert records.cached_sha256(path) == honest(path)
+    monkeypatch.setattr(files, "sha256_file", replaced_meanwhile)
+    files.cached_sha256(path)
+    monkeypatch.setattr(files, "sha256_file", honest)
+    assert files.cached_sha256(path) == honest(path)
 
 
 # ---- the disk ----------------------------------------------------------------------------------------------
@@ -151,10 +152,10 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_pat
 
 def test_so_is_a_folder(tmp_path, disk):
     (tmp_path / "clip").mkdir()
-    with records.atomic_folder(tmp_path / "clip") as temporary:
+    with files.atomic_folder(tmp_path / "clip") as temporary:
         (temporary / "0.png").write_text("x")
     new, folder = str(temporary), str(tmp_path)
-    former = str(temporary.with_suffix(records.FORMER))
+    former = str(temporary.with_suffix(files.FORMER))
     assert disk == [
         ("fsync", f"{new}/0.png"),
         ("fsync", new),
@@ -182,18 +183,18 @@ def died():
 
 
 def test_leftovers_of_every_writer_go_when_the_folder_is_held(tmp_path):
-    pid, host = died(), records._host()
-    gone = [f"{records.TEMPORARY}-{host}-{pid}-ab.json", f".x.pt.edg-tmp.{pid}", f".{'9' * 64}.edg-tmp.{pid}"]
-    ours = f"{records.TEMPORARY}-{host}-{os.getpid()}-ab.mp4"
-    stays = [f"{records.TEMPORARY}-{host}-{os.getppid()}-ab.json", ".held.pt.edg-tmp.1", ours]
+    pid, host = died(), files._host()
+    gone = [f"{files.TEMPORARY}-{host}-{pid}-ab.json", f".x.pt.edg-tmp.{pid}", f".{'9' * 64}.edg-tmp.{pid}"]
+    ours = f"{files.TEMPORARY}-{host}-{os.getpid()}-ab.mp4"
+    stays = [f"{files.TEMPORARY}-{host}-{os.getppid()}-ab.json", ".held.pt.edg-tmp.1", ours]
     stays += [".x.pt.edg-tmp.", ".x.pt.edg-tmp.1b", "x.pt.edg-tmp.1", "clip.mp4"]
     for name in (*gone, *stays):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / f".folder.edg-tmp.{pid}").mkdir()
     (tmp_path / f".link.edg-tmp.{pid}").symlink_to(tmp_path / "clip.mp4")
-    stays += [f".folder.edg-tmp.{pid}", f".link.edg-tmp.{pid}", records.LOCK]
+    stays += [f".folder.edg-tmp.{pid}", f".link.edg-tmp.{pid}", files.LOCK]
     with open(tmp_path / ".held.pt.edg-tmp.1", "rb") as held:
-        records.lock(held.fileno())
+        files.lock(held.fileno())
         with lock_folder(tmp_path):
             assert sorted(os.listdir(tmp_path)) == sorted(stays)
     os.utime(tmp_path / ours, (1, 1))  # of a former process with our number
@@ -210,9 +211,9 @@ def test_leftovers_in_the_cache_of_hashes_go(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "edg/sha256"
     folder.mkdir(parents=True)
-    (folder / f"{records.TEMPORARY}-{records._host()}-{died()}-ab").write_bytes(b"half")
+    (folder / f"{files.TEMPORARY}-{files._host()}-{died()}-ab").write_bytes(b"half")
     (tmp_path / "a").write_bytes(b"abc")
-    records.cached_sha256(tmp_path / "a")
+    files.cached_sha256(tmp_path / "a")
     (note,) = folder.iterdir()
     assert note.read_text() == sha256_file(tmp_path / "a")
 
@@ -233,7 +234,7 @@ def test_a_holder_on_its_way_out_is_waited_for(tmp_path):
 def test_a_signal_ends_the_waiting(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `&` in a script
     try:
-        with lock_folder(tmp_path), pytest.raises(KeyboardInterrupt), records.stopping.postponed():
+        with lock_folder(tmp_path), pytest.raises(KeyboardInterrupt), files.stopping.postponed():
             say = lambda line: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
             with lock_folder(tmp_path, 60, say):
                 pass
@@ -252,10 +253,10 @@ def test_a_folder_that_is_not_what_was_locked(tmp_path, what):
             shutil.rmtree(folder)
         if what == "made again":
             folder.mkdir()
-            (folder / records.LOCK).write_text("of another")
+            (folder / files.LOCK).write_text("of another")
         if what.startswith("lock"):
-            (folder / records.LOCK).unlink()
+            (folder / files.LOCK).unlink()
         if what == "lock taken":
-            (folder / records.LOCK).write_text("of another")
+            (folder / files.LOCK).write_text("of another")
         with nullcontext() if what in ("nothing", "others") else pytest.raises(MachineError):
             check()

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from edg.core.errors import BadFileError, UsageError
+from edg.data.batches import Key, Keyed, Order, collate
 from edg.data.clips import ClipDataset, ClipSpec, Skipped, Video, read_csv
-from edg.data.order import Key, Keyed, Order, collate
 
 CLIP = ClipSpec(frames=8, height=32, width=40)
 SEED = 5

@@ -7,10 +7,10 @@ import av
 import torch
 import yaml
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.data.clips import Skipped, read_csv
-from edg.systems.edg.find import load_spec
-from edg.systems.edg.load import load_model
+from edg.networks.latent_video.load import load_model
+from edg.networks.latent_video.models import load_spec
 from edg.weights.store import open_weights
 
 BASE = Path(__file__).parents[2] / "edg/sprites/weights/base.safetensors"

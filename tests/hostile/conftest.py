@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside the tests
 UNET = "model.diffusion_model."

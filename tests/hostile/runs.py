@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.sprites import WEIGHTS
 
 ROOT = Path(__file__).parents[2]

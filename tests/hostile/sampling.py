@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 
 from edg.core.video import fit_image, read_image
-from edg.runner.command import Prepared
+from edg.runner.prepare import Prepared
 from edg.sprites import WEIGHTS
 from edg.systems.base import Result
 from edg.systems.edg import EdgSystem

@@ -181,7 +181,7 @@ def test_c70_configuration_that_wants_to_run_something(command, tmp_path, kind, 
 def test_c70_a_target_that_is_never_looked_at_runs_nothing_either(tmp_path):
     import yaml
 
-    from edg.systems.edg.find import load_spec
+    from edg.networks.latent_video.models import load_spec
 
     sys.path.insert(0, str(ROOT / "tests/systems"))
     from test_spec import published
@@ -282,10 +282,10 @@ def test_c93_torchvision_of_another_build(command, monkeypatch, sample, prompts,
     def refuse(name="torchvision", *_):
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr("edg.runner.doctor.import_module", refuse)
+    monkeypatch.setattr("edg.cli.doctor.import_module", refuse)
     code, err = command(["doctor"])
     assert code == 4 and "pip uninstall -y torch torchvision && pip install torch torchvision" in err
-    monkeypatch.setattr("edg.runner.command.Prepared.load", lambda *args: refuse())
+    monkeypatch.setattr("edg.runner.prepare.Prepared.load", lambda *args: refuse())
     code, err, _ = sample(prompts)
     assert code == 4 and "torch and torchvision come from different builds" in err
     assert "pip uninstall -y torch torchvision && pip install torch torchvision" in err
@@ -296,8 +296,8 @@ import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 import sampling
-from edg.cli import entry
-from edg.runner.command import Prepared
+from edg.cli.main import entry
+from edg.runner.prepare import Prepared
 from edg.systems.edg import EdgSystem
 Prepared.load, EdgSystem.generate = lambda *args: "network", sampling.still
 entry(["sample", "--config", "sprites", "--sets", "a=" + {base!r}, "--device", "cpu", *sys.argv[1:]])

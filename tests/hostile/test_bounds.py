@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from edg.core import formats, video
+from edg.core import atomic_file, formats, video
 from edg.core.config import read_yaml
 from edg.core.errors import BadFileError, MachineError, UsageError
-from edg.core.records import (
+from edg.core.files import (
     FORMER,
     LOCK,
     TEMPORARY,
@@ -29,8 +29,7 @@ from edg.core.records import (
     remove_leftovers,
 )
 from edg.core.video import open_container, read_clip, write_video
-from edg.weights import atomic
-from edg.weights.legacy_reader import MAGIC
+from edg.weights.readers.legacy import MAGIC
 from edg.weights.store import open_weights
 from edg.weights.writers import write_safetensors
 
@@ -300,7 +299,7 @@ def test_an_output_with_a_foreign_record_is_made_anew(tmp_path, tiny, command, i
 
 
 def test_a_warning_about_a_tensor_does_not_reach_the_terminal_raw(tmp_path, capsys):
-    from edg.cli import main
+    from edg.cli.main import main
 
     name = "model.diffusion_model.\x1b]0;owned\x07.weight"
     for file, value in (("base", 0), ("tuned", np.nan)):
@@ -374,7 +373,7 @@ def test_a_folder_whose_writer_was_killed_between_two_renames_comes_back(tmp_pat
 @pytest.mark.parametrize("length", [240, 255])
 def test_a_name_as_long_as_names_may_be(tmp_path, length):
     path = tmp_path / ("x" * length)
-    atomic.write_atomically(path, b"whole")
+    atomic_file.write_atomically(path, b"whole")
     assert path.read_bytes() == b"whole" and len(os.listdir(tmp_path)) == 1
 
 
@@ -388,11 +387,11 @@ def test_who_loses_its_temporary_before_it_is_locked_makes_another(tmp_path, mon
         for path in tmp_path.iterdir() if len(swept) <= times else ():
             path.unlink()
 
-    monkeypatch.setattr(atomic, "lock", sweep)
+    monkeypatch.setattr(atomic_file, "lock", sweep)
     with pytest.raises(MachineError) if fails else nullcontext():
-        atomic.write_atomically(tmp_path / "x.pt", b"whole")
+        atomic_file.write_atomically(tmp_path / "x.pt", b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ([] if fails else ["x.pt"])
-    assert len(swept) == (atomic.TRIES if fails else 2)
+    assert len(swept) == (atomic_file.TRIES if fails else 2)
 
 
 # ---- videos ------------------------------------------------------------------------------------------------
@@ -477,7 +476,7 @@ def test_a_grid_of_a_million_million_points(tmp_path, command):
 
 
 def test_a_world_without_a_rank(monkeypatch, capsys):
-    from edg.cli import main
+    from edg.cli.main import main
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["sample", "--no-such-flag"]) == 2

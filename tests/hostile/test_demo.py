@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sampling import RED, save  # noqa: E402
 from test_images import broken  # noqa: E402
 
+from edg.cli.demo import environment  # noqa: E402
 from edg.core.errors import BadFileError  # noqa: E402
-from edg.demo import environment  # noqa: E402
-from edg.report.studio import MAX_BYTES, Studio, Wish  # noqa: E402
+from edg.demo.jobs import MAX_BYTES, Studio, Wish  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 PAGE = "http://127.0.0.1"
@@ -43,7 +43,7 @@ def studio(home):
 @pytest.fixture(scope="module")
 def client(studio):
     """A browser of the demo's page that follows no rules."""
-    from edg.report.demo import app
+    from edg.demo.server import app
 
     with TestClient(app(studio, "127.0.0.1"), base_url=PAGE, headers={"Origin": PAGE}) as client:
         yield client
@@ -92,7 +92,7 @@ def test_a_file_that_is_too_large_is_not_kept(client, studio):
 
 def test_the_sum_of_uploads_is_bounded(client, studio, monkeypatch):
     """A page that is left open to many fills no disk."""
-    monkeypatch.setattr("edg.report.uploads.MAX_KEPT", size(studio) + 350_000)
+    monkeypatch.setattr("edg.demo.uploads.MAX_KEPT", size(studio) + 350_000)
 
     def code(number):
         upload = {"files": (f"{number}.png", bytes([number]) * 100_000, "image/png")}
@@ -101,7 +101,7 @@ def test_the_sum_of_uploads_is_bounded(client, studio, monkeypatch):
     assert [code(number) for number in range(6)] == [200] * 3 + [507] * 3
     monkeypatch.undo()
     assert code(6) == 200, "what was refused takes no room"
-    monkeypatch.setattr("edg.report.uploads.MAX_FILES", len(files(studio.folder)) + 2)
+    monkeypatch.setattr("edg.demo.uploads.MAX_FILES", len(files(studio.folder)) + 2)
     assert [code(number) for number in range(4)] == [200] * 2 + [507] * 2
 
 

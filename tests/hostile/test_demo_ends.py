@@ -25,9 +25,9 @@ HANGING = """
 import sys, time
 import numpy as np
 from types import SimpleNamespace
-import edg.demo
-from edg.report import guard
-from edg.report.studio import Studio
+import edg.cli.demo
+from edg.demo import guard
+from edg.demo.jobs import Studio
 
 def hang(*args, **how):
     print("hangs", flush=True)
@@ -52,13 +52,13 @@ def check_route(self, scope):
     hang() if scope["path"] == "/hang" else real(self, scope)
 
 guard.Guard.check_route = check_route
-edg.demo.studio_of = lambda args, uploads: Hanging("fake", {"edg": animate}, uploads=uploads)
-edg.demo.import_ahead = lambda: None
-from edg.cli import entry
+edg.cli.demo.studio_of = lambda args, uploads: Hanging("fake", {"edg": animate}, uploads=uploads)
+edg.cli.demo.import_ahead = lambda: None
+from edg.cli.main import entry
 entry(["demo", "--port", "0"])
 """
 LOADING = HANGING.replace(
-    "edg.demo.studio_of = lambda args, uploads:", "edg.demo.studio_of = hang; _ = lambda:"
+    "edg.cli.demo.studio_of = lambda args, uploads:", "edg.cli.demo.studio_of = hang; _ = lambda:"
 )
 
 
@@ -219,7 +219,7 @@ def test_fifty_clients_at_once(tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(PICTURE.read_bytes() + SECRET)
     left = subprocess.run(
-        [sys.executable, "-c", "import os; from edg.report.uploads import Uploads; print(Uploads().folder, "
+        [sys.executable, "-c", "import os; from edg.demo.uploads import Uploads; print(Uploads().folder, "
          "flush=True); os.kill(os.getpid(), 9)"],
         env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip

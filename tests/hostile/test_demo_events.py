@@ -11,10 +11,10 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
+from edg.cli.demo import environment
 from edg.core.errors import UsageError
-from edg.demo import environment
-from edg.report.studio import Studio
-from edg.report.uploads import LOCK, Uploads
+from edg.demo.jobs import Studio
+from edg.demo.uploads import LOCK, Uploads
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "prompts/sprites/05-red-circle.png"
@@ -46,7 +46,7 @@ def studio(home):
 
 @pytest.fixture(scope="module")
 def client(studio):
-    from edg.report.demo import app
+    from edg.demo.server import app
 
     page = app(studio, "127.0.0.1", [(str(PICTURE), "a red circle moves left")])
     with TestClient(page, base_url=PAGE) as client:
@@ -139,7 +139,7 @@ def bodies(event, values):
 def test_no_event_reaches_a_file_that_was_not_uploaded(client, studio, home, events):
     """Asked for over the wire: each event with each path, and each spelling of one; all of them, of the check
     alone."""
-    from edg.report.guard import Refused, checked_event
+    from edg.demo.guard import Refused, checked_event
 
     uploaded = upload(client)
     paths = strangers(home, studio)
@@ -218,7 +218,7 @@ def test_gradios_own_check_is_on(studio, home, events, capsys):
     import gradio as gr
     from fastapi import FastAPI
 
-    from edg.report.demo import page
+    from edg.demo.server import page
 
     bare = gr.mount_gradio_app(FastAPI(), page(studio, []), path="/")
     before = files(home)
@@ -245,7 +245,7 @@ def test_what_is_no_event(client, body):
 
 @pytest.mark.parametrize("seed, dial", [(float("inf"), 0.5), ("x", 0.5), (1, 10**400), (1, {}), (1, None)])
 def test_a_field_that_is_no_number(studio, seed, dial):
-    from edg.report.demo import Visit
+    from edg.demo.server import Visit
 
     visit = Visit(SimpleNamespace(dials={"motion": ""}), [])
     with pytest.raises(UsageError):
@@ -254,7 +254,7 @@ def test_a_field_that_is_no_number(studio, seed, dial):
 
 def test_an_event_reads_in_one_way(client, home, studio):
     """A name that stands there twice, or other encodings: what is checked is what is passed on."""
-    from edg.report.guard import Refused, checked_event
+    from edg.demo.guard import Refused, checked_event
 
     path, secret = upload(client), str(home / "secret.png")
     once = '{"data": [{"path": "%s", "path": "%s", "meta": {"_type": "gradio.FileData"}}]}'
@@ -370,7 +370,7 @@ def test_names_of_the_page(monkeypatch, host, asked, code):
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
 
-    from edg.report.guard import Guard, names_of
+    from edg.demo.guard import Guard, names_of
 
     monkeypatch.setattr("platform.node", lambda: "Box")
     names, any_address = names_of(host, "" if host.startswith("127.") else "Named.Example")
@@ -403,7 +403,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(studio, home):
     import anyio
     from starlette.requests import ClientDisconnect
 
-    from edg.report.guard import Guard, Refused
+    from edg.demo.guard import Guard, Refused
 
     guard = Guard(None, studio.uploads, frozenset(), False)
     start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
@@ -486,7 +486,7 @@ def test_a_killed_demo_is_swept_by_the_next(place):
 
 
 def test_what_is_another_users_stays(place, monkeypatch):
-    from edg.report.uploads import sweep
+    from edg.demo.uploads import sweep
 
     dead, user = killed(), os.geteuid()
     monkeypatch.setattr("os.geteuid", lambda: user + 1)
@@ -499,7 +499,7 @@ def test_what_is_another_users_stays(place, monkeypatch):
 
 
 def test_a_demo_that_is_swept_while_it_starts_takes_another_folder(place, monkeypatch):
-    from edg.report import uploads
+    from edg.demo import uploads
 
     real, taken = uploads.lock, []
 
@@ -524,7 +524,7 @@ def test_an_upload_goes_after_a_day(place, monkeypatch):
     demo.reserve(1)
     assert demo.is_upload(str(old))
     now = sys.modules["time"].time()
-    monkeypatch.setattr("edg.report.uploads.time.time", lambda: now + 86_401)
+    monkeypatch.setattr("edg.demo.uploads.time.time", lambda: now + 86_401)
     demo.reserve(1)
     assert not old.exists() and not demo.is_upload(str(old)) and demo.is_upload(str(lasting))
     demo.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edg.cli import COMMANDS, main, parser_of
+from edg.cli.main import COMMANDS, main, parser_of
 from edg.core.arguments import PATHS
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +168,7 @@ def test_home_is_found_by_every_way(command, here, monkeypatch):
         code, err = command(argv)
         assert code == 3 and str(home / "con.pt") in err
     monkeypatch.setenv("CKPT_PATH", "~/ckpt")
-    from edg.runner.flags import checkpoints
+    from edg.core.files import checkpoints
 
     assert checkpoints() == home / "ckpt"
     assert not any("~" in path.name for path in here.rglob("*"))
@@ -227,8 +227,8 @@ def test_python_takes_the_same_paths(here, monkeypatch):
 def test_a_model_of_impossible_size(line, number):
     from edg.core.config import to_yaml
     from edg.core.errors import UsageError
-    from edg.systems.edg.find import load_spec
-    from edg.systems.edg.presets import PRESETS
+    from edg.networks.latent_video.models import load_spec
+    from edg.networks.latent_video.presets import PRESETS
 
     text = to_yaml(PRESETS["sprites"])
     Path("m.yaml").write_text(text)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from edg.weights import commands
+from edg.cli import merge as commands
 from edg.weights.store import open_weights
 
 UNET = "model.diffusion_model."

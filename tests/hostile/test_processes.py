@@ -22,10 +22,10 @@ from runs import ROOT, clips, edg, leftovers, prompt_folder, sampling, spawn  # 
 
 from edg.core.dist import World  # noqa: E402
 from edg.core.errors import MachineError, SomeFailedError  # noqa: E402
-from edg.core.records import LOCK, _host, lock_folder, read_json, remove_leftovers  # noqa: E402
-from edg.runner import command  # noqa: E402
+from edg.core.files import LOCK, _host, lock_folder, read_json, remove_leftovers  # noqa: E402
+from edg.runner import prepare  # noqa: E402
 from edg.runner.sample import run  # noqa: E402
-from edg.systems.edg.train import _cut_log, read_log  # noqa: E402
+from edg.systems.edg.training.modules import _cut_log, read_log  # noqa: E402
 
 
 def test_c77_sigkill_while_merging(tmp_path):
@@ -95,7 +95,7 @@ def test_c80_torn_last_line_is_ignored(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from edg.core.records import lock_folder
+from edg.core.files import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)
@@ -104,7 +104,7 @@ with lock_folder(Path(sys.argv[1])):
 
 def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
     """The second waits a little and leaves, naming the holder; a dead holder's lock is taken over."""
-    monkeypatch.setattr(command, "PATIENCE", 0.3)
+    monkeypatch.setattr(prepare, "PATIENCE", 0.3)
     out = tmp_path / "out/1000"
     out.mkdir(parents=True)
     argv = sampling(prompt_folder(tmp_path / "in", "a red circle moves left"), out.parent)
@@ -128,7 +128,7 @@ def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
 def test_c81_two_merges_in_one_folder(tmp_path, capsys, monkeypatch):
     from edg.sprites import WEIGHTS
 
-    monkeypatch.setattr("edg.weights.atomic.PATIENCE", 0.3)
+    monkeypatch.setattr("edg.core.atomic_file.PATIENCE", 0.3)
 
     (tmp_path / "out").mkdir()
     argv = ["merge", "edg", "--base", WEIGHTS / "base.safetensors", "--tuned", WEIGHTS / "tuned.safetensors"]
@@ -147,7 +147,7 @@ from datetime import timedelta
 from pathlib import Path
 sys.path[:0] = [{paths}]
 from fakes import FakeSystem, job
-from edg.cli import guard
+from edg.cli.main import guard
 from edg.core.dist import world
 from edg.runner.sample import run
 folder, how, first = Path(sys.argv[1]), sys.argv[2], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
@@ -349,7 +349,7 @@ def commands(folder, sampled):
 @pytest.mark.parametrize("name", ["score", "vbench", "report", "sweep", "encode"])
 def test_one_rule_for_locks_and_leftovers(tmp_path, capsys, monkeypatch, sampled, name):
     """Who finds the folder held waits, then leaves with 4; who gets it removes what dead processes left."""
-    monkeypatch.setattr("edg.core.records.PATIENCE", 0.3)
+    monkeypatch.setattr("edg.core.files.PATIENCE", 0.3)
     argv, folder = commands(tmp_path, sampled)[name]
     folder.mkdir(exist_ok=True)
     old, living = (f".edg-tmp-{_host()}-{pid}-ab.json" for pid in (died(), os.getppid()))
@@ -370,8 +370,8 @@ def test_a_signal_inside_a_pool_waits_until_it_is_let_go(tmp_path, monkeypatch):
     """Out of the handler, in `submit`, it would leave the pool's lock held: the merge would never end."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from edg.merging import merge, recipe
     from edg.sprites import WEIGHTS
-    from edg.weights import merge, recipe
 
     came, submit = [], ThreadPoolExecutor.submit
 

@@ -12,9 +12,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling import RED, records, sampler, save  # noqa: E402
 
-from edg.cli import parser_of  # noqa: E402
+from edg.cli.main import parser_of  # noqa: E402
 from edg.core.dist import World  # noqa: E402
-from edg.runner.command import prepare  # noqa: E402
+from edg.runner.prepare import prepare  # noqa: E402
 from edg.sprites import WEIGHTS  # noqa: E402
 
 PICTURE = Image.new("RGB", (8, 8), RED)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edg.core.files import read_json, write_json
 from edg.core.formats import write_clip
-from edg.core.records import read_json, write_json
 from edg.core.video import write_image, write_video
 from edg.report.collect import in_order, is_number
 from edg.runner.clips import find_clips

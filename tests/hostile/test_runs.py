@@ -17,15 +17,15 @@ from fakes import FakeSystem, job  # noqa: E402
 from runs import TUNED, clips, edg, prompt_folder, sampling, spawn  # noqa: E402
 
 from edg.core import device  # noqa: E402
-from edg.core.records import read_json  # noqa: E402
+from edg.core.files import read_json  # noqa: E402
 from edg.core.video import read_frames  # noqa: E402
+from edg.networks.latent_video import load  # noqa: E402
+from edg.networks.latent_video.clip_encoders import _tokenizer  # noqa: E402
+from edg.networks.latent_video.model import LatentVideoModel  # noqa: E402
+from edg.networks.latent_video.presets import SPRITES  # noqa: E402
 from edg.runner.sample import run  # noqa: E402
 from edg.systems.base import Result  # noqa: E402
 from edg.systems.edg import generate as method  # noqa: E402
-from edg.systems.edg import load  # noqa: E402
-from edg.systems.edg.encoders import _tokenizer  # noqa: E402
-from edg.systems.edg.model import LatentVideoModel  # noqa: E402
-from edg.systems.edg.presets import SPRITES  # noqa: E402
 from edg.weights.store import open_weights  # noqa: E402
 from edg.weights.writers import write_safetensors  # noqa: E402
 

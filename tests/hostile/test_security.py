@@ -60,8 +60,8 @@ def test_only_fetch_knows_the_net():
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(name.partition(".")[0] in NET for name in names):
                 found |= {(file, name.partition(".")[0]) for name in names}
-    found = {(file, name) for file, name in found if file != "edg/runner/fetch.py"}
-    assert found == {("edg/demo.py", "socket")}
+    found = {(file, name) for file, name in found if file != "edg/cli/fetch.py"}
+    assert found == {("edg/cli/demo.py", "socket")}
 
 
 @pytest.mark.parametrize("depth", [6, 12])

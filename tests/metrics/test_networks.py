@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edg.core.errors import BadFileError, UsageError
-from edg.core.records import sha256_file
+from edg.core.hashing import sha256_file
 from edg.metrics.networks import Input, Network
 from edg.metrics.raft import RENAMED, Raft, torchvision_name
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edg.core.files import write_json
 from edg.core.formats import place, write_clip
-from edg.core.records import sha256_file, write_json
+from edg.core.hashing import sha256_file
 from edg.core.video import write_image
 
 FRAMES, SIDE, FPS = 8, 32, 8

@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edg.cli import main, parser_of
-from edg.core.records import sha256_file
+from edg.cli.demo import PUBLISHED, published, sets_of, studio_of
+from edg.cli.main import main, parser_of
+from edg.core.hashing import sha256_file
 from edg.core.video import read_frames, read_metadata
-from edg.demo import PUBLISHED, published, sets_of, studio_of
-from edg.report import stage
-from edg.report.studio import Moment, Studio, Wish
+from edg.demo import view
+from edg.demo.jobs import Moment, Studio, Wish
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "prompts/sprites/05-red-circle.png"
@@ -302,9 +302,9 @@ def test_what_is_warned_of_a_clip_is_shown(tmp_path):
     with Studio("fake", dict.fromkeys(clips)) as studio:
         made = studio._keep(Wish(image, "p", 1, 1), clips)
         assert made.warnings == ("lost: <b>left",)
-        assert "lost: &lt;b&gt;left" in stage.words(Moment("", made=made), made.wish)
+        assert "lost: &lt;b&gt;left" in view.words(Moment("", made=made), made.wish)
         plain = replace(made, warnings=())
-        assert "warning" not in stage.words(Moment("", made=plain), made.wish)
+        assert "warning" not in view.words(Moment("", made=plain), made.wish)
 
 
 def test_weights_that_are_there(tmp_path, monkeypatch):
@@ -332,6 +332,6 @@ def test_a_port_that_is_taken(server, capsys):
 
 
 def test_without_gradio(monkeypatch, capsys):
-    monkeypatch.setattr("edg.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("edg.cli.demo.find_spec", lambda name: None)
     assert main(["demo"]) == 4
     assert "pip install 'edg[demo]'" in capsys.readouterr().err

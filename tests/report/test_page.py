@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
+from edg.core.files import write_json
 from edg.core.formats import FORMATS, read_timed, write_clip
-from edg.core.records import write_json
 from edg.core.video import read_frames, read_image, write_image, write_video
 from edg.metrics.table import Row, summary
 from edg.report import flow_pictures, page

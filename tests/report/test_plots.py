@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edg.report.sprites import HEAD, Row, plots, table
-from edg.sprites.scoring import Estimate
+from experiments.plot_sprites import HEAD, Row, plots, table
+from experiments.scoring import Estimate
 
 pytest.importorskip("matplotlib", reason="pip install -e '.[plots]'")
 

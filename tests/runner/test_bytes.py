@@ -19,7 +19,7 @@ from edg.core.video import picture_notes, read_image, write_image  # noqa: E402
 from edg.runner.clips import ClipFile  # noqa: E402
 from edg.runner.sample import run, with_bytes  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
-from edg.systems.edg.clip import read_initial_noise, read_pixels  # noqa: E402
+from edg.systems.edg.clip_state import read_initial_noise, read_pixels  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
 
 
@@ -127,8 +127,9 @@ def test_a_model_is_of_the_weights_that_were_hashed(tmp_path, kind, loader):
     """Hashed when they are opened, read later: then the file may have been written over, in its place."""
     import torch
 
-    from edg.systems.edg import encode, load
-    from edg.systems.edg.find import load_spec
+    from edg.networks.latent_video import load
+    from edg.networks.latent_video.models import load_spec
+    from edg.systems.edg.training import encode
     from edg.weights.store import open_weights
 
     path, spec = tmp_path / "w.safetensors", load_spec("sprites")

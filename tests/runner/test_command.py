@@ -5,7 +5,7 @@ import torch
 
 from edg.core.arguments import Parser
 from edg.core.dist import world_from_environment
-from edg.runner.command import prepare
+from edg.runner.prepare import prepare
 from edg.runner.sample_flags import add_sample_arguments
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from edg.core.errors import UsageError
-from edg.core.records import sha256_file
-from edg.runner.dials import FOLDER, Dial, Dials, Point, find_dials
+from edg.core.hashing import sha256_file
+from edg.merging.recipe import adjusted, load_recipe
 from edg.sprites import WEIGHTS
-from edg.weights.recipe import adjusted, load_recipe
+from edg.systems.edg.dials import FOLDER, Dial, Dials, Point, find_dials
 
 
 def curve(*points, wants="more", moves="dyn.alpha"):

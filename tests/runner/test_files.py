@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeSystem, job  # noqa: E402
 
 from edg.core.errors import SomeFailedError, UsageError  # noqa: E402
+from edg.core.files import read_json, write_json
 from edg.core.formats import digest, read_clip, read_tags  # noqa: E402
-from edg.core.records import hash_value, read_json, write_json  # noqa: E402
+from edg.core.hashing import hash_value  # noqa: E402
 from edg.runner.sample import run  # noqa: E402
 
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.arguments import Parser
 from edg.core.config import to_yaml
 from edg.core.dist import world_from_environment
-from edg.core.records import sha256_file
-from edg.runner.command import prepare
-from edg.runner.dials import Dial, Dials, Point
+from edg.core.hashing import sha256_file
+from edg.runner.prepare import prepare
 from edg.runner.sample_flags import add_sample_arguments
 from edg.sprites import WEIGHTS
+from edg.systems.edg.dials import Dial, Dials, Point
 
 ROOT = Path(__file__).parents[2]
 BASE, TUNED = WEIGHTS / "base.safetensors", WEIGHTS / "tuned.safetensors"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import UsageError
-from edg.runner.plan import card, in_a_line, table, verdict
+from edg.runner.memory_report import card, in_a_line, table, verdict
 from edg.systems.base import PhaseCost, Plan
 
 GB = 10**9
@@ -29,12 +29,12 @@ def test_the_largest_phase_decides():
 
 
 def test_whether_it_fits(monkeypatch):
-    monkeypatch.setattr("edg.runner.plan.memory", lambda: (16 * GB, 8 * GB))
+    monkeypatch.setattr("edg.runner.memory_report.memory", lambda: (16 * GB, 8 * GB))
     assert verdict(PLAN, "cpu") == "fits the CPU, 8.0 GB free"
-    monkeypatch.setattr("edg.runner.plan.memory", lambda: (16 * GB, 6 * GB))
+    monkeypatch.setattr("edg.runner.memory_report.memory", lambda: (16 * GB, 6 * GB))
     assert verdict(PLAN, "cpu") == "DOES NOT FIT the CPU, 6.0 GB free"
     monkeypatch.setattr(
-        "edg.runner.plan.cuda_devices", lambda: [("small", 8 * GB, 6 * GB), ("big", 0, 9 * GB)]
+        "edg.runner.memory_report.cuda_devices", lambda: [("small", 8 * GB, 6 * GB), ("big", 0, 9 * GB)]
     )
     assert verdict(PLAN, "cuda") == "fits big, 9.0 GB free"
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeSystem, job  # noqa: E402
 
 from edg.core.errors import MachineError, SomeFailedError, UsageError  # noqa: E402
-from edg.core.records import LOCK, read_json  # noqa: E402
+from edg.core.files import LOCK, read_json  # noqa: E402
 from edg.core.video import read_frames, read_image  # noqa: E402
 from edg.runner.sample import first_difference, run  # noqa: E402
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from edg import systems
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.config import to_dict
+from edg.core.files import write_json
 from edg.core.formats import FORMATS, place, write_clip
-from edg.core.records import hash_value, sha256_file, write_json
+from edg.core.hashing import hash_value, sha256_file
 from edg.core.video import fit_image, read_frames, write_image, write_video
 from edg.metrics import motion
 from edg.metrics.catalogue import METRICS, SETS
 from edg.report.collect import collect
-from edg.runner.command import options_settings
+from edg.runner.prepare import options_settings
 from edg.sprites import WEIGHTS
 from edg.sprites.world import caption, held_out, render, words_of
 
@@ -236,7 +237,7 @@ def test_prompts_that_the_text_tower_does_not_read_to_their_end(capsys, tmp_path
 
 
 def test_every_picture_is_embedded_once(capsys, tmp_path, monkeypatch):
-    from edg.systems.edg.embedding import Towers
+    from edg.systems.edg.clip_embedder import Towers
 
     seen, embed = [], Towers.embed_image
     monkeypatch.setattr(Towers, "embed_image", lambda self, x: (seen.append(len(x)), embed(self, x))[1])

@@ -11,9 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from edg.cli import main
+from edg.cli.main import main
+from edg.cli.sweep import FOLDER, end, flags_of, points, read
 from edg.core.errors import EdgError, UsageError
-from edg.runner.sweep import FOLDER, end, flags_of, points, read
 
 ROOT = Path(__file__).parents[2]
 SHARED = """
@@ -137,7 +137,7 @@ def test_an_unknown_key_and_an_unknown_sweep_name_the_nearest(sweep_file):
 def test_it_is_one_process(capsys, sweep_file, tmp_path, monkeypatch, rank):
     for name, value in {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("edg.cli.GRACE", 0)
+    monkeypatch.setattr("edg.cli.main.GRACE", 0)
     assert main(["sweep", sweep_file("{seed: [1, 2]}")]) == 2
     out, err = capsys.readouterr()
     assert (

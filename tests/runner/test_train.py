@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import UsageError
-from edg.core.records import lock_folder
-from edg.data.order import Table
+from edg.core.files import lock_folder
+from edg.data.batches import Table
+from edg.networks.latent_video.load import build, load_model
+from edg.networks.latent_video.models import load_spec
 from edg.runner import train
 from edg.runner.train import read_runs, source
-from edg.systems.edg.find import load_spec
-from edg.systems.edg.load import build, load_model
-from edg.systems.edg.stages import precompute
+from edg.systems.edg.training.run import precompute
 from edg.weights.store import open_weights
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +202,7 @@ def test_a_start_that_is_not_there_is_told_before_anything_is_trained(tmp_path, 
 def test_a_cache_of_first_frames_has_no_random_ones(tmp_path, monkeypatch):
     index = SimpleNamespace(every_frame=False)
     clips = SimpleNamespace(index=index, without_hashes=lambda: 0)
-    monkeypatch.setattr("edg.systems.edg.stages.CachedClips", lambda path: clips)
+    monkeypatch.setattr("edg.systems.edg.training.run.CachedClips", lambda path: clips)
     (run,) = read_runs(run_file(tmp_path / "run.yaml", objective={"random_frame": True}), [])
     with pytest.raises(UsageError, match="image tokens of frame 0 alone; .*--every-frame"):
         source(run)

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edg.sprites.experiment import TUNES, arms, files_of, name_of, recipes
-from edg.weights.steps import Copy, Linear
+from edg.merging.steps import Copy, Linear
+from experiments.sprites_arms import TUNES, arms, files_of, name_of, recipes
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("base", "slow-1", "ties", "start_960", "conv-1_500", "three_sets")

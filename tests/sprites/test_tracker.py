@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from edg.sprites.scoring import estimate, estimates, judge
 from edg.sprites.tracker import look, track
 from edg.sprites.world import DIRECTIONS, SHAPES, Clip, Motion, Sprite, clips, held_out, render
+from experiments.scoring import estimate, estimates, judge
 
 
 @pytest.mark.parametrize("split", ["base", "tuned"])

@@ -16,16 +16,17 @@ import torch
 
 from edg.core.dist import World
 from edg.core.errors import BadFileError, MachineError, UsageError
-from edg.data.order import Key, Keyed, Table, collate
+from edg.data.batches import Key, Keyed, Table, collate
+from edg.networks.latent_video import adapter, load
+from edg.networks.latent_video.presets import SPRITES
+from edg.networks.latent_video.vae import AutoencoderKL
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
-from edg.systems.edg import adapter, load, trainable
-from edg.systems.edg.objective import Objective
-from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.train import DenoiserTraining, VaeTraining, _strategy, fit, rate
-from edg.systems.edg.train_callbacks import checkpoint_path, checkpoints, last_checkpoint, set_aside_damaged
-from edg.systems.edg.train_options import Plan
-from edg.systems.edg.vae import AutoencoderKL
+from edg.systems.edg.training import trainable
+from edg.systems.edg.training.config import Plan
+from edg.systems.edg.training.loss import Objective
+from edg.systems.edg.training.modules import DenoiserTraining, VaeTraining, _strategy, fit, rate
+from edg.training.callbacks import checkpoint_path, checkpoints, last_checkpoint, set_aside_damaged
 
 ROOT = Path(__file__).parents[2]
 TINY = replace(SPRITES, unet=replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,)))
@@ -203,7 +204,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from edg.core.dist import world
-from edg.systems.edg.train import fit
+from edg.systems.edg.training.modules import fit
 from test_train import PLAN, table, training
 plan = replace(PLAN, ema=0.0, warmup=0, schedule="constant", log_every=1, save_every=4, **eval(sys.argv[2]))
 with world("cpu") as here:

@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 
 from edg.data.prompts import read_folder
+from edg.networks.latent_video import load
+from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.sprites.data import psnr_on_shape, stills
 from edg.sprites.tracker import track
 from edg.sprites.world import caption, held_out, parse_caption, render, words_of
 from edg.systems.base import Request
-from edg.systems.edg import EdgSystem, load
+from edg.systems.edg import EdgSystem
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.presets import SPRITES
 from edg.weights.keys import is_adapter
 from edg.weights.store import open_weights
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from edg.systems.edg.load import TOWERS, build
-from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.released import from_published
+from edg.networks.latent_video.load import TOWERS, build
+from edg.networks.latent_video.presets import SPRITES
+from edg.networks.latent_video.published_yaml import from_published
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

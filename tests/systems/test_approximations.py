@@ -13,6 +13,9 @@ from PIL import Image
 from edg.core.errors import UsageError
 from edg.diffusion.ddim import ddim_plan
 from edg.diffusion.schedule import make_schedule
+from edg.networks.latent_video.deepcache import DeepFeature, deep_feature
+from edg.networks.latent_video.load import load_model
+from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
@@ -20,10 +23,7 @@ from edg.systems.base import Request
 from edg.systems.edg import EdgSystem
 from edg.systems.edg.condition import Condition
 from edg.systems.edg.generate import generate
-from edg.systems.edg.load import load_model
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.reuse import DeepFeature, deep_feature
 from edg.weights.store import open_weights
 
 FRAMES = SPRITES.frames

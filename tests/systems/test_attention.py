@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edg.systems.edg import attention
-from edg.systems.edg.attention import FEW, GEGLU, RelativePosition, attend, merge_heads, split_heads
+from edg.networks.latent_video import attention
+from edg.networks.latent_video.attention import FEW, GEGLU, RelativePosition, attend, merge_heads, split_heads
 
 
 @pytest.fixture(autouse=True)

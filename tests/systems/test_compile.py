@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
+from edg.networks.latent_video import load
+from edg.networks.latent_video.presets import SPRITES
 from edg.systems.base import Request
-from edg.systems.edg import EdgSystem, load
+from edg.systems.edg import EdgSystem
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.presets import SPRITES
 
 UNET = replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,), num_res_blocks=1)
 TINY = replace(SPRITES, unet=UNET)

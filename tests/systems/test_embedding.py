@@ -6,9 +6,9 @@ import torch
 
 from edg import systems
 from edg.core.errors import BadFileError
-from edg.systems.edg.embedding import load_towers
-from edg.systems.edg.encoders import _clip, open_clip
-from edg.systems.edg.load import TOWERS, build
+from edg.networks.latent_video.clip_encoders import _clip, open_clip
+from edg.networks.latent_video.load import TOWERS, build
+from edg.systems.edg.clip_embedder import load_towers
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.dist import World
 from edg.core.errors import BadFileError, UsageError
 from edg.core.seeding import generator
 from edg.core.video import write_video
-from edg.data.order import Keyed, Order, collate
-from edg.systems.edg import analytic, cache, encode
-from edg.systems.edg.cache import CachedClips
-from edg.systems.edg.clip import read_initial_noise
-from edg.systems.edg.load import build, load_model
-from edg.systems.edg.presets import SPRITES
+from edg.data.batches import Keyed, Order, collate
+from edg.networks.latent_video.load import build, load_model
+from edg.networks.latent_video.presets import SPRITES
+from edg.systems.edg.clip_state import read_initial_noise
+from edg.systems.edg.training import analytic_init, encode, latent_cache
+from edg.systems.edg.training.latent_cache import CachedClips
 from edg.weights.writers import write_safetensors
 
 SIZE, T = 5, 8
@@ -79,7 +79,7 @@ def model(weights):
 def fake(monkeypatch):
     data = Fake()
     monkeypatch.setattr(encode, "open_dataset", lambda *_: (data, Clips()))
-    monkeypatch.setattr(analytic, "open_dataset", lambda *_: (data, Clips()))
+    monkeypatch.setattr(analytic_init, "open_dataset", lambda *_: (data, Clips()))
     return data
 
 
@@ -207,9 +207,9 @@ def test_damaged_caches_are_told(tmp_path, weights, fake):
 
 
 def test_values_that_16_bits_cannot_hold_are_refused(tmp_path):
-    index = cache.Index("s", {}, {}, "v", 1, 1, 0, False, "float16", 1)
+    index = latent_cache.Index("s", {}, {}, "v", 1, 1, 0, False, "float16", 1)
     with pytest.raises(BadFileError, match="moments .* not finite in float16"):
-        cache.write_shard(tmp_path, index, 0, [{"moments": torch.full((2, 2), 1e5), "path": "a.mp4"}])
+        latent_cache.write_shard(tmp_path, index, 0, [{"moments": torch.full((2, 2), 1e5), "path": "a.mp4"}])
     assert not list(tmp_path.iterdir())
 
 
@@ -237,9 +237,9 @@ def test_the_file_is_the_published_one(tmp_path, weights, model, fake):
 
 
 def test_every_video_once_before_any_twice(tmp_path, weights, fake):
-    keys = analytic.draw_keys(5, 12, seed=1)
+    keys = analytic_init.draw_keys(5, 12, seed=1)
     assert sorted(keys[:5]) == [(0, i) for i in range(5)] and sorted(keys[5:10]) == [(1, i) for i in range(5)]
-    assert len(keys) == 12 and keys != analytic.draw_keys(5, 12, seed=2)
+    assert len(keys) == 12 and keys != analytic_init.draw_keys(5, 12, seed=2)
     assert run("analytic-init", weights, tmp_path / "x.pt", "--count", "3", "--seed", "1") == 0
     assert fake.asked == keys[:3]
 
@@ -257,7 +257,7 @@ def test_the_scale_factor_is_in_it():
     logvar = torch.full((3, 2, 1, 2, 2), -1.0)
     z = torch.randn(3, 2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     stream = [torch.cat(pair) for pair in zip(z, logvar, strict=True)]
-    one, scaled = analytic.accumulate(stream, 1.0), analytic.accumulate(stream, 0.18215)
+    one, scaled = analytic_init.accumulate(stream, 1.0), analytic_init.accumulate(stream, 0.18215)
     assert torch.allclose(scaled.expectation, 0.18215 * one.expectation)
     assert scaled.trace_cov_per_dim == pytest.approx(0.18215**2 * one.trace_cov_per_dim)
 
@@ -352,7 +352,7 @@ def test_a_run_says_what_its_captions_lack(tmp_path, monkeypatch, capsys):
 
     from edg.core.dist import World
     from edg.data.sources import Video
-    from edg.systems.edg import stages
+    from edg.systems.edg.training import run as stages
 
     videos = [Video(tmp_path / "a.mp4", "a bar moves right and then away"), Video(tmp_path / "b.mp4", "")]
     monkeypatch.setattr(stages, "begin", lambda *_: {})
@@ -370,7 +370,7 @@ def test_a_run_says_what_its_captions_lack(tmp_path, monkeypatch, capsys):
 
 
 def test_stride_flags():
-    from edg.systems.edg.encode_flags import stride_range
+    from edg.systems.edg.training.encode_flags import stride_range
 
     assert stride_range("2") == (2, 2) and stride_range("1:6") == stride_range("1,6") == (1, 6)
     for text in ("", "0", "6:1", "a", "1:2:3", "-1"):

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.dist import World
 from edg.core.errors import BadFileError
 from edg.core.video import write_video
 from edg.data.clips import Skipped
 from edg.runner import train
-from edg.systems.edg import encode as encode_module
-from edg.systems.edg import stages
-from edg.systems.edg.cache import CachedClips
+from edg.systems.edg.training import encode as encode_module
+from edg.systems.edg.training import run as stages
+from edg.systems.edg.training.latent_cache import CachedClips
 from edg.weights.store import open_weights
 from edg.weights.writers import write_safetensors
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from edg.networks.latent_video.load import build
+from edg.networks.latent_video.presets import DYNAMICRAFTER_512, DYNAMICRAFTER_1024, SPRITES
 from edg.systems.base import Request
-from edg.systems.edg.footprint import FusedAttention, Tally, Weightless, blank, measure, plan, size_of
-from edg.systems.edg.load import build
+from edg.systems.edg.memory import FusedAttention, Tally, Weightless, blank, measure, plan, size_of
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.presets import DYNAMICRAFTER_512, DYNAMICRAFTER_1024, SPRITES
 
 ROOT = Path(__file__).parents[2]
 GB = 1e9
@@ -163,8 +163,8 @@ def test_a_layout_that_fused_kernels_refuse_is_planned_as_stored():
 REAL = """
 import sys, torch
 from dataclasses import replace
-from edg.systems.edg.presets import DYNAMICRAFTER_512
-from edg.systems.edg.unet import UNet
+from edg.networks.latent_video.presets import DYNAMICRAFTER_512
+from edg.networks.latent_video.unet import UNet
 
 def resident(what):
     lines = open("/proc/self/status").read().splitlines()

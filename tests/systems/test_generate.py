@@ -11,13 +11,13 @@ from PIL import Image
 
 from edg.core.errors import BadFileError, UsageError
 from edg.systems.base import Request
-from edg.systems.edg.clip import start
+from edg.systems.edg.clip_state import start
 from edg.systems.edg.condition import conditions
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.plan import check, plan_of_sets
-from edg.verify.pipeline import rule_weights
+from edg.systems.edg.parameter_sets import ParameterSets
+from edg.systems.edg.sampling_schedule import check, plan_of_sets
+from edg.systems.edg.verify.pipeline import rule_weights
 
 OPTIONS = SamplingOptions(steps=3, guidance_scale=3.0, perframe_ae=True)
 

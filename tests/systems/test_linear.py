@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from edg.systems.edg import linear
-from edg.systems.edg.linear import LEAST, JoinedLinear, Linear, SplitLinear
+from edg.networks.latent_video import onednn_linear
+from edg.networks.latent_video.onednn_linear import LEAST, JoinedLinear, Linear, SplitLinear
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +17,14 @@ def same_numbers():
 @pytest.fixture
 def calls(monkeypatch):
     """One entry for each product that oneDNN makes."""
-    made, real = [], linear.by_onednn
-    monkeypatch.setattr(linear, "by_onednn", lambda *args: made.append(args[1].shape) or real(*args))
+    made, real = [], onednn_linear.by_onednn
+    monkeypatch.setattr(onednn_linear, "by_onednn", lambda *args: made.append(args[1].shape) or real(*args))
     return made
 
 
-@pytest.mark.skipif(not linear.ONEDNN, reason="PyTorch is built without MKL or oneDNN: there is one way only")
+@pytest.mark.skipif(
+    not onednn_linear.ONEDNN, reason="PyTorch is built without MKL or oneDNN: there is one way only"
+)
 @pytest.mark.parametrize("shape", [(128,), (7, 128), (2, 9, 128), (0, 128)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_onednn_is_the_formula(calls, shape, bias):
@@ -34,7 +36,9 @@ def test_onednn_is_the_formula(calls, shape, bias):
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not linear.ONEDNN, reason="PyTorch is built without MKL or oneDNN: there is one way only")
+@pytest.mark.skipif(
+    not onednn_linear.ONEDNN, reason="PyTorch is built without MKL or oneDNN: there is one way only"
+)
 def test_who_is_left_to_pytorch(calls):
     small, large = Linear(64, 64), Linear(128, LEAST // 128)
     x = torch.randn(3, 128)
@@ -57,7 +61,7 @@ def test_a_bias_whose_numbers_do_not_lie_together():
     x, weight = torch.randn(3, 128), torch.randn(200, 128)
     for bias in (torch.randn(400)[::2], torch.full((1,), 3.0).expand(200)):
         with torch.no_grad():
-            torch.testing.assert_close(linear.linear(x, weight, bias), F.linear(x, weight, bias))
+            torch.testing.assert_close(onednn_linear.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
 def test_weights_in_part():
@@ -84,4 +88,4 @@ def test_compiled_it_is_one_graph(calls):
         torch.testing.assert_close(compiled(x), layer(x))
         layer.weight.mul_(2)  # another parameter set: no constant of the graph
         torch.testing.assert_close(compiled(x), layer(x))
-    assert len(calls) == (4 if linear.ONEDNN else 0)
+    assert len(calls) == (4 if onednn_linear.ONEDNN else 0)

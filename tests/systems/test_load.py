@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from edg.core.errors import BadFileError
-from edg.systems.edg import load
-from edg.systems.edg.family import identify
-from edg.systems.edg.load import assign, build, load_model, rebuild_towers, with_adapter_of
-from edg.systems.edg.presets import PRESETS, SPRITES
+from edg.networks.latent_video import load
+from edg.networks.latent_video.identify import identify
+from edg.networks.latent_video.load import assign, build, load_model, rebuild_towers, with_adapter_of
+from edg.networks.latent_video.presets import PRESETS, SPRITES
 from edg.weights.store import open_weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from edg.core.errors import UsageError
-from edg.systems.edg.adapter import begin, over_frames
-from edg.systems.edg.attention import Context, TemporalAttention
+from edg.networks.latent_video.adapter import begin, over_frames
+from edg.networks.latent_video.attention import Context, TemporalAttention
+from edg.networks.latent_video.clip_encoders import blur_before_shrinking
+from edg.networks.latent_video.load import build, load_model
+from edg.networks.latent_video.unet import UNet, sinusoid
 from edg.systems.edg.condition import Condition
-from edg.systems.edg.encoders import blur_before_shrinking
-from edg.systems.edg.load import build, load_model
-from edg.systems.edg.unet import UNet, sinusoid
 
 
 def test_two_at_once_equal_each_alone(spec, weights, inputs):

@@ -8,9 +8,10 @@ import torch
 
 from edg.core.errors import UsageError
 from edg.diffusion.schedule import make_schedule
-from edg.systems.edg.adapter import begin
-from edg.systems.edg.load import build, load_model
-from edg.systems.edg.objective import (
+from edg.networks.latent_video.adapter import begin
+from edg.networks.latent_video.load import build, load_model
+from edg.networks.latent_video.presets import DYNAMICRAFTER_512, DYNAMICRAFTER_1024, SPRITES
+from edg.systems.edg.training.loss import (
     Constants,
     Draws,
     Drops,
@@ -21,7 +22,6 @@ from edg.systems.edg.objective import (
     shifted,
     snr_weight,
 )
-from edg.systems.edg.presets import DYNAMICRAFTER_512, DYNAMICRAFTER_1024, SPRITES
 from edg.verify.rules import fill
 
 TINY = replace(SPRITES, unet=replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,)))

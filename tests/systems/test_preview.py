@@ -11,21 +11,21 @@ import torch
 from safetensors.torch import save_file
 
 from edg.api import load
-from edg.cli import main, parser_of
+from edg.cli.main import main, parser_of
 from edg.core.errors import BadFileError
 from edg.core.video import read_image
 from edg.diffusion.ddim import State, Step
-from edg.runner.command import check
+from edg.networks.latent_video.load import load_model
+from edg.networks.latent_video.presets import PRESETS, SPRITES
+from edg.runner.prepare import check
 from edg.sprites import WEIGHTS
 from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
 from edg.systems.base import Request
-from edg.systems.edg.clip import Clip
+from edg.systems.edg.clip_state import Clip
 from edg.systems.edg.generate import generate, show
-from edg.systems.edg.load import load_model
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameters import OneNetwork
-from edg.systems.edg.presets import PRESETS, SPRITES
+from edg.systems.edg.parameter_sets import OneNetwork
 from edg.systems.edg.preview import TinyDecoder, apply_map, preview, preview_map, read_tiny_decoder
 from edg.verify.rules import input_tensor, weight
 from edg.weights.store import open_weights

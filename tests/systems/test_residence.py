@@ -12,17 +12,17 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from edg.networks.latent_video.attention import SpatialAttention
+from edg.networks.latent_video.load import with_adapter_of
+from edg.networks.latent_video.onednn_linear import JoinedLinear
+from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.systems.base import Request
-from edg.systems.edg.attention import SpatialAttention
 from edg.systems.edg.generate import generate
-from edg.systems.edg.linear import JoinedLinear
-from edg.systems.edg.load import with_adapter_of
+from edg.systems.edg.offload import PHASES, parameters_of
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.presets import SPRITES
-from edg.systems.edg.residence import PHASES, parameters_of
-from edg.verify.pipeline import rule_weights
+from edg.systems.edg.parameter_sets import ParameterSets
+from edg.systems.edg.verify.pipeline import rule_weights
 from edg.weights.store import open_weights
 
 OPTIONS = SamplingOptions(steps=2, guidance_scale=3.0, perframe_ae=True)

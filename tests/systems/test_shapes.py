@@ -8,14 +8,14 @@ import torch
 
 from edg.core.errors import UsageError
 from edg.core.video import write_image
+from edg.networks.latent_video.presets import DYNAMICRAFTER_512
 from edg.systems.base import Request
-from edg.systems.edg.clip import clip_noise, condition_batch, start
+from edg.systems.edg.clip_state import clip_noise, condition_batch, start
 from edg.systems.edg.condition import conditions, image_latent
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.plan import check
-from edg.systems.edg.presets import DYNAMICRAFTER_512
+from edg.systems.edg.parameter_sets import ParameterSets
+from edg.systems.edg.sampling_schedule import check
 
 OPTIONS = SamplingOptions(steps=2, guidance_scale=1.0, switch_at=(), perframe_ae=True)
 

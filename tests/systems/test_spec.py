@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from edg.core.errors import UsageError
-from edg.systems.edg.find import load_spec
-from edg.systems.edg.presets import PRESETS
-from edg.systems.edg.released import from_published
+from edg.networks.latent_video.models import load_spec
+from edg.networks.latent_video.presets import PRESETS
+from edg.networks.latent_video.published_yaml import from_published
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 OF_SIZE = {

@@ -9,13 +9,13 @@ import torch
 
 from edg import systems
 from edg.core.video import write_image
+from edg.networks.latent_video.clip_encoders import TextEncoder, cut_remarks, lost_text, open_clip
+from edg.networks.latent_video.presets import DYNAMICRAFTER_512, SPRITES
 from edg.systems.base import Request
 from edg.systems.edg import condition, generate
-from edg.systems.edg.embedding import Towers
-from edg.systems.edg.encoders import TextEncoder, cut_remarks, lost_text, open_clip
+from edg.systems.edg.clip_embedder import Towers
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.presets import DYNAMICRAFTER_512, SPRITES
+from edg.systems.edg.parameter_sets import ParameterSets
 
 CLIP, SMALL = DYNAMICRAFTER_512.text, SPRITES.text
 LONG = "a picture with very many small and colourful details, " * 20 + "a red circle moves left"

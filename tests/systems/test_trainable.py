@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from edg.core.errors import MachineError, UsageError
-from edg.systems.edg.adapter import begin_released
-from edg.systems.edg.load import build, load_model
-from edg.systems.edg.objective import Constants, Drops, Objective, denoising_loss
-from edg.systems.edg.presets import DYNAMICRAFTER_512, SPRITES
-from edg.systems.edg.spec import ClipTextSpec
-from edg.systems.edg.trainable import add_lora, choose, lora_layers, merge_lora, published_state
+from edg.networks.latent_video.adapter import begin_released
+from edg.networks.latent_video.load import build, load_model
+from edg.networks.latent_video.presets import DYNAMICRAFTER_512, SPRITES
+from edg.networks.latent_video.spec import ClipTextSpec
+from edg.systems.edg.training.loss import Constants, Drops, Objective, denoising_loss
+from edg.systems.edg.training.trainable import add_lora, choose, lora_layers, merge_lora, published_state
 from edg.verify.rules import fill
 from edg.weights.keys import is_adapter
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edg.systems.edg.upsample import LEAST, SIDE, ConvOfTwice
-from edg.systems.edg.vae import Upsample
+from edg.networks.latent_video.upsample import LEAST, SIDE, ConvOfTwice
+from edg.networks.latent_video.vae import Upsample
 
 
 @pytest.fixture(autouse=True)

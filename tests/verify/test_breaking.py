@@ -7,9 +7,9 @@ import torch
 
 from edg import verify
 from edg.diffusion import ddim, guidance, prediction, schedule, switch
-from edg.systems.edg import attention
-from edg.verify import schedules
-from edg.weights import ops
+from edg.merging import ops
+from edg.networks.latent_video import attention
+from edg.systems.edg.verify import schedules
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli import info as inspect
+from edg.cli import merge as commands
+from edg.cli.main import main
 from edg.core.errors import BadFileError, UsageError
-from edg.weights import commands
 from edg.weights.store import open_weights, write_pt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def merge(*argv):
 
 
 def info(*argv):
-    return call(commands.add_info_arguments, commands.info_command, *argv)
+    return call(inspect.add_info_arguments, inspect.info_command, *argv)
 
 
 def test_merge_and_info(tmp_path, files, capsys):
@@ -116,7 +117,7 @@ def test_inputs_must_be_given(files):
 def test_info_counts_components_and_takes_an_identifier(tmp_path, adapted, capsys):
     write_pt(tmp_path / "x.pt", {n: t.half() for n, t in adapted.items()})
     weights = open_weights(tmp_path / "x.pt")
-    lines = commands.describe(weights, lambda w: "some-spec" if "queries" in w else "")
+    lines = inspect.describe(weights, lambda w: "some-spec" if "queries" in w else "")
     text = "\n".join(lines)
     assert "some-spec" in text and "adapter     yes" in text and "float16 100 %" in text
     counts = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  ")}

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import UsageError
 from edg.weights import export as exporting
 from edg.weights.export import export

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edg.core.errors import BadFileError, EdgError
-from edg.weights import pickle_machine
+from edg.weights.readers import pickle_machine
 from edg.weights.store import open_weights
 from edg.weights.writers import write_safetensors
 

@@ -7,14 +7,14 @@ import shutil
 import pytest
 import torch
 
-from edg.core.records import hash_value
-from edg.runner.command import former_settings, identity, origin
+from edg.core.hashing import hash_value
+from edg.merging import merge, provenance, recipe
+from edg.merging.lazy import merged
+from edg.runner.prepare import former_settings, identity, origin
 from edg.sprites import WEIGHTS
-from edg.weights import merge, provenance, recipe
+from edg.weights.base_file import candidates
 from edg.weights.export import export
 from edg.weights.hashing import numbers_sha256, tensor_digests
-from edg.weights.memory import merged
-from edg.weights.reference import candidates
 from edg.weights.store import open_weights, write_pt, write_safetensors
 
 EDG = {"dyn": [{"op": "dynamic"}], "con": [{"op": "consistent"}]}
@@ -145,7 +145,7 @@ def test_the_hash_is_kept_while_the_file_stays(tmp_path, files, monkeypatch):
 
 def test_a_dial_turned_does_not_read_again_what_is_copied(files, monkeypatch):
     """Only what a strength changes is computed anew."""
-    from edg.weights.memory import MergedTensor
+    from edg.merging.lazy import MergedTensor
 
     steps = [{"op": "extrapolate", "alpha": 0.5, "where": "temporal_conv"}, {"op": "copy", "of": "tuned"}]
     inputs = {"base": str(files[0]), "tuned": str(files[1])}
@@ -262,7 +262,7 @@ def test_a_claim_that_cannot_be_tried_counts_for_the_file_of_then_alone(tmp_path
 
 
 def test_an_earlier_record_of_foreign_files_is_compared_by_their_hash(tmp_path, files):
-    from edg.core.records import sha256_file
+    from edg.core.hashing import sha256_file
 
     weights = open_weights(files[0])
     old = {"settings": {"sets": {"dyn": {"sha256": [sha256_file(files[0])]}}}}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from edg.runner.command import identity
-from edg.weights import merge, recipe
-from edg.weights.memory import merged
-from edg.weights.plan import BLOCK
+from edg.merging import merge, recipe
+from edg.merging.lazy import merged
+from edg.merging.plan import BLOCK
+from edg.runner.prepare import identity
 from edg.weights.store import open_weights
 
 OPS = {

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from edg.core.errors import BadFileError, MachineError, UsageError
-from edg.weights import merge, ops
-from edg.weights.masks import BLOCK, keep_mask
-from edg.weights.recipe import Recipe, edg_recipe, from_dict
-from edg.weights.steps import Consistent, Copy, Dynamic
+from edg.merging import merge, ops
+from edg.merging.masks import BLOCK, keep_mask
+from edg.merging.recipe import Recipe, edg_recipe, from_dict
+from edg.merging.steps import Consistent, Copy, Dynamic
 from edg.weights.store import open_weights, write_safetensors
 
 UNET = "model.diffusion_model."
@@ -183,7 +183,7 @@ def test_a_base_copy_with_identity_adapter_is_stored(tmp_path, with_adapter, ada
 
 
 def test_identity_reads_any_part():
-    from edg.weights.align import IdentityProjection
+    from edg.merging.align import IdentityProjection
     from edg.weights.tensors import TensorInfo
 
     whole = torch.cat([torch.eye(5), torch.zeros(5, 3)], 1).reshape(-1)
@@ -414,8 +414,8 @@ def test_a_folder_that_cannot_be_made(tmp_path, files):
 
 KILLED = """
 import sys
-from edg.weights import merge
-from edg.weights.recipe import edg_recipe
+from edg.merging import merge
+from edg.merging.recipe import edg_recipe
 print("ready", flush=True)
 merge.run(edg_recipe(sys.argv[1], sys.argv[2]), sys.argv[3], full=True, format="pt")
 """
@@ -452,8 +452,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, files, monkeypatch, call):
 
 MEASURED = """
 import resource, sys
-from edg.weights import merge
-from edg.weights.recipe import edg_recipe
+from edg.merging import merge
+from edg.merging.recipe import edg_recipe
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 merge.run(edg_recipe(sys.argv[1], sys.argv[2]), sys.argv[3], full=True, format="pt")
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
@@ -472,7 +472,7 @@ def test_memory_does_not_follow_the_size_of_the_files(tmp_path):
 
 
 def test_a_finished_merge_is_not_made_again(tmp_path, files, capsys):
-    from edg.weights.commands import merge_and_report
+    from edg.cli.merge import merge_and_report
 
     recipe = edg_recipe(*map(str, files), seed=5)
 
@@ -495,7 +495,7 @@ def test_a_finished_merge_is_not_made_again(tmp_path, files, capsys):
 
 
 def test_an_input_replaced_during_the_merge_does_not_poison_the_hashes(tmp_path, files, tuned, monkeypatch):
-    from edg.core.records import cached_sha256
+    from edg.core.hashing import cached_sha256
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copy(files[0], tmp_path / "other")
@@ -511,12 +511,12 @@ def test_an_input_replaced_during_the_merge_does_not_poison_the_hashes(tmp_path,
 
 
 def test_a_merge_remembers_the_hashes_of_its_inputs(tmp_path, files, monkeypatch):
-    from edg.core import records
+    from edg.core import files
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run(edg_recipe(*map(str, files)), tmp_path / "out", full=True)
-    monkeypatch.setattr(records, "sha256_file", lambda path: "not remembered")
-    assert records.cached_sha256(files[1]) == sha256(files[1].read_bytes()).hexdigest()
+    monkeypatch.setattr(files, "sha256_file", lambda path: "not remembered")
+    assert files.cached_sha256(files[1]) == sha256(files[1].read_bytes()).hexdigest()
 
 
 def test_safetensors_hold_wide_tensors_first(tmp_path):

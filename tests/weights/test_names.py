@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import BadFileError, UsageError
-from edg.weights import keys, merge, recipe
+from edg.merging import merge, recipe
+from edg.merging.lazy import merged
+from edg.weights import keys
 from edg.weights.export import export
-from edg.weights.memory import merged
 from edg.weights.store import open_weights
 
 UNET = "model.diffusion_model."

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from edg.weights import ops, recipe, steps
-from edg.weights.masks import BLOCK, keep_mask
+from edg.merging import ops, recipe, steps
+from edg.merging.masks import BLOCK, keep_mask
 
 P, S = tensor([1.0, 2.0, -4.0]), tensor([2.0, 2.0, 0.0])
 MASK = tensor([True, False, True])

@@ -6,9 +6,11 @@ import os
 import pytest
 import torch
 
+from edg.core import pagecache
 from edg.core.errors import MachineError
-from edg.weights import hashing, merge, pagecache
-from edg.weights.recipe import edg_recipe
+from edg.merging import merge
+from edg.merging.recipe import edg_recipe
+from edg.weights import hashing
 
 NAME = "model.diffusion_model.{}"
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import BadFileError
 from edg.weights.store import Weights, open_weights
 

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from edg.core.errors import UsageError
+from edg.merging.recipe import edg_recipe, find_recipe, from_dict, load_recipe, remarks, to_dict
+from edg.merging.steps import Copy, Dynamic
 from edg.weights import keys
-from edg.weights.recipe import edg_recipe, find_recipe, from_dict, load_recipe, remarks, to_dict
-from edg.weights.steps import Copy, Dynamic
 
 SHIPPED = sorted(p for p in find_recipe("edg").parent.glob("*.yaml"))
 

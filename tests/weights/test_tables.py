@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
 from edg.core.errors import BadFileError, UsageError
 from edg.weights.store import open_weights
 

@@ -9,10 +9,10 @@ import pytest
 import safetensors
 import torch
 
-from edg.cli import main
+from edg.cli.main import main
+from edg.core import atomic_file
+from edg.core.atomic_file import AtomicFile, write_atomically
 from edg.core.errors import MachineError, UsageError
-from edg.weights import atomic
-from edg.weights.atomic import AtomicFile, write_atomically
 from edg.weights.store import open_weights
 from edg.weights.tensors import TensorInfo, dtype_name, raw_bytes
 from edg.weights.writers import PtWriter, open_writer, write_pt, write_safetensors
@@ -149,7 +149,7 @@ def test_no_exception_of_a_constructor_leaves_a_file(tmp_path, monkeypatch, form
     if where == "expect":
         monkeypatch.setattr(AtomicFile, "expect", fail)
     else:
-        monkeypatch.setattr(atomic, "lock", fail)
+        monkeypatch.setattr(atomic_file, "lock", fail)
     with pytest.raises((MachineError, *([error] if isinstance(error, type) else [OSError]))):
         open_writer(tmp_path / f"x.{form}", form, {"a": TensorInfo((4,), "float32")})
     assert list(tmp_path.iterdir()) == []

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from edg.systems.base import Plan, Progress, Request, Result, Watch
 
 if TYPE_CHECKING:
-    from edg.systems.edg.embedding import Towers
+    from edg.networks.latent_video.spec import ModelSpec
+    from edg.systems.edg.clip_embedder import Towers
     from edg.systems.edg.options import SamplingOptions
-    from edg.systems.edg.spec import ModelSpec
-    from edg.systems.edg.train_options import Run
+    from edg.systems.edg.training.config import Run
 
 
 class EdgSystem:
@@ -21,13 +21,13 @@ class EdgSystem:
 
     def spec(self, name: str) -> ModelSpec:
         """A known model by name, or a YAML file, see `find.load_spec`."""
-        from edg.systems.edg.find import load_spec
+        from edg.networks.latent_video.models import load_spec
 
         return load_spec(name)
 
     def identify(self, weights: Mapping[str, Any]) -> tuple[str | None, str]:
         """(name of a known model or None, the reason in words), see `family.identify`."""
-        from edg.systems.edg.family import identify
+        from edg.networks.latent_video.identify import identify
 
         return identify(weights)
 
@@ -58,8 +58,8 @@ class EdgSystem:
         """Parameter sets (name -> weights, in their order of use) on `device`; dtype None is float32."""
         import torch
 
-        from edg.systems.edg.load import with_adapter_of
-        from edg.systems.edg.parameters import ParameterSets
+        from edg.networks.latent_video.load import with_adapter_of
+        from edg.systems.edg.parameter_sets import ParameterSets
 
         return ParameterSets(
             with_adapter_of(spec, sets.values()),
@@ -78,8 +78,8 @@ class EdgSystem:
         """Bytes and operations of clips like `request`, before any weights are read, see `footprint.plan`."""
         import torch
 
-        from edg.systems.edg.footprint import plan
-        from edg.systems.edg.load import with_adapter_of
+        from edg.networks.latent_video.load import with_adapter_of
+        from edg.systems.edg.memory import plan
 
         spec = with_adapter_of(spec, sets.values())
         return plan(spec, request, sets=len(sets), dtype=dtype or torch.float32, **how)
@@ -93,9 +93,9 @@ class EdgSystem:
     ) -> list[str]:
         """Raise EdgError for whatever would stop these requests, and return lines on what of them will not
         count; reads names and shapes only, but for the decoder."""
-        from edg.systems.edg.load import with_adapter_of
-        from edg.systems.edg.plan import check, remarks
+        from edg.networks.latent_video.load import with_adapter_of
         from edg.systems.edg.preview import read_tiny_decoder
+        from edg.systems.edg.sampling_schedule import check, remarks
 
         check(with_adapter_of(spec, sets.values()), sets, requests)
         if preview_decoder is not None:
@@ -116,17 +116,17 @@ class EdgSystem:
 
     def embedder(self, spec: Any, weights: Mapping[str, Any], *, device: Any = "cpu") -> Towers:
         """CLIP's towers, see `embedding.load_towers`."""
-        from edg.systems.edg.embedding import load_towers
+        from edg.systems.edg.clip_embedder import load_towers
 
         return load_towers(spec, weights, device)
 
     def training(self) -> type[Run]:
         """The settings of a training run: no Lightning is needed to find a misspelt one."""
-        from edg.systems.edg.train_options import Run
+        from edg.systems.edg.training.config import Run
 
         return Run
 
     def trainer(self) -> Any:
-        from edg.systems.edg import stages
+        from edg.systems.edg.training import run
 
-        return stages
+        return run

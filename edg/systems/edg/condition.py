@@ -11,12 +11,12 @@ from torch import Tensor
 
 from edg.diffusion.guidance import Branches
 from edg.diffusion.prediction import Denoiser
-from edg.systems.edg.encoders import lost_text
-from edg.systems.edg.model import LatentVideoModel
+from edg.networks.latent_video.clip_encoders import lost_text
+from edg.networks.latent_video.deepcache import DeepFeature
+from edg.networks.latent_video.model import LatentVideoModel
+from edg.networks.latent_video.spec import TextSpec
+from edg.networks.latent_video.vae import Posterior
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.reuse import DeepFeature
-from edg.systems.edg.spec import TextSpec
-from edg.systems.edg.vae import Posterior
 
 # One clip's randomness by name: noise("x_T", shape=...), noise("step", 3, shape=...) -> N(0, 1) draws.
 Noise = Callable[..., Tensor]

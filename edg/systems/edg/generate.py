@@ -23,15 +23,15 @@ from edg.diffusion.guidance import Branches, guided, in_interval, side_by_side
 from edg.diffusion.multistep import dpmpp, unipc
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.switch import blend
+from edg.networks.latent_video.clip_encoders import cut_warning
+from edg.networks.latent_video.deepcache import deep_feature
 from edg.systems.base import Progress, Request, Result, Watch
-from edg.systems.edg.clip import Clip, condition_batch, decode, start, to_frames
+from edg.systems.edg.clip_state import Clip, condition_batch, decode, start, to_frames
 from edg.systems.edg.condition import Condition, lost_texts
-from edg.systems.edg.encoders import cut_warning
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameters import ParameterSets
-from edg.systems.edg.plan import plan_of_sets
+from edg.systems.edg.parameter_sets import ParameterSets
 from edg.systems.edg.preview import TinyDecoder, preview, read_tiny_decoder
-from edg.systems.edg.reuse import deep_feature
+from edg.systems.edg.sampling_schedule import plan_of_sets
 
 T = TypeVar("T")
 Look = Callable[[Sequence[Clip], State], None]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edg.core.errors import BadFileError
-from edg.systems.edg.spec import ModelSpec
+from edg.networks.latent_video.spec import ModelSpec
 
 RIDGE = 1e-3  # of the mean square of a latent: an image of one colour has no unique map
 BLOCKS = 3  # of a level

@@ -1,0 +1,214 @@
+"""`edg doctor`: what this machine can run, and why not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from pathlib import Path
+
+from edg.cli.fetch import free_bytes, present
+from edg.core.arguments import Parser, as_path
+from edg.core.device import dtype_for, memory, multiplies
+from edg.core.errors import EdgError, MachineError
+from edg.core.files import checkpoints
+from edg.runner import memory_report
+from edg.runner.prepare import find_spec
+from edg.runner.sample_flags import add_sample_arguments
+
+GB = 1e9
+PACKAGES = (
+    "torch", "torchvision", "numpy", "einops", "jaxtyping", "open_clip_torch", "omegaconf", "safetensors",
+    "pytorch-lightning", "huggingface_hub", "pillow", "av", "imageio", "opencv-python-headless", "decord",
+)  # fmt: skip
+TORCHVISION_FIX = (
+    "torch and torchvision come from different builds; take both from one index: "
+    "pip uninstall -y torch torchvision && pip install torch torchvision"
+)
+
+
+EMBEDDED = "sprites"
+MODELS = (EMBEDDED, "dynamicrafter-256", "dynamicrafter-512", "dynamicrafter-1024")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--plan",
+        type=as_path,
+        nargs="*",
+        metavar="NAME|YAML",
+        help="what `edg sample` of these models with the flags below needs, and whether it fits (all known)",
+    )
+    add_sample_arguments(parser)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print the report; 0 when at least the embedded model can run, else MachineError. With --plan, print
+    memory and operations."""
+    if args.plan is not None:
+        return plans(args)
+    problems = []
+    for title, lines in (
+        ("software", software(problems)),
+        ("machine", machine()),
+        ("disk", disk(Path(args.savedir), problems)),
+        ("checkpoints", checkpoint_files()),
+        ("models", models(args)),
+    ):
+        print(title)
+        for line in lines:
+            print(f"  {line}", flush=True)
+    if problems:
+        raise MachineError(f"{len(problems)} problem(s): {problems[0]}")
+    return 0
+
+
+def plans(args: argparse.Namespace) -> int:
+    """Print each model's plan as the flags say, and with --low-memory."""
+    from edg import systems
+
+    system = systems.get()
+    for name in args.plan or ([args.config] if args.config else MODELS):
+        spec = find_spec(system, name, {})
+        for low_memory in sorted({args.low_memory, True}):
+            way = argparse.Namespace(**{**vars(args), "low_memory": low_memory})
+            for line in memory_report.tell(way, system, spec):
+                print(line, flush=True)
+    return 0
+
+
+# ---- software ----------------------------------------------------------------------------------------------
+
+
+def software(problems: list[str]) -> Iterator[str]:
+    import edg
+
+    system = f"{platform.system()} {platform.machine()}"
+    yield f"edg {edg.__version__}, Python {platform.python_version()} on {system}"
+    for name in PACKAGES:
+        try:
+            yield f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            yield f"{name}: not installed{_consequence(name, problems)}"
+    for check in (check_torchvision, check_video):
+        trouble = check()
+        if trouble:
+            problems.append(trouble)
+        yield f"{check.__name__.removeprefix('check_')}: {trouble or 'works'}"
+
+
+def _consequence(name: str, problems: list[str]) -> str:
+    if name == "decord":
+        return " (PyAV reads training clips)"
+    if name in ("imageio", "opencv-python-headless", "huggingface_hub", "pytorch-lightning"):
+        return " (needed by some commands: pip install -r requirements.txt)"
+    problems.append(f"{name} is not installed; pip install -r requirements.txt")
+    return " (needed: pip install -r requirements.txt)"
+
+
+def check_torchvision() -> str:
+    """ "" when torchvision fits torch (open_clip needs it), else what to do."""
+    try:
+        import_module("torchvision")
+    except RuntimeError as error:
+        return TORCHVISION_FIX if "nms" in str(error) else str(error).splitlines()[0]
+    except (ImportError, OSError) as error:
+        return f"{error}; pip install torch torchvision"
+    return ""
+
+
+def check_video() -> str:
+    """ "" when a video can be written and read back, else why not."""
+    import tempfile
+
+    try:
+        import numpy as np
+
+        from edg.core.video import read_frames, write_video
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_video(Path(folder) / "x.mp4", np.full((2, 16, 16, 3), 128, np.uint8))
+            assert len(read_frames(Path(folder) / "x.mp4")) == 2
+    except (ImportError, EdgError, OSError, AssertionError) as error:
+        return f"no H.264 video can be written ({error}); pip install -U av"
+    return ""
+
+
+# ---- machine -----------------------------------------------------------------------------------------------
+
+
+def machine() -> Iterator[str]:
+    total, free = memory()
+    yield f"{os.cpu_count()} CPU cores, {total / GB:.1f} GB memory, {free / GB:.1f} GB of it free"
+    if multiplies(dtype_for("bf16", "cpu")):
+        yield "the processor multiplies bfloat16: `edg sample --dtype bf16` can be faster than fp32"
+    gpus = list(memory_report.cuda_devices())
+    if not gpus:
+        yield "no CUDA device: everything runs on the CPU, slowly at published sizes"
+    for name, size, unused in gpus:
+        yield f"{name}, {size / GB:.1f} GB memory, {unused / GB:.1f} GB of it free"
+
+
+def disk(savedir: Path, problems: list[str]) -> Iterator[str]:
+    from edg.core.files import ensure_writable
+
+    for name, folder in (("CKPT_PATH", checkpoints()), ("results", savedir)):
+        existed = folder.exists()
+        state = "can be written"
+        try:
+            ensure_writable(folder)
+            if not existed:
+                folder.rmdir()
+        except MachineError as error:
+            state = str(error)
+            problems.append(state)
+        yield f"{name} {folder}: {free_bytes(folder) / GB:.1f} GB free, {state}"
+
+
+# ---- checkpoints and models --------------------------------------------------------------------------------
+
+
+def checkpoint_files() -> Iterator[str]:
+    """Every published file under CKPT_PATH, opened (not read) to see whether it is whole and what it is."""
+    found = present()
+    if not found:
+        yield f"none of the published files under {checkpoints()} (edg fetch); the embedded sprites need none"
+    for name, path in found.items():
+        yield f"{name}: {path}, {path.stat().st_size / GB:.2f} GB, {_sniffed(path)}"
+
+
+def _sniffed(path: Path) -> str:
+    try:
+        from edg import systems
+        from edg.weights.store import open_weights
+
+        weights = open_weights(path)
+    except (ImportError, RuntimeError) as error:
+        return f"not looked at ({error})"
+    except EdgError as error:
+        return f"NOT READABLE: {error}"
+    if "Expectation_X0" in weights:
+        return "an initial noise for Analytic-Init"
+    name, why = systems.get().identify(weights)
+    return f"{len(weights)} tensors, {name or 'unknown model'} by {why}"
+
+
+def models(args: argparse.Namespace) -> Iterator[str]:
+    """The embedded model, planned; the others take seconds to plan: how to ask, and whether they are here."""
+    from edg import systems
+
+    have, system = present(), systems.get()
+    for name in MODELS:
+        spec = system.spec(name)
+        title = f"{name} at {spec.height}x{spec.width}"
+        if name == EMBEDDED:
+            try:
+                *_, fits = memory_report.tell(args, system, spec)
+            except (ImportError, OSError, RuntimeError) as error:
+                fits = f"not planned ({error})"
+            yield f"{title}: {fits.strip()}"
+        else:
+            lacks = "" if name in have else f"; its file is missing (edg fetch {name})"
+            yield f"{title}: edg doctor --plan --config {name} tells what it needs{lacks}"

@@ -1,0 +1,55 @@
+"""`edg export`: any parameter set -> one complete file for other tools."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from edg.core.arguments import as_path
+from edg.core.device import DTYPES
+from edg.core.errors import UsageError, nearest, visible
+from edg.core.log import progress_line
+from edg.weights.export import export
+from edg.weights.tables import HELP as TABLE_HELP
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", type=as_path, help="a parameter set: of a merge, of a training run, a checkpoint, shards"
+    )
+    parser.add_argument(
+        "out", type=as_path, help="OUT.safetensors, OUT.pt or OUT.ckpt; the ending chooses the format"
+    )
+    parser.add_argument("--dtype", help="of the floating tensors: fp16, bf16 or float32 (as they are stored)")
+    parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def export_command(args: argparse.Namespace) -> int:
+    """Carry out `edg export`. Raises EdgError; returns the exit code."""
+    progress = None if args.quiet else progress_line("exporting")
+    infos = export(
+        args.file,
+        args.out,
+        dtype_of(args.dtype),
+        table=args.table,
+        overwrite=args.overwrite,
+        progress=progress,
+        warn=lambda text: print(visible(text), file=sys.stderr),
+    )
+    size = os.stat(args.out).st_size
+    print(f"{args.out}  {size / 1e9:.2f} GB, complete: {len(infos)} tensors")
+    return 0
+
+
+def dtype_of(name: str | None) -> str | None:
+    """'float16' for fp16, and so on; None stays None. Raises UsageError."""
+    if name is None:
+        return None
+    full = DTYPES.get(name.removeprefix("torch."))
+    if not full:
+        known = [key for key, value in DTYPES.items() if value]
+        raise UsageError(f"--dtype {name}", expected="fp16, bf16 or float32", fix=nearest(name, known))
+    return full

@@ -1,0 +1,354 @@
+"""`edg COMMAND`: a table of commands; each imports what it needs when called, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from edg.core.arguments import Parser, as_path
+from edg.core.dist import world_from_environment
+from edg.core.errors import (
+    DEFECT,
+    INTERRUPTED,
+    TERMINATED,
+    EdgError,
+    MachineError,
+    UsageError,
+    is_out_of_memory,
+    nearest,
+    visible,
+)
+from edg.core.process import CODES, die_with_parent, stopping
+
+GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
+
+
+@dataclass(frozen=True)
+class Command:
+    """add and run are "module:function": one adds arguments to a parser, the other takes the parsed ones.
+    alone: of a command for one process, what to do instead of starting it under torchrun. loops: it looks
+    itself whether a signal came (edg/core/process.py); else the handler raises, as it has but one thread."""
+
+    help: str
+    add: str
+    run: str
+    alone: str = ""
+    loops: bool = True
+
+
+ALONE = "run it without torchrun, or unset WORLD_SIZE"
+
+
+COMMANDS = {
+    "merge": Command(
+        "checkpoints + recipe -> parameter sets",
+        "edg.cli.merge:add_merge_arguments",
+        "edg.cli.merge:merge_command",
+        ALONE,
+    ),
+    "sample": Command(
+        "images + prompts -> clips, with one or several parameter sets",
+        "edg.runner.sample_flags:add_sample_arguments",
+        "edg.runner.prepare:sample",
+    ),
+    "sweep": Command(
+        "a grid over any options of sample -> a folder for each point, scores, a report",
+        "edg.cli.sweep:add_sweep_arguments",
+        "edg.cli.sweep:sweep",
+        "run what --dry-run prints, each under torchrun",
+    ),
+    "demo": Command(
+        "a page on this machine where images are made to move",
+        "edg.cli.demo:add_arguments",
+        "edg.cli.demo:demo",
+        ALONE,
+    ),
+    "train": Command(
+        "a configuration -> trained parameter sets",
+        "edg.runner.train:add_arguments",
+        "edg.runner.train:train",
+    ),
+    "info": Command(
+        "what a checkpoint is, without loading it",
+        "edg.cli.info:add_info_arguments",
+        "edg.cli.main:info",
+        loops=False,
+    ),
+    "encode": Command(
+        "videos -> a folder of latents and tokens, so that training runs the frozen networks once",
+        "edg.systems.edg.training.encode_flags:add_encode_arguments",
+        "edg.systems.edg.training.encode:encode_command",
+    ),
+    "analytic-init": Command(
+        "videos -> the file that sampling from M < 1000 starts from",
+        "edg.systems.edg.training.encode_flags:add_analytic_arguments",
+        "edg.systems.edg.training.analytic_init:analytic_command",
+        "run it as one; or `torchrun ... -m edg encode` first and give its folder as --data",
+    ),
+    "report": Command(
+        "runs -> one page that shows their clips side by side, with scores and recipes",
+        "edg.report.page:add_arguments",
+        "edg.report.page:report",
+        ALONE,
+    ),
+    "export": Command(
+        "a parameter set -> one complete file that other tools open",
+        "edg.cli.export:add_export_arguments",
+        "edg.cli.export:export_command",
+        ALONE,
+    ),
+    "score": Command(
+        "a folder of clips -> numbers: motion, consistency, alignment, distances",
+        "edg.runner.score:add_arguments",
+        "edg.runner.score:score",
+        ALONE,
+    ),
+    "verify": Command(
+        "recompute the reference numbers",
+        "edg.cli.main:add_verify_arguments",
+        "edg.cli.main:verify",
+        loops=False,
+    ),
+    "doctor": Command(
+        "what this machine can run, and why not",
+        "edg.cli.doctor:add_arguments",
+        "edg.cli.doctor:doctor",
+        loops=False,
+    ),
+    "fetch": Command(
+        "download published checkpoints into CKPT_PATH",
+        "edg.cli.fetch:add_arguments",
+        "edg.cli.fetch:fetch",
+        ALONE,
+        loops=False,
+    ),
+    "completion": Command(
+        "a script with which bash, zsh or fish completes commands, flags and values",
+        "edg.cli.completion:add_arguments",
+        "edg.cli.completion:completion",
+        loops=False,
+    ),
+}
+
+
+def add_verify_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "folder", type=as_path, nargs="?", help="a reference folder (default: tests/reference)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    parser.add_argument("--dtype", default="float32", help="float32, bf16 or fp16 (float32)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CASE", help="only these cases or groups; patterns allowed"
+    )
+
+
+def verify(args) -> int:
+    from edg.verify import main as verify_folder
+
+    return verify_folder(args.folder, device=args.device, dtype=args.dtype, only=args.only)
+
+
+def info(args) -> int:
+    from edg import systems
+    from edg.cli.info import info_command
+
+    def told(weights) -> str:
+        name, why = systems.get().identify(weights)
+        return f"{name} (told by {why})" if name else f"unknown: {why}"
+
+    return info_command(args, told)
+
+
+# ---- entry -------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None, program: str = "edg") -> int:
+    """Run a command line; returns its exit code. A user's mistake is one line (`--debug`: a traceback;
+    `--json`: an object)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    rest = [arg for arg in argv if arg not in ("--debug", "--json")]
+    return guard(lambda: _run(rest, program), debug="--debug" in argv, as_json="--json" in argv)
+
+
+def guard(call: Callable[[], int], program: str = "edg", debug: bool = False, as_json: bool = False) -> int:
+    """What `call()` returns; a user's mistake, an interrupt or trouble of the machine is one line that
+    begins with `program`, and its exit code. Defects of ours are raised. debug: the traceback instead.
+    as_json: one line of JSON instead, {"error": {kind, exit_code, given, expected, fix}}, defects too."""
+    try:
+        return call()
+    except KeyboardInterrupt:
+        fix = "nothing is left half-written, the same command continues"
+        return _tell(_with_code(INTERRUPTED, "interrupted", fix), program, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Terminated:
+        if as_json:
+            _tell(_with_code(TERMINATED, "terminated", "the same command continues"), program, as_json)
+        raise
+    except Exception as error:
+        told = error if isinstance(error, EdgError) else _machine_trouble(error)
+        if debug or told is None:
+            if not as_json:
+                raise
+            traceback.print_exc()
+        return _tell(told or _with_code(DEFECT, f"{type(error).__name__}: {error}"), program, as_json)
+
+
+def _with_code(code: int, given: str, fix: str = "") -> EdgError:
+    error = EdgError(given, fix=fix)
+    error.exit_code = code
+    return error
+
+
+def _run(argv: list[str], program: str) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        import edg
+
+        print(f"edg {edg.__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        fix = nearest(name, COMMANDS) or "see edg --help"
+        raise UsageError(f"edg has no command {name!r}", expected=", ".join(COMMANDS), fix=fix)
+    if COMMANDS[name].alone and world_from_environment().size > 1:
+        raise UsageError(f"edg {name} in several processes", expected="one", fix=COMMANDS[name].alone)
+    need_working_directory()
+    # before what runs is imported: mistakes are told at once
+    args = parser_of(name, program).parse_args(rest)
+    return _stoppable(COMMANDS[name], args)
+
+
+def _stoppable(command: Command, args: Any) -> int:
+    """The command's exit code; raises KeyboardInterrupt or Terminated where it sees that a signal came."""
+    with stopping.postponed(), nullcontext() if command.loops else stopping.at_once():
+        try:
+            with stopping.at_once():  # imports
+                run = _load(command.run)
+            return run(args) or 0
+        except EdgError:
+            raise
+        except Exception:  # such as worker processes that the same signal ended
+            stopping.check()
+            raise
+
+
+def need_working_directory() -> None:
+    """Raise MachineError where the folder that relative paths start from is gone."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise MachineError(
+            f"the working directory cannot be had: {error.strerror}", fix="cd to a folder that is there"
+        ) from error
+
+
+def parser_of(name: str, program: str = "edg") -> Parser:
+    """A command's parser."""
+    command = COMMANDS[name]
+    parser = Parser(prog=program if program != "edg" else f"edg {name}", description=command.help)
+    _load(command.add)(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--json", action="store_true", help="an error as one line of JSON on stderr")
+    return parser
+
+
+def _overview() -> str:
+    usage = "usage: edg COMMAND ...   (edg COMMAND --help tells its flags)"
+    lines = [f"  {name:<15}{command.help}" for name, command in COMMANDS.items()]
+    codes = "exit codes: 0 ok, 2 usage, 3 bad input file, 4 machine, 5 some items failed, 130/143 signals"
+    return "\n".join([usage, "", *lines, "", codes])
+
+
+def _load(where: str):
+    module, function = where.split(":")
+    return getattr(import_module(module), function)
+
+
+def _tell(error: EdgError, program: str, as_json: bool) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(GRACE)
+    rank = f"[rank {os.environ.get('RANK', '0')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    line = json.dumps({"error": error.as_dict()}) if as_json else visible(f"{rank}{program}: error: {error}")
+    with suppress(OSError):  # a log on a full disk
+        print(line, file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _machine_trouble(error: Exception) -> EdgError | None:
+    """What to say about an exception that is the machine's, None when it is a defect of ours."""
+    line = next(iter(str(error).splitlines()), "")
+    if is_out_of_memory(error):
+        advice = "when sampling try --low-memory, --bs 1, no --resident, or --dtype fp16"
+        return MachineError("out of memory", fix=f"{advice}. {line}".rstrip(". "))
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("edg"):
+        return MachineError(
+            f"the package {error.name} is not installed", fix="pip install -r requirements.txt"
+        )
+    if "torchvision::nms" in line:
+        from edg.cli.doctor import TORCHVISION_FIX
+
+        given, _, fix = TORCHVISION_FIX.partition("; ")
+        return MachineError(given, fix=fix)
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return MachineError(
+            f"torch.compile failed ({line})", fix="it needs a C++ compiler, or leave out --compile"
+        )
+    if isinstance(error, OSError):
+        from pathlib import Path
+
+        from edg.core.files import machine_error
+
+        return machine_error(error, Path(str(error.filename or "the output"))) or MachineError(str(error))
+    return None
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception so that temporary files are removed on the way out."""
+
+
+def terminate(number, frame):
+    raise Terminated(TERMINATED)
+
+
+def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
+    """The process: signals, a terminal that may not know unicode, and the exit code."""
+    signal.signal(signal.SIGTERM, terminate)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun leaves nobody behind
+        die_with_parent()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if argv is None else argv
+    stopping.force(lambda number: _report_forced(number, program, "--json" in given))
+    try:
+        with stopping.postponed():
+            sys.exit(main(argv, program))
+    finally:
+        for number in CODES:  # there is nothing left to be stopped
+            if callable(signal.getsignal(number)):
+                signal.signal(number, stopping.note)
+
+
+def _report_forced(number: int, program: str, as_json: bool) -> None:
+    """The last line of a process that is ended; not where nobody takes it, for that could wait for ever."""
+    code = CODES[signal.Signals(number)]
+    fix = "temporary files are removed at the next start, the same command continues"
+    error = _with_code(code, f"ended by {signal.Signals(number).name} while it did not answer", fix)
+    line = json.dumps({"error": error.as_dict()}) if as_json else f"{program}: error: {error}"
+    with suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, (line + "\n").encode())

@@ -1,0 +1,303 @@
+"""`edg sweep`: a grid over options of `edg sample`, a folder for each point, scores and a report at the end.
+
+    out: output/sweeps/strength
+    options: {config: sprites, recipe: edg_temporal_conv, T: 300}
+    grid: {dyn: {alpha: [0, 0.5, 1]}, seed: [1, 2]}
+
+A name with a dot, or nested as above, is a number of the recipe (`--strength`). To resume, run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edg.core import config
+from edg.core.arguments import PATHS, Parser, as_path, boolean
+from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
+from edg.core.files import lock_folder, remove_leftovers, write_json
+from edg.core.log import say
+from edg.core.paths import need_name
+from edg.core.process import stopping
+from edg.core.shipped import shipped
+from edg.core.written import plain, text_of
+from edg.runner.sample_flags import add_sample_arguments
+
+FOLDER = shipped("configs", "sweeps")
+MOST_POINTS = 10_000
+OWN = ("savedir", "overwrite", "strength")  # of the sweep's own making, or told another way
+TROUBLE = (EdgError, OSError, MemoryError, RuntimeError)
+
+
+def add_sweep_arguments(parser: Parser) -> None:
+    parser.add_argument("sweep", type=as_path, help="a YAML file, or the name of one in configs/sweeps")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="over the file's: out=DIR grid.seed=[1,2] options.T=300",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the points, make nothing")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """out: the folder of all points. options: those that all points share; grid: name -> values, the last
+    name varies fastest. Names are flags of `edg sample`, or OUTPUT.SETTING of its recipe."""
+
+    out: config.PathText
+    grid: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point: its folder, all its options, and the parsed flags of `edg sample`."""
+
+    folder: Path
+    options: Mapping[str, Any]
+    args: argparse.Namespace
+
+    def __str__(self) -> str:
+        return self.folder.name
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Run `edg sweep`; returns the exit code. Raises EdgError before anything is made for a flag that is
+    wrong anywhere in the grid, SomeFailedError at the end when points failed."""
+    plan = read(args.sweep, args.settings)
+    found = points(plan)
+    if args.dry_run:
+        for point in found:
+            print(f"{point}: edg sample {shlex.join(flags_of(point.options))} --savedir {point.folder}")
+        return 0
+    with lock_folder(plan.out, say=say) as check:
+        failed = run_all(found, check)
+        late = end(plan, [point for point in found if str(point) not in failed])
+    what = f"{len(failed)} of {len(found)} points failed"
+    if failed or late:
+        troubles = {**failed, **late}
+        name, reason = next(iter(troubles.items()))
+        raise SomeFailedError(
+            f"{what if failed else 'all points are made'}, first failure {name}: {reason}",
+            fix="run the same command again when the cause is gone: finished clips stay",
+            failed=troubles,
+        )
+    return 0
+
+
+# ---- what is to be made ------------------------------------------------------------------------------------
+
+
+def read(name: str, settings: Sequence[str] = ()) -> Sweep:
+    """A sweep from YAML: a path, or the name of one in configs/sweeps. Raises UsageError, BadFileError."""
+    shipped = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        listed = ", ".join(shipped)
+        raise UsageError(
+            f"no sweep {name}", expected=f"a YAML file or one of {listed}", fix=nearest(name, shipped)
+        )
+    plan = config.build(Sweep, config.read_yaml(path, settings), str(path), settings)
+    grid, options = (
+        _flat(table, f"{path}: {what}") for what, table in (("grid", plan.grid), ("options", plan.options))
+    )
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{path}: grid.{key} is {values!r}", expected="a list of values")
+        if key in options:
+            raise UsageError(f"{path}: {key} both in grid and in options", expected="one of them")
+    if not grid:
+        raise UsageError(f"{path} has an empty grid", expected="grid: {NAME: [values]}")
+    for key in (*grid, *options):
+        if key.replace("-", "_") in OWN:
+            raise UsageError(f"{path}: {key}", expected="out: for the folder, OUTPUT.SETTING for a strength")
+    return Sweep(plan.out, grid, options)
+
+
+def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Nested names joined by dots. Raises UsageError for one that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = _flat(value, where) if isinstance(value, Mapping) else {"": value}
+        for rest, item in inner.items():
+            name = f"{key}.{rest}".rstrip(".")
+            if name in found:
+                raise UsageError(f"{where}: {name} twice", expected="every name once")
+            found[name] = item
+    return found
+
+
+def points(plan: Sweep) -> list[Point]:
+    """The grid's points, their flags checked. Raises EdgError naming the point."""
+    from edg.runner.prepare import check
+
+    parser = Parser(prog="edg sample")
+    add_sample_arguments(parser)
+    _check_names(plan, parser)
+    if (count := math.prod(map(len, plan.grid.values()))) > MOST_POINTS:
+        raise UsageError(f"a grid of {count:,} points", expected=f"at most {MOST_POINTS:,}")
+    plan = _as_flags(plan, parser)
+    found: dict[str, Point] = {}
+    same: dict[str, str] = {}
+    for values in itertools.product(*plan.grid.values()):
+        chosen = dict(zip(plan.grid, values, strict=True))
+        name = "_".join(_safe(f"{key}={_text(value)}") for key, value in chosen.items())
+        options = {**plan.options, **chosen}
+        if name in found:
+            raise UsageError(f"two points are called {name}", expected="values that differ in their names")
+        folder = Path(plan.out) / name
+        try:
+            need_name(name, "a point's name")
+            args = parser.parse_args([*flags_of(options), "--savedir", str(folder)])
+            check(args)
+        except EdgError as error:
+            raise type(error)(f"{name}: {error.given}", expected=error.expected, fix=error.fix) from None
+        other = same.setdefault(_meaning(args), name)
+        if other != name:
+            raise UsageError(f"{other} and {name} are the same point", expected="every point once")
+        found[name] = Point(folder, options, args)
+    return list(found.values())
+
+
+def _as_flags(plan: Sweep, parser: Parser) -> Sweep:
+    """The plan with texts as they were written where a flag takes text, numbers and truths elsewhere."""
+    types = {
+        name.lstrip("-").replace("-", "_"): action.type
+        for action in parser._actions
+        for name in action.option_strings
+    }
+
+    def meant(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [meant(name, one) for one in value]
+        takes_text = types.get(name.replace("-", "_"), boolean) in (None, *PATHS)
+        return text_of(value) if takes_text else plain(value)
+
+    grid, options = (
+        {name: meant(name, value) for name, value in table.items()} for table in (plan.grid, plan.options)
+    )
+    return Sweep(plan.out, grid, options)
+
+
+def _check_names(plan: Sweep, parser: Parser) -> None:
+    """Raise UsageError for two names of one flag: ddim-steps and ddim_steps, frames and video_length."""
+    flag_of = {
+        name.lstrip("-").replace("-", "_"): action.dest
+        for action in parser._actions
+        for name in action.option_strings
+    }
+    known: dict[str, str] = {}
+    for name in (*plan.options, *plan.grid):
+        plain = name.replace("-", "_")
+        other = known.setdefault(flag_of.get(plain, plain), name)
+        if other != name:
+            raise UsageError(f"{other} and {name} are the same flag", expected="one of them")
+
+
+def _meaning(args: argparse.Namespace) -> str:
+    """What tells a point's clips from others', as text: all flags but the folder, numbers as numbers."""
+    strengths = sorted(
+        (place, float(value)) for place, _, value in (s.partition("=") for s in args.strength or ())
+    )
+    return repr({**vars(args), "savedir": None, "strength": strengths})
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", text)[:80]
+
+
+def _text(value: Any) -> str:
+    return "-".join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+def flags_of(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line: none is left out, a truth is a switch, a list is several arguments."""
+    given = {key: value for key, value in options.items() if value is not None}
+    flags = []
+    for key, value in given.items():
+        if "." in key:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{key}={int(value)}")
+        elif isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={value}")
+    strengths = [f"{key}={value}" for key, value in given.items() if "." in key]
+    return flags + (["--strength", *strengths] if strengths else [])
+
+
+# ---- making ------------------------------------------------------------------------------------------------
+
+
+def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]:
+    """Sample every point; what failed, with its reason. Points that follow each other with the same sets
+    share one network. check: raises when the sweep's folder has been removed, which ends it."""
+    failed: dict[str, str] = {}
+    keep: dict[str, Any] = {}
+    for number, point in enumerate(found, 1):
+        stopping.check()
+        check()
+        say(f"[{number}/{len(found)}] {point}")
+        with _named(str(point), failed):
+            _make(point, keep)
+    check()
+    return failed
+
+
+def _make(point: Point, keep: dict[str, Any]) -> None:
+    """Sample a point. Its point.json stays what it was where the clips that lie there are of other settings.
+    Raises EdgError."""
+    from edg.runner.prepare import sample
+
+    told, about = point.folder / "point.json", {"name": str(point), "options": dict(point.options)}
+    remove_leftovers(point.folder)
+    if not told.exists():
+        write_json(told, about)
+    try:
+        sample(point.args, keep)
+    except UsageError as error:
+        other = "another out=, or remove the point's folder" if "--overwrite" in error.fix else error.fix
+        raise UsageError(error.given, expected=error.expected, fix=other) from None
+    except SomeFailedError:
+        write_json(told, about)
+        raise
+    write_json(told, about)
+
+
+@contextmanager
+def _named(what: str, failed: dict[str, str]) -> Iterator[None]:
+    """Trouble inside is told and noted as that of `what`, and the rest goes on."""
+    try:
+        yield
+    except TROUBLE as error:
+        failed[what] = str(error) or type(error).__name__
+        say(f"  {what} failed: {failed[what]}")
+
+
+def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
+    """Scores of every point, and the report over all of them in OUT/report; what failed, with its reason."""
+    runs = {str(point): point.folder / str(point.args.M) for point in made}
+    failed: dict[str, str] = {}
+    if not runs:
+        return failed
+    from edg.report.page import write_report
+    from edg.runner import score
+
+    parser = Parser(prog="edg score")
+    score.add_arguments(parser)
+    for name, run in runs.items():
+        with _named(f"scores of {name}", failed):
+            score.score(parser.parse_args([str(run)]))
+    with _named("report", failed):
+        say(f"report: {write_report(list(runs.values()), Path(plan.out) / 'report')}")
+    return failed

@@ -1,0 +1,117 @@
+"""Hashes of values and files, remembered in the user's cache folder while a file stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edg.core.errors import BadFileError, MachineError
+from edg.core.files import remove_leftovers, write_text
+from edg.core.process import stopping
+
+
+def hash_value(value: Any) -> str:
+    """sha256 of a JSON-like value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
+    """sha256 of a file's bytes, read in blocks. Raises BadFileError when it cannot be read, grows meanwhile
+    (some of /proc never end) or is no file: a pipe would be waited for."""
+    digest, read = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(block))
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadFileError(f"{path} is not a file")
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            while count := file.readinto(buffer):
+                stopping.check()
+                digest.update(buffer[:count])
+                read += count
+                if read > size:
+                    raise BadFileError(f"{path} grows while it is read", expected=f"its {size} bytes")
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    return digest.hexdigest()
+
+
+def cached_sha256(path: str | Path) -> str:
+    """sha256 of a large file, remembered in the user's cache folder while its size and time stay the same.
+
+    A file that changes while it is hashed is not remembered. Raises BadFileError when it cannot be read."""
+    path = Path(path)
+    try:
+        path = path.resolve()
+        before = path.stat()
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    with suppress(OSError):
+        known = _sha256_note(path, before).read_text().strip()
+        if len(known) == 64:
+            return known
+    digest = sha256_file(path)
+    with suppress(OSError):
+        if file_state(path.stat()) == file_state(before):
+            remember_sha256(path, digest, before)
+    return digest
+
+
+def remember_sha256(path: str | Path, digest: str, status: os.stat_result) -> None:
+    """Tell `cached_sha256` a digest that is known already.
+
+    status: of the file when the bytes were read, not now: the path may hold another file by then."""
+    with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
+        note = _sha256_note(Path(path).resolve(), status)
+        remove_leftovers(note.parent)
+        write_text(note, digest)
+
+
+def remember(kind: str, key: Any, text: str) -> None:
+    """Keep a text in the user's cache folder under a JSON-like key."""
+    with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
+        write_text(_cache_folder() / kind / hash_value(key)[:32], text)
+
+
+def recall(kind: str, key: Any) -> str:
+    """The text that `remember` kept under this key, "" where there is none."""
+    with suppress(OSError, ValueError):
+        return (_cache_folder() / kind / hash_value(key)[:32]).read_text(encoding="utf-8")
+    return ""
+
+
+def file_state(status: os.stat_result) -> tuple[int, int, int]:
+    """(inode, size, time of change): what tells a file from an altered or replaced one."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def kept_state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """`file_state` for what is kept from one command to the next: who sets the time of change back cannot set
+    back that of the inode."""
+    return *file_state(status), status.st_ctime_ns
+
+
+def stamp(path: Path) -> tuple:
+    """What tells whether a file, or what lies in a folder, was touched; () where there is nothing."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return tuple((file.name, *kept_state(file.stat())) for file in files)
+    except OSError:
+        return ()
+
+
+def _sha256_note(path: Path, status: os.stat_result) -> Path:
+    inode, size, changed, inode_changed = kept_state(status)
+    key = hash_value([str(path), size, changed, inode, inode_changed])[:32]
+    return _cache_folder() / "sha256" / key
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "edg"

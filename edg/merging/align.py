@@ -1,0 +1,119 @@
+"""Matching the inputs of a merge by name: what goes with what, and what stands for a missing tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edg.core.errors import UsageError
+from edg.weights import keys
+from edg.weights.store import Weights, refuse_lora
+from edg.weights.tensors import StoredTensor, TensorInfo
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """One tensor of the result: what each input gives for it (the base first), whether the base has it."""
+
+    name: str
+    sources: Mapping[str, StoredTensor]
+    in_base: bool
+
+    @property
+    def info(self) -> TensorInfo:
+        return next(iter(self.sources.values())).info
+
+
+class IdentityProjection(StoredTensor):
+    """`cc_projection` of a model without adapter: on concat(x, context) its weight is [I | 0], bias 0."""
+
+    def __init__(self, info: TensorInfo):
+        self.info = info
+
+    def _read(self, start, out):
+        out.zero_()
+        if len(self.info.shape) == 2:
+            rows, columns = self.info.shape
+            for row in range(start // columns, min(rows, columns, -(-(start + out.numel()) // columns))):
+                if start <= row * columns + row < start + out.numel():
+                    out[row * columns + row - start] = 1
+
+
+def align(inputs: Mapping[str, Weights], missing: str) -> tuple[list[Aligned], list[str], list[str]]:
+    """(tensors in the order of the base file, names left out, notes).
+
+    missing: 'identity' | 'error' | 'drop' (`recipe.Recipe`). Raises UsageError for differing names or shapes,
+    BadFileError for a LoRA beside a model.
+    """
+    base_name, base = next(iter(inputs.items()))
+    if not all(keys.is_lora(weights) for weights in inputs.values()):  # two of them are merged by name
+        for weights in inputs.values():
+            refuse_lora(weights)
+    names = list(dict.fromkeys(name for weights in inputs.values() for name in weights))
+    bare = {n for n, weights in inputs.items() if not any(map(keys.is_adapter, weights))}
+    aligned, absent, unmatched, stand_ins = [], [], [], 0
+    for name in names:
+        lacking = [n for n, weights in inputs.items() if name not in weights]
+        if lacking and missing == "drop":
+            absent.append(name)
+            continue
+        if lacking and not (missing == "identity" and keys.is_adapter(name) and bare.issuperset(lacking)):
+            unmatched.append(name)
+            continue
+        donor = next(weights.tensors[name] for weights in inputs.values() if name in weights)
+        stand_in = IdentityProjection(donor.info) if ".cc_projection." in name else donor
+        stand_ins += bool(lacking)
+        sources = {n: weights.tensors.get(name, stand_in) for n, weights in inputs.items()}
+        aligned.append(Aligned(name, sources, name in base))
+    if unmatched:
+        raise _names_differ(inputs, unmatched)
+    _check_shapes(inputs, aligned)
+    if not aligned:
+        raise UsageError(
+            f"{' and '.join(inputs)} have no tensor name in common", expected="two files of one model"
+        )
+    notes = [f"{len(absent)} tensors that not all inputs have are left out"] if absent else []
+    if stand_ins:
+        notes.append(
+            f"{', '.join(sorted(bare))}: no text adapter, the identity stands for it ({stand_ins} tensors)"
+        )
+    aligned.sort(key=lambda a: (a.sources[base_name].where[0] == "", a.sources[base_name].where))
+    return aligned, absent, notes
+
+
+def _names_differ(inputs: Mapping[str, Weights], unmatched: list[str]) -> UsageError:
+    parts = []
+    for name, weights in inputs.items():
+        only = [n for n in unmatched if n in weights]
+        if only:
+            more = f" and {len(only) - 10} more" if len(only) > 10 else ""
+            parts.append(
+                f"{len(only)} not in every input but in {name}: " + ", ".join(map(repr, only[:10])) + more
+            )
+    hint = ""
+    tables = list(inputs.values())
+    for other in tables[1:]:
+        first = [n for n in unmatched if n in tables[0]]
+        second = [n for n in unmatched if n in other]
+        hint = hint or keys.prefix_hint(first, second)
+    adapter = [n for n in unmatched if keys.is_adapter(n)]
+    fix = "missing: drop leaves them out"
+    if len(adapter) == len(unmatched):
+        fix = "missing: identity lets the identity stand for a missing adapter, drop leaves it out"
+    given = f"{' and '.join(str(w.path) for w in tables)} hold different names: " + "; ".join(parts)
+    return UsageError(given, expected="equal names", fix=hint or fix)
+
+
+def _check_shapes(inputs: Mapping[str, Weights], aligned: list[Aligned]) -> None:
+    wrong = []
+    for tensor in aligned:
+        shapes = {n: source.info.shape for n, source in tensor.sources.items()}
+        if len(set(shapes.values())) > 1:
+            wrong.append(f"{tensor.name}: " + " vs ".join(f"{tuple(s)} in {n}" for n, s in shapes.items()))
+    if wrong:
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise UsageError(
+            f"{len(wrong)} shapes differ: " + "; ".join(wrong[:10]) + more,
+            expected="files of the same model",
+            fix="check that both belong to one model family and resolution",
+        )

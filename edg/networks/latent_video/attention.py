@@ -1,0 +1,360 @@
+"""Attention over space (with text and image tokens) and over time (with the text adapter's projection).
+
+Layouts: spatial blocks see (N, L, D) with N = B*T and L = h*w; temporal blocks see (B*h*w, T, D).
+Sources: DynamiCrafter (Xing et al. 2023, section 3.2, dual-stream image injection), EDG for `cc_projection`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edg.networks.latent_video.onednn_linear import JoinedLinear, Linear, SplitLinear
+from edg.networks.latent_video.spec import UNetSpec
+from edg.networks.latent_video.vae import HALVES, GroupNorm
+
+GRID = 65_535
+FEW = 16  # keys, and numbers in a head
+FEW_IN = (torch.float32, torch.bfloat16)
+
+
+def split_heads(x: Float[Tensor, "b l hd"], heads: int) -> Float[Tensor, "b heads l d"]:
+    return rearrange(x, "b l (h d) -> b h l d", h=heads)
+
+
+def attend(
+    q: Float[Tensor, "b heads l d"],
+    k: Float[Tensor, "b heads m d"],
+    v: Float[Tensor, "b heads m d"],
+    causal: bool = False,
+) -> Float[Tensor, "b heads l d"]:
+    """softmax(q k^T / sqrt d) v, all (b, heads, L, d). Cut on b, which CUDA's kernels count in 16 bits."""
+    if q.device.type == "cpu" and q.dtype in FEW_IN and not causal and max(k.shape[2:]) <= FEW:
+        return attend_to_few(q, k, v)
+    parts = zip(*(part.split(GRID) for part in (q, k, v)), strict=True)
+    done = [F.scaled_dot_product_attention(*part, is_causal=causal) for part in parts]
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def attend_to_few(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same with a row of scores for each key: along rows as short as the keys are few, a CPU's softmax
+    goes number by number. In 16 bits scores and weights are rounded, which the fused kernel does not do."""
+    scores = (k * k.shape[-1] ** -0.5) @ q.transpose(-1, -2)
+    return scores.softmax(-2).transpose(-1, -2) @ v
+
+
+def merge_heads(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b l hd"]:
+    return rearrange(x, "b h l d -> b l (h d)")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the `frames` of B clips attend to: text (B, L, D), the same for every frame; with image
+    cross-attention image tokens, (B, L', D) the same for every frame, or (B T, L', D); with an adapter words
+    (B, T, adapter_width) for the temporal layers.
+
+    known: what a layer makes of all that (keys and values), for as long as neither changes, see `UNet.tell`.
+    """
+
+    frames: int
+    text: Float[Tensor, "b l d"]
+    image: Float[Tensor, "groups m d"] | None = None
+    words: Float[Tensor, "b t d_adapter"] | None = None
+    known: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def split(
+        context: Float[Tensor, "b l d"],
+        frames: int,
+        spec: UNetSpec,
+        words: Float[Tensor, "b t d_adapter"] | None = None,
+    ) -> Context:
+        """The first text_tokens of context (B, L, D) are text. The rest are image tokens: image_tokens per
+        frame where the length is exactly text_tokens + image_tokens * frames, else the same tokens for every
+        frame."""
+        text, image = context[:, : spec.text_tokens], context[:, spec.text_tokens :]
+        if not spec.image_cross_attention or image.shape[1] == 0:
+            return Context(frames, text, None, words)
+        if image.shape[1] == spec.image_tokens * frames:
+            image = rearrange(image, "b (t l) d -> (b t) l d", t=frames)
+        return Context(frames, text, image, words)
+
+    def for_all(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n_all ..."]:
+        """What is the same for several branches of guidance so far, once for each: (B * frames, ...)."""
+        times = len(self.text) * self.frames // len(x)
+        return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))
+
+
+class SpatialAttention(nn.Module):
+    """Attention within a frame: to itself (context_dim None) or to text and, with `image`, to image tokens.
+
+    out = to_out(softmax(q k^T / sqrt d) v + s softmax(q k_ip^T / sqrt d) v_ip), s = 1 or tanh(alpha) + 1.
+    """
+
+    def __init__(
+        self, width: int, context_dim: int | None, heads: int, dim_head: int, dropout: float, image="none"
+    ):
+        super().__init__()
+        inner, source = heads * dim_head, context_dim or width
+        self.heads, self.is_told = heads, context_dim is not None
+        self.to_q = Linear(width, inner, bias=False)
+        self.to_k = Linear(source, inner, bias=False)
+        self.to_v = Linear(source, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, width), nn.Dropout(dropout))
+        self.image = image
+        if image != "none":
+            self.to_k_ip = Linear(source, inner, bias=False)
+            self.to_v_ip = Linear(source, inner, bias=False)
+        if image == "learned":
+            self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Float[Tensor, "n l d"], context: Context | None = None) -> Float[Tensor, "n l d"]:
+        q = self.to_q(x)
+        if context is None:
+            return self.to_out(self._attend(q, self.to_k(x), self.to_v(x)))
+        keys = context.known.get(self) or self.tell(context)
+        out = self._attend(q, *keys[:2])
+        if len(keys) > 2:
+            from_image = self._attend(q, *keys[2:])
+            out = out + (from_image * (torch.tanh(self.alpha) + 1) if self.image == "learned" else from_image)
+        return self.to_out(out)
+
+    def tell(self, context: Context) -> tuple[Tensor, ...]:
+        """Keys and values of the text, then of the image tokens."""
+        keys = (self.to_k(context.text), self.to_v(context.text))
+        if context.image is None:
+            return keys
+        return *keys, self.to_k_ip(context.image), self.to_v_ip(context.image)
+
+    def _attend(
+        self, q: Float[Tensor, "n l hd"], k: Float[Tensor, "g m hd"], v: Float[Tensor, "g m hd"]
+    ) -> Float[Tensor, "n l hd"]:
+        """Where k and v have fewer entries than q, neighbours (the frames of a clip) share one."""
+        shape = q.shape
+        q = split_heads(q.reshape(len(k), -1, shape[-1]), self.heads)
+        k, v = split_heads(k, self.heads), split_heads(v, self.heads)
+        return merge_heads(attend(q, k, v)).reshape(shape)
+
+
+class RelativePosition(nn.Module):
+    """A vector per distance j - i (key index minus query index), clipped to +-reach (Shaw et al. 2018)."""
+
+    def __init__(self, dim_head: int, reach: int):
+        super().__init__()
+        self.reach = reach
+        self.embeddings_table = nn.Parameter(torch.empty(2 * reach + 1, dim_head))
+        if not self.embeddings_table.is_meta:
+            nn.init.xavier_uniform_(self.embeddings_table)
+
+    def forward(self, frames: int) -> Float[Tensor, "t t d"]:
+        """(frames, frames, dim_head)."""
+        index = torch.arange(frames, device=self.embeddings_table.device)
+        distance = (index[None, :] - index[:, None]).clamp(-self.reach, self.reach)
+        return self.embeddings_table[distance + self.reach]
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over the frames of one cell, x (B*h*w, T, D); optionally causal, optionally with
+    relative positions.
+
+    scores_ij = (q_i k_j + q_i r^k_(j-i)) / sqrt d;  out_i = sum_j softmax_j (v_j + r^v_(j-i)).
+    """
+
+    def __init__(
+        self, width: int, heads: int, dim_head: int, dropout: float, causal: bool, reach: int | None
+    ):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads, self.causal = heads, causal
+        self.to_q = Linear(width, inner, bias=False)
+        self.to_k = Linear(width, inner, bias=False)
+        self.to_v = Linear(width, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, width), nn.Dropout(dropout))
+        self.relative = reach is not None
+        if reach is not None:
+            self.relative_position_k = RelativePosition(dim_head, reach)
+            self.relative_position_v = RelativePosition(dim_head, reach)
+
+    def forward(self, x: Float[Tensor, "m t d"], context: None = None) -> Float[Tensor, "m t d"]:
+        q, k, v = (split_heads(part(x), self.heads) for part in (self.to_q, self.to_k, self.to_v))
+        out = self._relative(q, k, v) if self.relative else attend(q, k, v, self.causal)
+        return self.to_out(merge_heads(out))
+
+    def _relative(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        frames, scale = q.shape[2], q.shape[3] ** -0.5
+        by_key = torch.einsum("bhid,bhjd->bhij", q, k)
+        by_distance = torch.einsum("bhid,ijd->bhij", q, self.relative_position_k(frames))
+        scores = (by_key + by_distance).float() * scale
+        if self.causal:
+            future = torch.ones(frames, frames, dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(future, -torch.finfo(scores.dtype).max)
+        p = scores.softmax(-1).to(v.dtype)
+        return p @ v + torch.einsum("bhij,ijd->bhid", p, self.relative_position_v(frames))
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate), where `proj` makes both. In place where nothing is learned: these are the largest
+    tensors of a step."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.proj = SplitLinear(width_in, 2 * width_out)
+
+    def forward(self, x: Float[Tensor, "b l d_in"]) -> Float[Tensor, "b l d_out"]:
+        if torch.is_grad_enabled() or not isinstance(self.proj, SplitLinear):  # LoRA may stand in its place
+            value, gate = self.proj(x).chunk(2, dim=-1)
+            return F.gelu(gate).mul_(value)
+        value, gate = self.proj(x, parts=2)
+        return torch.ops.aten.gelu_(gate).mul_(value)
+
+
+class FeedForward(nn.Module):
+    """Linear(gelu gate), dropout, Linear; four times as wide inside."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Dropout(dropout), Linear(4 * width, width))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        return self.net(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Statistics in x's precision; the result in the parameters' where that is 16 bits."""
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        if self.weight.dtype not in HALVES:
+            return super().forward(x)
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(self.weight.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm: x + attn1(x), x + attn2(x, context), x + ff(x)."""
+
+    def __init__(self, width: int, attn1: nn.Module, attn2: nn.Module, dropout: float):
+        super().__init__()
+        self.attn1, self.attn2 = attn1, attn2
+        self.ff = FeedForward(width, dropout)
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(width) for _ in range(3))
+
+    def forward(self, x: Float[Tensor, "b l d"], context: Context | None = None) -> Float[Tensor, "b l d"]:
+        x = x + self.attn1(self.norm1(x))
+        x = x if context is None else context.for_all(x)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with its parameters at zero, so that the residual branch it ends starts as nothing."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            nn.init.zeros_(parameter)
+    return module
+
+
+def _project(use_linear: bool, convolution: type[nn.Module], width_in: int, width_out: int) -> nn.Module:
+    return Linear(width_in, width_out) if use_linear else convolution(width_in, width_out, 1)
+
+
+class SpatialTransformer(nn.Module):
+    """x (N, C, h, w) + proj_out(blocks(proj_in(norm x))), each frame by itself, with text and image
+    tokens."""
+
+    def __init__(self, spec: UNetSpec, width: int):
+        super().__init__()
+        heads, dim_head = spec.heads(width)
+        inner, drop = heads * dim_head, 0.0  # the released transformers never receive the dropout rate
+        image = "none"
+        if spec.image_cross_attention:
+            image = "learned" if spec.image_cross_attention_scale_learnable else "fixed"
+        self.use_linear = spec.use_linear
+        self.norm = GroupNorm(width, eps=1e-6)
+        self.proj_in = _project(spec.use_linear, nn.Conv2d, width, inner)
+        self.transformer_blocks = nn.ModuleList(
+            Block(
+                inner,
+                SpatialAttention(inner, None, heads, dim_head, drop),
+                SpatialAttention(inner, spec.context_dim, heads, dim_head, drop, image),
+                drop,
+            )
+            for _ in range(spec.transformer_depth)
+        )
+        self.proj_out = zeroed(_project(spec.use_linear, nn.Conv2d, inner, width))
+
+    def forward(self, x: Float[Tensor, "n c h w"], context: Context) -> Float[Tensor, "n c h w"]:
+        height, y = x.shape[2], self.norm(x)
+        y = y if self.use_linear else self.proj_in(y)
+        y = rearrange(y, "n c h w -> n (h w) c")
+        y = (self.proj_in(y) if self.use_linear else y).to(x.dtype)
+        for block in self.transformer_blocks:
+            y = block(y, context)
+        y = y.to(self.proj_out.weight.dtype)
+        y = self.proj_out(y) if self.use_linear else y
+        y = rearrange(y, "n (h w) c -> n c h w", h=height)
+        return context.for_all(x) + (y if self.use_linear else self.proj_out(y))
+
+
+class TemporalTransformer(nn.Module):
+    """x (B, C, T, h, w) + proj_out(blocks(proj_in(norm x))), each cell by itself, over its frames.
+
+    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, words)),
+    where frame t of every cell meets vector t of the context's words (B, T, adapter_width).
+    """
+
+    def __init__(self, spec: UNetSpec, width: int, heads: int, dim_head: int, use_linear: bool, causal: bool):
+        super().__init__()
+        inner, drop = heads * dim_head, 0.0
+        reach = spec.temporal_length if spec.use_relative_position else None
+        self.use_linear, self.is_told = use_linear, not spec.temporal_selfatt_only
+        self.norm = GroupNorm(width, eps=1e-6)
+        self.proj_in = _project(use_linear, nn.Conv1d, width, inner)
+        if self.is_told:
+            self.cc_projection = JoinedLinear(spec.adapter_width + inner, inner)
+        self.transformer_blocks = nn.ModuleList(
+            Block(
+                inner,
+                TemporalAttention(inner, heads, dim_head, drop, causal, reach),
+                TemporalAttention(inner, heads, dim_head, drop, causal, reach),
+                drop,
+            )
+            for _ in range(spec.transformer_depth)
+        )
+        self.proj_out = zeroed(_project(use_linear, nn.Conv1d, inner, width))
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], context: Context | None = None
+    ) -> Float[Tensor, "b c t h w"]:
+        b, _, _, h, w = x.shape
+        y = rearrange(self.norm(x), "b c t h w -> (b h w) t c")
+        y = self._project(self.proj_in, y)
+        if self.is_told:
+            y = self._with_words(y, context, h, w)
+        y = y.to(x.dtype)
+        for block in self.transformer_blocks:
+            y = block(y)
+        y = self._project(self.proj_out, y.to(self.proj_out.weight.dtype))
+        return x + rearrange(y, "(b h w) t c -> b c t h w", b=b, h=h, w=w)
+
+    def _project(self, layer: nn.Module, y: Float[Tensor, "m t c"]) -> Float[Tensor, "m t d"]:
+        return layer(y) if self.use_linear else layer(y.transpose(1, 2)).transpose(1, 2)
+
+    def tell(self, context: Context) -> tuple[Tensor, ...]:
+        """The words' part of cc_projection, (B, 1, T, inner); nothing where that layer is not a plain one."""
+        if not isinstance(self.cc_projection, JoinedLinear):
+            return ()
+        return (self.cc_projection(context.words, part="words")[:, None],)
+
+    def _with_words(
+        self, y: Float[Tensor, "m t c"], context: Context, h: int, w: int
+    ) -> Float[Tensor, "m t c"]:
+        if known := context.known.get(self):
+            y = self.cc_projection(y, part="y")
+            return (y.unflatten(0, (-1, h * w)) + known[0]).flatten(0, 1)
+        words = repeat(context.words, "b t d -> (b h w) t d", h=h, w=w)
+        return self.cc_projection(torch.cat([y, words.to(y.dtype)], dim=-1))

@@ -1,0 +1,177 @@
+"""The models we know by name: three published ones and the small one that comes with the package."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edg.diffusion.schedule_spec import ScheduleSpec
+from edg.networks.latent_video.spec import (
+    AdapterSpec,
+    ClipSpec,
+    ClipTextSpec,
+    ClipVisionSpec,
+    ImageSpec,
+    ModelSpec,
+    ResamplerSpec,
+    TextSpec,
+    UNetSpec,
+    VAESpec,
+)
+
+VIT_H_14 = ClipSpec(
+    embed_dim=1024,
+    vision=ClipVisionSpec(image_size=224, patch_size=14, width=1280, layers=32, head_width=80, mlp_ratio=4.0),
+    text=ClipTextSpec(context_length=77, vocab_size=49408, width=1024, heads=16, layers=24, mlp_ratio=4.0),
+)
+
+DYNAMICRAFTER_512 = ModelSpec(
+    name="dynamicrafter-512",
+    unet=UNetSpec(
+        in_channels=8,
+        out_channels=4,
+        model_channels=320,
+        channel_mult=(1, 2, 4, 4),
+        num_res_blocks=2,
+        attention_resolutions=(4, 2, 1),
+        num_heads=-1,
+        num_head_channels=64,
+        transformer_depth=1,
+        context_dim=1024,
+        text_tokens=77,
+        image_tokens=16,
+        temporal_length=16,
+        dropout=0.1,
+        use_linear=True,
+        conv_resample=True,
+        resblock_updown=False,
+        use_scale_shift_norm=False,
+        temporal_conv=True,
+        tempspatial_aware=False,
+        temporal_attention=True,
+        addition_attention=True,
+        init_heads=8,
+        temporal_selfatt_only=True,
+        adapter_width=1024,
+        use_relative_position=False,
+        use_causal_attention=False,
+        image_cross_attention=True,
+        image_cross_attention_scale_learnable=False,
+        fs_condition=True,
+        default_fs=24,
+    ),
+    vae=VAESpec(
+        in_channels=3,
+        out_channels=3,
+        ch=128,
+        ch_mult=(1, 2, 4, 4),
+        num_res_blocks=2,
+        attn_resolutions=(),
+        resolution=256,
+        z_channels=4,
+        embed_dim=4,
+        dropout=0.0,
+    ),
+    text=TextSpec(clip=VIT_H_14, layer="penultimate"),
+    image=ImageSpec(clip=VIT_H_14),
+    resampler=ResamplerSpec(
+        dim=1024,
+        depth=4,
+        dim_head=64,
+        heads=12,
+        num_queries=16,
+        embedding_dim=1280,
+        output_dim=1024,
+        ff_mult=4.0,
+        video_length=16,
+    ),
+    adapter_design=AdapterSpec(num_queries=16, width=1024, context_dim=1024, heads=8, dim_head=128),
+    schedule=ScheduleSpec(
+        timesteps=1000,
+        linear_start=0.00085,
+        linear_end=0.012,
+        zero_terminal_snr=True,
+        base_scale=0.7,
+        turning_step=400,
+    ),
+    parameterization="v",
+    scale_factor=0.18215,
+    fps_condition_type="fps",
+    perframe_ae=True,
+    height=320,
+    width=512,
+    frames=16,
+    towers_seed=None,
+)
+
+DYNAMICRAFTER_1024 = replace(
+    DYNAMICRAFTER_512,
+    name="dynamicrafter-1024",
+    unet=replace(DYNAMICRAFTER_512.unet, default_fs=10),
+    schedule=replace(DYNAMICRAFTER_512.schedule, base_scale=0.3),
+    height=576,
+    width=1024,
+)
+
+DYNAMICRAFTER_256 = replace(
+    DYNAMICRAFTER_512,
+    name="dynamicrafter-256",
+    unet=replace(DYNAMICRAFTER_512.unet, default_fs=3, image_cross_attention_scale_learnable=True),
+    schedule=replace(DYNAMICRAFTER_512.schedule, zero_terminal_snr=False, base_scale=None),
+    parameterization="eps",
+    fps_condition_type="fs",
+    perframe_ae=False,
+    height=256,
+    width=256,
+)
+
+SPRITES_CLIP = ClipSpec(
+    embed_dim=64,
+    vision=ClipVisionSpec(image_size=32, patch_size=8, width=64, layers=2, head_width=32, mlp_ratio=2.0),
+    text=ClipTextSpec(context_length=8, vocab_size=49408, width=64, heads=2, layers=2, mlp_ratio=2.0),
+)
+
+SPRITES = ModelSpec(
+    name="sprites",
+    unet=replace(
+        DYNAMICRAFTER_512.unet,
+        model_channels=32,
+        channel_mult=(2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(2, 1),
+        num_head_channels=16,
+        context_dim=64,
+        text_tokens=8,
+        image_tokens=4,
+        temporal_length=8,
+        dropout=0.0,
+        init_heads=4,
+        adapter_width=64,
+        default_fs=8,
+    ),
+    vae=replace(DYNAMICRAFTER_512.vae, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, resolution=32),
+    text=TextSpec(clip=SPRITES_CLIP, layer="penultimate"),
+    image=ImageSpec(clip=SPRITES_CLIP),
+    resampler=ResamplerSpec(
+        dim=64,
+        depth=2,
+        dim_head=32,
+        heads=2,
+        num_queries=4,
+        embedding_dim=64,
+        output_dim=64,
+        ff_mult=2.0,
+        video_length=8,
+    ),
+    adapter_design=AdapterSpec(num_queries=8, width=64, context_dim=64, heads=2, dim_head=32),
+    schedule=replace(DYNAMICRAFTER_512.schedule, base_scale=None),
+    parameterization="v",
+    scale_factor=1.0,
+    fps_condition_type="fps",
+    perframe_ae=True,
+    height=32,
+    width=32,
+    frames=8,
+    towers_seed=123,
+)
+
+PRESETS = {spec.name: spec for spec in (DYNAMICRAFTER_512, DYNAMICRAFTER_1024, DYNAMICRAFTER_256, SPRITES)}

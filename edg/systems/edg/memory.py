@@ -1,0 +1,239 @@
+"""What a run asks of the machine, told before it and without weights: bytes and floating-point operations.
+
+`plan` takes one batch of clips through the functions of `generate` itself, on the meta device, where tensors
+have shapes and no storage: condition, one guided step, decode. `Tally` counts what lives. Not counted: what
+kernels allocate for themselves, and what the allocator keeps in reserve (`Plan.beside` stands for them).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from edg.diffusion.schedule import Schedule, make_schedule
+from edg.networks.latent_video.attention import FEW, FEW_IN
+from edg.networks.latent_video.load import build
+from edg.networks.latent_video.model import LatentVideoModel
+from edg.networks.latent_video.spec import ModelSpec
+from edg.networks.latent_video.unet import layout
+from edg.systems.base import PhaseCost, Plan, Request
+from edg.systems.edg.clip_state import Clip, latent_shape
+from edg.systems.edg.generate import condition_sets, denoiser
+from edg.systems.edg.offload import parameters_of
+from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameter_sets import OneNetwork
+from edg.systems.edg.sampling_schedule import make_plan
+
+# Bytes beside what is counted: on a GPU the CUDA context, its libraries, the kernels' workspaces and clips
+# that wait their turn; on a CPU the interpreter with torch and open_clip. Assumed, not computed.
+BESIDE = {"cuda": 1_000_000_000, "cpu": 600_000_000}
+# Operation -> its floating-point operations. PyTorch's own table has lacked the CPU's attention since 2.14.
+FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    **flop_registry,
+}
+
+
+class Tally(TorchDispatchMode):
+    """Bytes of the tensors made inside on devices of `kind`: alive now, and at the peak; and the operations
+    of matrix products, convolutions and attention (a multiplication and an addition are two)."""
+
+    def __init__(self, kind: str = "meta") -> None:
+        super().__init__()
+        self.kind = kind
+        self.live = self.peak = self.flops = 0
+
+    def cut(self) -> tuple[int, int]:
+        """(peak, flops) since the last cut."""
+        told = self.peak, self.flops
+        self.peak, self.flops = self.live, 0
+        return told
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func._overloadpacket in FLOPS:
+            self.flops += FLOPS[func._overloadpacket](*args, **kwargs, out_val=out)
+        known = {storage._cdata for storage in storages((args, kwargs))}
+        for storage in storages(out):
+            if storage.device.type == self.kind and storage._cdata not in known:  # no view, not in place
+                known.add(storage._cdata)
+                self._born(storage)
+        return out
+
+    def _born(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._gone, size).atexit = False
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+
+def storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention on the meta device as the kernels of `kind` (cuda, cpu) compute it, which meta by itself does
+    not choose: without storing the matrix of weights. They ask that the last dimension has stride 1; a call
+    that has not is left alone, stores its matrix, and is counted in `stored`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.stored = kind, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        if any(part.stride(-1) != 1 for part in args[:3]):
+            self.stored += 1
+            return func(*args, **kwargs)
+        return self._fused(*args, **kwargs)
+
+    def _fused(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+    ) -> Tensor:
+        aten, rest = torch.ops.aten, (dropout_p, is_causal)
+        if self.kind == "cpu":
+            out = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, *rest, attn_mask=attn_mask)
+        else:
+            out = aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, False, *rest)
+        return out[0]
+
+
+class Weightless(OneNetwork):
+    """A network without weights; its schedule has values."""
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return make_schedule(self.spec.schedule, self.spec.parameterization)
+
+
+def skeleton(spec: ModelSpec, dtype: torch.dtype) -> LatentVideoModel:
+    """The model on the meta device with parameters in `dtype`."""
+    network = build(spec)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(False)
+    return network
+
+
+@torch.no_grad()
+def plan(
+    spec: ModelSpec,
+    request: Request,
+    *,
+    sets: int = 2,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    resident: bool = False,
+    batch_size: int = 1,
+    low_memory: bool = False,
+) -> Plan:
+    """The cost of `batch_size` clips like `request` with `sets` parameter sets on a `device` (cuda or cpu).
+
+    The image, the prompt's words and the seed do not matter. Raises UsageError as `generate` does.
+    """
+    network = skeleton(spec, dtype)
+    network.frames_at_once = 1 if low_memory else None
+    network.unet.layout = layout(torch.device(device))
+    weightless = Weightless(network, batch_size, tuple(f"set{i}" for i in range(sets)), low_memory)
+    steps = make_plan(weightless.schedule, sets, request.options)
+    with FusedAttention(device) as attention, Tally() as tally:
+        batch = [blank(spec, request) for _ in range(batch_size)]
+        costs = measure(weightless, steps[0][0], batch, request.options, tally.cut)
+    counts = {"condition": len(steps), "denoise": sum(len(part) for _, part in steps), "decode": 1}
+    whole = sum(map(size_of, network.parameters())) * (sets if resident else 1)
+    moves = device == "cuda" and (low_memory or not resident)
+    phases = tuple(
+        PhaseCost(
+            phase,
+            lent_bytes(network, phase, len(steps[0][0]), low_memory) if moves else whole,
+            *costs[phase],
+            calls,
+        )
+        for phase, calls in counts.items()
+    )
+    waiting = whole if moves else 0
+    few = device == "cpu" and dtype in FEW_IN and spec.unet.heads(spec.unet.model_channels)[1] <= FEW
+    return Plan(phases, waiting, BESIDE[device], attention_note(spec, attention.stored, few))
+
+
+def attention_note(spec: ModelSpec, stored: int, few: bool) -> str:
+    """few: whether this machine computes attention to few keys otherwise, which the meta device does not."""
+    if stored:
+        return f"{stored} attention calls store their weights"
+    if spec.unet.use_relative_position:
+        return "attention over frames, with relative positions, stores its weights; over space it never does"
+    if few:
+        return f"attention to at most {FEW} keys stores its weights, to more it never does"
+    return "attention is never stored (fused kernels)"
+
+
+def measure(
+    sets: Weightless,
+    use: Sequence[int],
+    batch: Sequence[Clip],
+    options: SamplingOptions,
+    cut: Callable[[], tuple[int, int]],
+) -> dict[str, tuple[int, int]]:
+    """(peak, flops) of each phase, as `cut` tells them. What is computed once for all steps counts for the
+    peak alone, and what approximations save for nothing: no step here has a time."""
+    options = replace(options, guidance_interval=None, reuse=1)
+    told = condition_sets(sets, use, batch, options)
+    costs = {"condition": cut()}
+    denoise = denoiser(sets, use, told, (), options)
+    before, _ = cut()
+    x = torch.cat([clip.x_1CTHW for clip in batch])
+    denoise(x, x.new_zeros(len(batch), dtype=torch.long))
+    peak, flops = cut()
+    costs["denoise"] = max(before, peak), flops
+    del denoise, told, x
+    cut()
+    sets.network.decode_latents(batch[0].x_1CTHW, 1 if options.perframe_ae else None)
+    peak, flops = cut()
+    return costs | {"decode": (peak, flops * len(batch))}
+
+
+def blank(spec: ModelSpec, request: Request, device: str = "meta") -> Clip:
+    """A clip of the request's size without content."""
+
+    def noise(*what: object, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(tuple(shape), device=device)
+
+    image = noise(shape=(1, 3, request.height, request.width))
+    return Clip(request, image, noise, noise(shape=latent_shape(spec, request)))
+
+
+def lent_bytes(network: LatentVideoModel, phase: str, used: int, low_memory: bool) -> int:
+    """Bytes of the parameters that are carried to the device for a phase, where `used` networks act at once
+    (a blend): the last of them alone decodes, and layers that come one at a time come one at a time."""
+    if low_memory and phase == "denoise":
+        return max(sum(map(size_of, layer.parameters(recurse=False))) for layer in network.unet.modules())
+    return (1 if phase == "decode" else used) * sum(map(size_of, parameters_of(network, phase)))
+
+
+def size_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,82 @@
+"""Which parameter set acts on which steps, and whether requests fit the sets; reads nothing large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edg.core.errors import UsageError
+from edg.diffusion.ddim import Step, ddim_plan
+from edg.diffusion.schedule import Schedule, make_schedule
+from edg.diffusion.switch import phases
+from edg.networks.latent_video.clip_encoders import cut_remarks
+from edg.networks.latent_video.load import build
+from edg.networks.latent_video.load import check as check_weights
+from edg.networks.latent_video.spec import ModelSpec
+from edg.systems.base import Request
+from edg.systems.edg.clip_state import latent_shape, read_initial_noise
+from edg.systems.edg.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from edg.systems.edg.parameter_sets import ParameterSets
+
+
+def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
+    """Which parameter sets act on which steps: [(set indices, steps)], the noisiest first."""
+    if options.blend == "soft" and not sets.resident:
+        raise UsageError("a soft blend with swapped parameter sets", fix="use --resident")
+    return make_plan(sets.schedule, len(sets.names), options)
+
+
+def make_plan(schedule: Schedule, count: int, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
+    """The plan of `count` parameter sets. Raises UsageError when the settings do not fit their number."""
+    if len(options.switch_at) != count - 1:
+        raise UsageError(
+            f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
+            expected=f"{count - 1} of them (one between each two sets)",
+        )
+    if options.blend == "soft" and count != 2:
+        raise UsageError(f"a soft blend of {count} parameter sets", expected="exactly two")
+    released = options.timesteps == "released"
+    eta = options.eta if options.solver == "ddim" else 0.0
+    try:
+        plan = ddim_plan(schedule, options.steps, options.spacing, eta, options.start, released=released)
+    except ValueError as error:
+        raise UsageError(str(error), fix="choose other --ddim_steps, --M or --timestep_spacing") from error
+    if options.blend == "soft":
+        return [([0, 1], plan)]
+    return [([index], steps) for index, steps in phases(plan, options.switch_at)]
+
+
+def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> None:
+    """Raise EdgError for whatever would stop `generate` with these sets and requests; reads nothing large."""
+    skeleton = build(spec)
+    for weights in sets.values():
+        check_weights(skeleton, weights)
+    schedule = make_schedule(spec.schedule, spec.parameterization)
+    for options, shape in {(r.options, latent_shape(spec, r)): None for r in requests}:
+        options.check()
+        check_length(spec, shape[2])
+        make_plan(schedule, len(sets), options)
+        if options.analytic_init is not None:
+            read_initial_noise(Path(options.analytic_init), shape)
+
+
+def remarks(spec: ModelSpec, requests: Sequence[Request]) -> list[str]:
+    """Lines on prompts and negative prompts that are longer than the text tower reads."""
+    prompts = list({r.prompt: None for r in requests if r.options.text_input})
+    negative = list({r.options.negative_prompt: None for r in requests if r.options.guided})
+    return [
+        *cut_remarks(prompts, spec.text, "prompts"),
+        *cut_remarks(negative, spec.text, "negative prompts"),
+    ]
+
+
+def check_length(spec: ModelSpec, frames: int) -> None:
+    """Raise UsageError where the network has no place for so many frames."""
+    unet = spec.unet
+    if (unet.use_causal_attention or unet.use_relative_position) and frames > unet.temporal_length:
+        raise UsageError(
+            f"{frames} frames", expected=f"at most {unet.temporal_length}, the reach of {spec.name}"
+        )

@@ -1,0 +1,135 @@
+"""`edg analytic-init`: mean and trace covariance of many clips' latents, one pass, one clip in memory."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import edg
+from edg.core.atomic_file import write_atomically
+from edg.core.config import to_dict
+from edg.core.device import choose
+from edg.core.errors import BadFileError, UsageError, visible
+from edg.core.seeding import generator
+from edg.diffusion.analytic_init import Moments
+from edg.networks.latent_video.models import load_spec
+from edg.networks.latent_video.spec import ModelSpec
+from edg.systems.edg.training.encode import (
+    data_remarks,
+    encode_moments,
+    load_encoders,
+    open_dataset,
+    read_items,
+    say,
+    tell_skipped,
+    workers_for,
+)
+from edg.systems.edg.training.latent_cache import CachedClips, is_cache
+from edg.weights.store import open_weights
+
+EVERY = 100  # clips between two lines of progress
+
+
+def analytic_command(args: argparse.Namespace) -> int:
+    """Carry out `edg analytic-init`. --data may be a folder made by `edg encode`: then nothing is encoded.
+    Raises EdgError."""
+    spec = load_spec(args.spec)
+    source, clips = (of_cache if is_cache(args.data) else of_videos)(args, spec)
+    found = accumulate(clips, spec.scale_factor)
+    if found.count < 2:
+        raise BadFileError(f"{args.data} gives {found.count} clips", expected="at least 2")
+    write_initial_noise(args.out, found, {"spec": spec.name, "scale_factor": spec.scale_factor, **source})
+    deviation = found.trace_cov_per_dim**0.5
+    say(
+        f"{args.out}: {found.count} clips, E[x0] {tuple(found.expectation.shape)} of mean size "
+        f"{found.expectation.abs().mean():.3f} (uncertain by {deviation / found.count**0.5:.3f}), "
+        f"deviation {deviation:.3f}"
+    )
+    tell_skipped(skipped_file(args.out))
+    return 0
+
+
+def skipped_file(out: str) -> Path:
+    """Where the videos that could not be used are listed: initial_noise.skipped.jsonl, beside the result."""
+    return Path(out).with_suffix(".skipped.jsonl")
+
+
+def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any], Iterator[Tensor]]:
+    """(what to record, posterior moments (2C, T, h, w) of one clip after the other)."""
+    if args.weights is None:
+        raise UsageError("edg analytic-init without --weights", expected="a checkpoint, or encoded --data")
+    device, compute = choose(args.device, args.compute)
+    dataset, clips = open_dataset(args, spec, skipped_file(args.out))
+    weights = open_weights(args.weights)
+    for note in weights.notes:
+        say(f"{args.weights}: {visible(note)}")
+    model = load_encoders(spec, weights, device, compute, towers=False)
+    keys = draw_keys(len(dataset), args.count or len(dataset), args.seed)
+    items = read_items(dataset, keys, workers_for(args, device))
+    told = {"data": args.data, "weights": args.weights, "seed": args.seed, "clips": to_dict(clips)}
+    told |= {"data_fingerprint": dataset.fingerprint()} if hasattr(dataset, "fingerprint") else {}
+    return told, (encode_moments(model, item["frames"], args.chunk) for item in items)
+
+
+def of_cache(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any], Iterator[Tensor]]:
+    """The same of clips that `edg encode` has encoded; all of them, or the first --count."""
+    cached = CachedClips(args.data)
+    index = cached.index
+    if index.spec != spec.name:
+        raise UsageError(f"{args.data} was encoded for {index.spec}", expected=f"--spec {index.spec}")
+    for name in ("height", "width", "frames"):
+        if getattr(args, name) not in (None, index.clips[name]):
+            raise UsageError(f"--{name} {getattr(args, name)}", expected=f"{index.clips[name]}, as encoded")
+    count = args.count or index.count
+    if count > index.count:
+        raise UsageError(f"--count {count}", expected=f"at most {index.count}, the clips of {args.data}")
+    for line in data_remarks(cached.videos, spec, encoded=True):
+        say(f"warning: {visible(line)}")
+    told = {"data": args.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
+    told |= {"data_fingerprint": cached.fingerprint()}
+    return told, (cached.moments(number) for number in range(count))
+
+
+def draw_keys(size: int, count: int, seed: int) -> list[tuple[int, int]]:
+    """`count` keys (epoch, index): videos in random order, each once before any is taken twice."""
+    keys: list[tuple[int, int]] = []
+    epoch = 0
+    while size and len(keys) < count:
+        order = torch.randperm(size, generator=generator(seed, "analytic-init", epoch))
+        keys += [(epoch, int(index)) for index in order[: count - len(keys)]]
+        epoch += 1
+    return keys
+
+
+def accumulate(moments: Iterable[Tensor], scale: float, every: int = EVERY) -> Moments:
+    """Moments of x0 = scale z, z ~ the posterior, over clips given by mean and log variance (2C, T, h, w).
+
+    The dynamic rescale is not in x0: it belongs to the schedule, which the sampler multiplies with.
+    """
+    found = Moments()
+    for clip in moments:
+        mean, logvar = clip.double().chunk(2)
+        try:
+            found.add(scale * mean[None], scale**2 * logvar.exp()[None])
+        except ValueError as error:
+            raise BadFileError(f"clip {found.count}: {error}", fix="use --compute float32") from error
+        if found.count % every == 0:
+            say(f"  {found.count} clips")
+    return found
+
+
+def write_initial_noise(path: str | Path, found: Moments, record: dict[str, Any] | None = None) -> None:
+    """Write the published layout, atomically: Expectation_X0 (1, C, T, h, w) and Tr_Cov_d (), both float32,
+    and `edg`, a JSON text that says of what. torch.load(weights_only=True) opens it."""
+    text = json.dumps({"version": edg.__version__, "count": found.count, **(record or {})}, default=str)
+    buffer = io.BytesIO()
+    tensors = {"Expectation_X0": found.expectation, "Tr_Cov_d": torch.tensor(found.trace_cov_per_dim)}
+    torch.save({**tensors, "edg": text}, buffer)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,226 @@
+"""What happens around the steps of a training run: log lines, signals, sample clips, atomic checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from edg.core.errors import BadFileError, UsageError
+from edg.core.files import atomic_path, remove
+from edg.core.process import CODES, stopping
+
+BANDS = 4  # equal parts of the timesteps, the losses of which are logged apart
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """A checkpoint is there completely or not at all, and torch.load(weights_only=True) opens it."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class Log(pl.Callback):
+    """A line of log.jsonl (and the same numbers to the logger) every `every` steps: means since the line
+    before over all ranks.
+
+    step, loss, loss_t0 ... loss_t3 (by quarter of the timesteps, the noisiest last; where samples fell into
+    it), grad_norm (before clipping, of that step), lr, samples_per_second, memory_gb (peak), seconds.
+    """
+
+    def __init__(self, path: Path, every: int):
+        self.path, self.every = path, every
+        self.start = self.since = time.monotonic()
+        self.sums: torch.Tensor | None = None
+        self.norm, self.lr, self.told = 0.0, 0.0, -1
+
+    def on_train_start(self, trainer, module) -> None:
+        self.told = trainer.global_step
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        if self._is_due(trainer.global_step + 1, module):
+            self.lr = optimizer.param_groups[0]["lr"]
+            grads = [p.grad for p in module.trainable().values() if p.grad is not None]
+            self.norm = float(torch.nn.utils.get_total_norm(grads))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        part = by_band(outputs["losses"], outputs.get("bands"))
+        self.sums = part if self.sums is None else self.sums + part
+        step = trainer.global_step
+        if self._is_due(step, module) and step != self.told:
+            self.told = step
+            self._tell(trainer, step)
+
+    def _is_due(self, step: int, module) -> bool:
+        return step > 0 and (step % self.every == 0 or step == module.plan.steps)
+
+    def _tell(self, trainer, step: int) -> None:
+        sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
+        self.sums = None
+        if not torch.isfinite(sums).all():
+            raise UsageError(
+                f"the loss is not finite, in or shortly before step {step}",
+                fix="a lower train.lr, or train.precision=fp32, and another out=FOLDER",
+            )
+        if not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        line = {"step": step, "loss": round(float(sums[0].sum() / sums[1].sum()), 6)}
+        for band, (total, count) in enumerate(sums.T.tolist()):
+            if count and sums.shape[1] > 1:
+                line[f"loss_t{band}"] = round(total / count, 6)
+        line |= {
+            "grad_norm": round(self.norm, 5),
+            "lr": self.lr,
+            "samples_per_second": round(float(sums[1].sum()) / max(now - self.since, 1e-9), 3),
+            "memory_gb": round(peak_memory(trainer.strategy.root_device) / 1e9, 3),
+            "seconds": round(now - self.start, 1),
+        }
+        self.since = now
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in line.items() if k != "step"}, step)
+
+
+def by_band(losses_B: torch.Tensor, bands_B: torch.Tensor | None) -> torch.Tensor:
+    """(2, BANDS): sums of the losses and their numbers; (2, 1) where there are no timesteps."""
+    losses = losses_B.detach().double()
+    if bands_B is None:
+        return torch.stack([losses.sum(), torch.ones_like(losses).sum()])[:, None]
+    one_hot = torch.nn.functional.one_hot(bands_B, BANDS).to(losses)
+    return torch.stack([losses @ one_hot, one_hot.sum(dim=0)])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device where it is a GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Checkpoints(pl.Callback):
+    """A checkpoint every `every` steps, of which the newest `keep` stay, and one after this step when SIGUSR1
+    asks for it; SIGTERM and SIGINT: one, then exit 143 or 130. Any rank may get the signal. check: raises
+    when the folder is not what it was, after every step."""
+
+    def __init__(self, folder: Path, every: int, keep: int, check: Callable[[], None]):
+        self.folder, self.every, self.keep, self.check = folder, every, keep, check
+        self.asked, self.former = False, None
+
+    def on_train_start(self, trainer, module) -> None:
+        self.former = signal.signal(signal.SIGUSR1, self._ask)
+        if callable(signal.getsignal(signal.SIGTERM)):  # Lightning's handler would talk to the other ranks
+            signal.signal(signal.SIGTERM, stopping.note)
+
+    def _ask(self, number: int, frame) -> None:
+        self.asked = True
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        if (index + 1) % trainer.accumulate_grad_batches:
+            return  # in the middle of a step
+        self.check()
+        stop = [code for number, code in CODES.items() if _agreed(trainer, stopping.number == number)]
+        step = trainer.global_step
+        if stop or _agreed(trainer, self.asked) or step % self.every == 0:
+            self.asked = False
+            trainer.save_checkpoint(checkpoint_path(self.folder, step))
+            if trainer.is_global_zero:
+                drop_old(self.folder, self.keep)
+        if stop:
+            if trainer.is_global_zero:
+                print(f"stopped after step {step}; the same command goes on", file=sys.stderr)
+            raise SystemExit(stop[0])
+
+    def teardown(self, trainer, module, stage) -> None:
+        if self.former is not None:
+            signal.signal(signal.SIGUSR1, self.former)
+
+
+def _agreed(trainer, asked: bool) -> bool:
+    return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+
+
+def drop_old(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, whoever asked for them."""
+    for old in checkpoints(folder)[:-keep]:
+        remove(old)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.ckpt"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps (a file, or the folder of a sharded one)."""
+    return max(checkpoints(folder), default=None)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the fewest steps first."""
+    return sorted(path for path in folder.glob("step_*.ckpt") if re.fullmatch(r"step_\d{8}", path.stem))
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename damaged checkpoints, the last first, up to one that is whole: the run goes on from there.
+    Raises BadFileError for one that cannot be read at all."""
+    while (last := last_checkpoint(folder)) is not None and (damage := _damage(last)):
+        aside = last.with_name(last.name + ".damaged")
+        last.rename(aside)
+        before = last_checkpoint(folder)
+        print(
+            f"{last} is damaged ({damage}), now {aside.name}; going on from "
+            + ("the beginning" if before is None else before.name),
+            file=sys.stderr,
+        )
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint, "" for nothing. Sharded ones (folders) are not looked into."""
+    if path.is_dir():
+        return ""
+    try:
+        with zipfile.ZipFile(path) as file:
+            record = file.testzip()
+    except (OSError, MemoryError) as error:  # the machine's trouble, not the file's
+        raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error!r}") from error
+    except Exception as error:  # zipfile and zlib raise many kinds for a damaged directory
+        return str(error)
+    return f"checksum of {record}" if record else ""
+
+
+class Samples(pl.Callback):
+    """Clips of fixed prompts every `every` steps, by the running mean of the weights where there is one."""
+
+    def __init__(self, every: int, make: Callable[[Any, int], list[tuple[str, Any]]]):
+        self.every, self.make, self.told = every, make, -1
+
+    def on_train_start(self, trainer, module) -> None:
+        self.told = trainer.global_step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        step = trainer.global_step
+        if step == self.told or step % self.every or not step or not trainer.is_global_zero:
+            return
+        self.told = step
+        with module.averaged():
+            pictures = self.make(module.model, step)
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "add_image"):
+                for name, picture in pictures:
+                    logger.experiment.add_image(name, picture, step, dataformats="HWC")

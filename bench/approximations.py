@@ -130,7 +130,7 @@ def measure(rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> None
 
 
 def request(clip: Clip, image: Path, seed: int, options: SamplingOptions) -> Request:
-    return Request(image.stem, caption(words_of(clip)), image, seed, clip.frames, 32, 32, options)
+    return Request(image.stem, caption(words_of(clip)), seed, clip.frames, 32, 32, options, image)
 
 
 def make(row: Row, model: Any, requests: Sequence[Request]) -> None:

@@ -67,16 +67,7 @@ class Studio:
         first = Image.fromarray(to_levels(render(dataclasses.replace(clip, frames=1))[0])[0])
         first.save(self.folder / "image.png")
         options = system.options(SPRITES, settings)
-        request = Request(
-            "0",
-            caption(words_of(clip, told)),
-            self.folder / "image.png",
-            self.seed,
-            clip.frames,
-            32,
-            32,
-            options,
-        )
+        request = Request("0", caption(words_of(clip, told)), self.seed, clip.frames, 32, 32, options, self.folder / "image.png")
         weights = {f"{k}_{name}": open_weights(self.files[name]) for k, name in enumerate(sets)}
         return system, system.load(SPRITES, weights), request
 

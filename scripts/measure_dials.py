@@ -110,10 +110,7 @@ class Bench:
         settings = {"switch_at": (int(strengths["T"]),), "steps": self.steps, "guidance_scale": GUIDANCE}
         options = system.options(SPRITES, settings)
         requests = [
-            Request(
-                f"{k:02d}", caption(words_of(clip, "tuned")), self._image(k, clip), seed,
-                clip.frames, 32, 32, options,
-            )
+            Request(f"{k:02d}", caption(words_of(clip, "tuned")), seed, clip.frames, 32, 32, options, self._image(k, clip))
             for k, clip in enumerate(chosen)
         ]  # fmt: skip
         model = system.load(SPRITES, sets, batch_size=min(32, self.count))

@@ -118,10 +118,7 @@ def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
     settings = {"switch_at": (), "steps": task.steps, "guidance_scale": task.guidance, **arm.options}
     options = system.options(SPRITES, settings)
     requests = [
-        Request(
-            f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), image_of(task.out, k),
-            task.seed, clip.frames, 32, 32, options,
-        )
+        Request(f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), task.seed, clip.frames, 32, 32, options, image_of(task.out, k))
         for k, clip in enumerate(chosen)
     ]  # fmt: skip
     places = zip(arm.sets, task.files, strict=True)

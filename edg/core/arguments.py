@@ -57,14 +57,17 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=110)
 
 
-def add_switch(parser, *names: str, default: bool | None = False, help: str = "") -> None:
+def add_switch(
+    parser, *names: str, default: bool | str | None = False, help: str = "", dest: str = ""
+) -> None:
     """A flag that may stand alone (`--loop`), with a value (`--loop 0`), or be denied (`--no-loop`)."""
-    dest = names[0].lstrip("-").replace("-", "_")
+    dest = dest or names[0].lstrip("-").replace("-", "_")
     parser.add_argument(*names, dest=dest, nargs="?", const=True, default=default, type=boolean, help=help)
     parser.add_argument(
         *(f"--no-{name.lstrip('-')}" for name in names),
         dest=dest,
         action="store_false",
+        default=default,
         help=argparse.SUPPRESS,
     )
 

@@ -99,7 +99,7 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
     if missing:
         raise UsageError(f"{where or cls.__name__} has no {', '.join(missing)}", expected=f"a {cls.__name__}")
-    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+    return cls(**{key: convert(hints[key], value, _join(where, key)) for key, value in values.items()})
 
 
 def to_dict(value: Any) -> Any:
@@ -127,8 +127,8 @@ def _join(where: str, key: str) -> str:
     return f"{where}: {key}" if where.endswith((".yaml", ".yml")) else f"{where}.{key}".lstrip(".")
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `hint`; UsageError when it is another."""
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `hint`. Raises UsageError when it is another."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -153,7 +153,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping) or hint is dict:
         _check(isinstance(value, Mapping), value, where, "a mapping")
         inner = arguments[1] if arguments else Any
-        return {key: _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
+        return {key: convert(inner, item, f"{where}.{key}") for key, item in value.items()}
     return _convert_scalar(hint, value, where)
 
 
@@ -163,10 +163,10 @@ def _convert_union(arguments: tuple, value: Any, where: str) -> Any:
     choices = [argument for argument in arguments if argument is not type(None)]
     for choice in choices[:-1]:
         try:
-            return _convert(choice, value, where)
+            return convert(choice, value, where)
         except UsageError:
             continue
-    return _convert(choices[-1], value, where)
+    return convert(choices[-1], value, where)
 
 
 def _convert_sequence(origin: type, arguments: tuple, value: Any, where: str) -> Any:
@@ -176,7 +176,7 @@ def _convert_sequence(origin: type, arguments: tuple, value: Any, where: str) ->
         inner = list(arguments)
     else:
         inner = [arguments[0] if arguments else Any] * len(value)
-    return origin(_convert(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(inner, value, strict=True)))
+    return origin(convert(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(inner, value, strict=True)))
 
 
 def _convert_path(kind: type, value: Any, where: str) -> Any:

@@ -71,6 +71,12 @@ class SomeFailedError(EdgError):
         }
 
 
+def require(condition: object, given: str, expected: str = "", fix: str = "") -> None:
+    """Raise UsageError unless the condition holds."""
+    if not condition:
+        raise UsageError(given, expected=expected, fix=fix)
+
+
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 

@@ -21,12 +21,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.files import read_small
-from edg.data.captions import LIKE
+from edg.data.captions import LIKE, is_video
+from edg.data.captions import SUFFIXES as VIDEOS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MORE_SUFFIXES = (
@@ -59,17 +60,70 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u2028-\u202e\u2066-\u2069\u
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and its image, the index-th of its folder. last: the image of the last frame."""
+    """A prompt and its files, the index-th of its folder. image, last_image: pictures of the first and last
+    frame; video: a reference clip; text: the file of the prompt where there is neither."""
 
     index: int
     prompt: str
-    image: Path
-    last: Path | None = None
+    image: Path | None = None
+    last_image: Path | None = None
+    video: Path | None = None
+    text: Path | None = None
 
     @property
     def name(self) -> str:
         """`0003-boat`: unique in the folder, safe as the stem of a file."""
-        return f"{self.index:04d}-{safe_stem(self.image.stem)}"
+        named = self.image or self.video or self.text
+        return f"{self.index:04d}-{safe_stem(named.stem if named is not None else 'prompt')}"
+
+
+def read_prompt_folder(
+    folder: str | Path,
+    image: str = "required",
+    last_image: str = "no",
+    video: str = "no",
+    follow: bool = False,
+) -> list[Pair]:
+    """The prompts of a folder with the files that are "required", "optional" or of no use ("no") beside each.
+
+    A video takes the place of the image (`NN.mp4`). Where nothing is required and nothing lies there, each
+    line of a text file is a request. See `read_folder`. Raises UsageError, BadFileError.
+    """
+    folder = Path(folder)
+    if video == "required":
+        return _read_videos(folder, follow)
+    if image == "no" or (image == "optional" and not _images(_list(folder))):
+        return _read_texts(folder, follow)
+    return read_folder(folder, ends=last_image == "required", follow=follow)
+
+
+def _images(entries: Sequence[Path]) -> list[Path]:
+    return [path for path in entries if path.suffix.lower() in SUFFIXES + MORE_SUFFIXES]
+
+
+def _texts(entries: Sequence[Path]) -> list[Path]:
+    return [path for path in entries if path.suffix.lower() == ".txt"]
+
+
+def _read_videos(folder: Path, follow: bool) -> list[Pair]:
+    """Reference clips and their prompts, paired as images are."""
+    entries = _list(folder)
+    videos = [path for path in entries if is_video(path.name)]
+    if not videos:
+        raise UsageError(f"no video in {folder}", expected=f"files ending in {', '.join(VIDEOS)}")
+    pairs = _read_pairs(folder, videos, _texts(entries), False, follow)
+    return [replace(pair, image=None, video=pair.image) for pair in pairs]
+
+
+def _read_texts(folder: Path, follow: bool) -> list[Pair]:
+    """Prompts without files, in the order of the text files and their lines."""
+    texts = _texts(_list(folder))
+    for path in () if follow else texts:
+        _need_inside(path, folder)
+    if not texts:
+        raise UsageError(f"no prompt in {folder}", expected="a .txt with a prompt per line")
+    lines = [(text, prompt) for text in texts for prompt in read_prompts(text)]
+    return [Pair(index, prompt, text=text) for index, (text, prompt) in enumerate(lines)]
 
 
 def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) -> list[Pair]:
@@ -78,9 +132,9 @@ def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) ->
     UsageError where they do not pair, BadFileError."""
     folder = Path(folder)
     entries = _list(folder)
-    texts = [path for path in entries if path.suffix.lower() == ".txt"]
+    texts = _texts(entries)
     usual = [path for path in entries if path.suffix.lower() in SUFFIXES]
-    images = [path for path in entries if path.suffix.lower() in SUFFIXES + MORE_SUFFIXES]
+    images = _images(entries)
     if len(usual) < len(images):
         with suppress(UsageError):
             return _read_pairs(folder, usual, texts, ends, follow)
@@ -96,7 +150,8 @@ def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) ->
 
 def passed_over(folder: str | Path, pairs: Sequence[Pair]) -> str:
     """Words on the files of a prompt folder that are in none of its pairs, "" where all are."""
-    used = {path.name for pair in pairs for path in (pair.image, pair.last) if path is not None}
+    files = [path for pair in pairs for path in (pair.image, pair.last_image, pair.video)]
+    used = {path.name for path in files if path is not None}
     others = [path for path in _list(Path(folder)) if path.name not in used and path.suffix.lower() != ".txt"]
     return f"passed over in {folder}: {_names(others)}" if others else ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from edg.core.device import choose, device_kind, dtype_for, dtype_name, memory
@@ -30,7 +29,7 @@ def plan_of(
         options = flags.sampling_options(args, system, spec, len(sets))
         height, width = flags.frame_size(args, spec)
         frames = flags.frame_count(args, spec)
-        request = Request("plan", "", Path(), args.seed, frames, height, width, options)
+        request = Request("plan", "", args.seed, frames, height, width, options)
     return system.plan(
         spec,
         sets,

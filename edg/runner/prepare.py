@@ -1,289 +1,309 @@
-"""`edg sample`: flags -> requests, parameter sets and a system -> the runner."""
+"""From settings to a job: model, parameters, requests and device, checked before anything large is read."""
 
 from __future__ import annotations
 
-import argparse
+import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edg import systems
+from edg.core import options
 from edg.core.config import to_dict
-from edg.core.dist import World, world, world_from_environment
-from edg.core.errors import BadFileError, UsageError
+from edg.core.dist import World
+from edg.core.errors import BadFileError, UsageError, require
 from edg.core.files import PATIENCE, ensure_writable
-from edg.core.formats import parse_formats
+from edg.core.formats import check_speed, parse_formats
 from edg.core.hashing import cached_sha256, hash_value
-from edg.core.log import say
+from edg.core.log import log
 from edg.core.shipped import shipped
 from edg.core.video import read_image
-from edg.data.prompts import Pair, passed_over, read_folder
-from edg.runner import flags
-from edg.runner.memory_report import in_a_line, is_resident, plan_of
-from edg.runner.sample import Run, run
-from edg.systems.base import Request, Spec, System
-from edg.systems.edg import merged_sets
+from edg.data.prompts import Pair, passed_over, read_prompt_folder
+from edg.runner.config import LONGEST_SIDE, PromptsConfig, SampleConfig, offload_of
+from edg.runner.memory_report import one_line
+from edg.runner.sample import ClipFolder
+from edg.systems.base import MemoryEstimate, Placement, Request, Selection, Spec, System
 from edg.weights.tensors import FLOATS
 
 
-def sample(args: argparse.Namespace, keep: dict[str, Any] | None = None) -> int:
-    """Run `edg sample`; returns the exit code. Raises EdgError.
-
-    keep: the network of the call before, used again where it is the same, and replaced where not.
-    """
-    here = world_from_environment()
-    sleep_when_idle(here)
-    for line in flags.remarks(args) if here.is_first else ():
-        say(line)
-    ready = prepare(args, here)
-    with world(ready.device.type) as here:
-        identities, origins = here.first(lambda: identify_sets(ready.sets, ready.outdir))
-        if not here.is_first:
-            check_bases(ready.sets)
-        job = ready.run(identities, here, origins)
-        run(job, ready.system, lambda: ready.load(identities, keep, here.is_first), here)
-    return 0
-
-
 @dataclass(frozen=True)
-class Prepared:
-    """What flags stand for, checked, before anything large is read. note: for the records."""
+class Job:
+    """Clips to make, and with what. parameters: by role, opened and not read."""
 
-    args: argparse.Namespace
+    config: SampleConfig
     system: System
-    spec: Spec
-    sets: dict[str, Any]
-    paths: Mapping[str, Path]
+    selection: Selection
+    parameters: dict[str, Any]
     requests: list[Request]
-    device: Any
-    dtype: Any
-    note: Mapping[str, Any]
+    placement: Placement
+
+    @property
+    def spec(self) -> Spec:
+        return self.selection.spec
 
     @property
     def outdir(self) -> Path:
-        return Path(self.args.savedir) / str(self.args.M)
+        folder = Path(self.config.output.savedir)
+        if self.system.subfolder is None:
+            return folder
+        return folder / self.system.part("subfolder")(self.selection.options)
 
-    def load(self, identities: Any, keep: dict[str, Any] | None = None, aloud: bool = True) -> Any:
-        """The network; the one in `keep` where it is the same, which it replaces where not."""
+    def load(
+        self,
+        identities: Mapping[str, Any],
+        keep: dict[str, Any] | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> Any:
+        """The model; the one in `keep` where it is the same, which it replaces where not. note: called with
+        lines worth a note."""
         from edg.core.device import dtype_name, need_memory
 
-        args, spec = self.args, self.spec
-        how = {"resident": is_resident(args), "low_memory": args.low_memory, "compiled": args.compile}
-        device, dtype = str(self.device), dtype_name(self.dtype)
-        same = hash_value([identities, to_dict(spec), device, dtype, args.bs, how])
+        placement = self.placement
+        how = [str(placement.device), dtype_name(placement.dtype), placement.batch_size]
+        how += [placement.offload, placement.compile]
+        same = hash_value([identities, to_dict(self.spec), *how])
         if keep is not None and same in keep:
             return keep[same]
         if keep is not None:
             keep.clear()
-        expected = plan_of(args, self.system, spec, self.sets, self.device.type, self.requests[0])
-        need_memory(expected.peak, self.device, "parameters and activations")
-        if aloud:
-            say(in_a_line(expected, self.device))
-        model = self.system.load(
-            spec, self.sets, device=self.device, dtype=self.dtype, batch_size=args.bs, **how
-        )
+        expected = self.estimate()
+        if expected is not None:
+            need_memory(expected.peak_bytes, placement.device, "parameters and activations")
+            if note is not None:
+                note(one_line(expected, placement.device))
+        model = self.system.part("load")(self.spec, self.parameters, placement)
         if keep is not None:
             keep[same] = model
         return model
 
-    def run(self, identities: Any, here: World, origins: Mapping[str, Any]) -> Run:
-        """The job for the runner. origins: of the sets (`origin`), a note for the records."""
-        from edg import systems
+    def estimate(self) -> MemoryEstimate | None:
+        """Memory of the run, None where the system does not estimate it."""
+        if self.system.estimate is None:
+            return None
+        return self.system.part("estimate")(self.spec, self.parameters, self.requests[0], self.placement)
+
+    def folder(self, identities: Mapping[str, Any], world: World, origins: Mapping[str, Any]) -> ClipFolder:
+        """The requests with all that decides or describes their files. origins: of the parameters (`origin`),
+        a note for the records."""
         from edg.core.device import dtype_name
 
-        args, spec = self.args, self.spec
-        return Run(
+        output = self.config.output
+        return ClipFolder(
             requests=self.requests,
             outdir=self.outdir,
             shared={
-                "system": systems.DEFAULT,
-                "model": {"name": spec.name, "spec_sha256": hash_value(to_dict(spec))},
+                "system": self.system.name,
+                "model": {"name": self.spec.name, "spec_sha256": hash_value(to_dict(self.spec))},
                 "sets": identities,
-                "dtype": dtype_name(self.dtype),
-                "options": options_settings(self.requests[0].options),
+                "dtype": dtype_name(self.placement.dtype),
+                "options": options.settings(self.requests[0].options),
             },
-            notes=notes(args, self.paths, spec, str(self.device), here)
-            | {"set_origins": dict(origins)}
-            | dict(self.note),
-            former=lambda record: former_settings(self.sets, record),
-            fps=args.fps,
-            crf=args.crf,
-            formats=parse_formats(args.format),
-            chunk=args.chunk,
-            overwrite=args.overwrite,
+            notes=self._notes(world) | {"set_origins": dict(origins)} | dict(self.selection.notes),
+            former=lambda record: former_settings(self.parameters, record),
+            fps=output.fps,
+            crf=output.crf,
+            formats=parse_formats(output.format),
+            chunk=self.config.placement.chunk,
+            overwrite=output.overwrite,
             patience=PATIENCE,
-            preview=args.preview or args.preview_decoder is not None,
-            preview_decoder=preview_decoder(args),
+            preview=output.preview or getattr(self.selection.options, "preview_decoder", None) is not None,
         )
+
+    def _notes(self, world: World) -> dict[str, Any]:
+        import torch
+
+        selection, placement = self.selection, self.placement
+        tables = {"set_tables": dict(selection.tables)} if self.config.weights.table else {}
+        return {
+            "command": ["edg", *sys.argv[1:]],
+            "set_paths": {name: str(path) for name, path in selection.paths.items()},
+            **tables,
+            **{f"{name}_path": value for name, value in _file_options(selection.options).items()},
+            "spec": to_dict(self.spec),
+            "device": str(placement.device),
+            "threads": torch.get_num_threads(),
+            "batch_size": placement.batch_size,
+            "low_memory": placement.offload == "layers",
+            "compiled": placement.compile,
+            "world_size": world.size,
+            "versions": versions(),
+        }
+
+
+def _file_options(chosen: Any) -> dict[str, Any]:
+    """The options that name a file and decide pixels, with the path."""
+    from edg.core.config import PathText
+
+    fields = options.declared(type(chosen)).values()
+    return {f.name: getattr(chosen, f.name) for f in fields if f.kind == PathText and f.option.pixels}
 
 
 def prepare(
-    args: argparse.Namespace, here: World, pairs: Sequence[Pair] | None = None, aloud: bool | None = None
-) -> Prepared:
-    """Flags -> what is to be made and with what. pairs: None for those of the prompt folder. aloud: whether
-    notes are told (by rank 0 where None). Raises EdgError."""
-    from edg import systems
+    config: SampleConfig,
+    world: World,
+    pairs: Sequence[Pair] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Job:
+    """The job that the settings ask for. pairs: None for those of the prompt folder. note: called with lines
+    worth a note (default: rank 0 logs them). Raises EdgError."""
     from edg.core.device import choose, dtype_name, fix_threads, keep_memory, multiplies, usable_cores
 
-    aloud = here.is_first if aloud is None else aloud
-    system = systems.get(systems.DEFAULT)
-    if args.config:
-        find_spec(system, args.config, {})  # a misspelt model is told before its missing files
-    inside = None
-    if merged_sets.asked(args):
-        inside = merged_sets.choose(
-            args, lambda paths: find_spec(system, args.config, paths, tables_of(args, paths))
-        )
-    paths = inside.paths if inside else flags.set_paths(args)
-    spec = find_spec(system, args.config, paths, tables_of(args, paths))
-    options = flags.sampling_options(args, system, spec, len(inside.recipe.outputs if inside else paths))
-    flags.check_numbers(args, spec)
+    if note is None:
+        note = log if world.is_first else lambda text: None
+    system, spec, given = chosen_model(config)
+    selection = system.part("select")(spec, config.weights.files(), given)
+    spec = selection.spec
+    check_numbers(config, spec)
     if pairs is None:
-        prompt_dir = args.prompt_dir or default_prompts(spec.name)
-        pairs = read_folder(prompt_dir, ends=args.interp, follow=args.follow_links)
-        if aloud and (line := passed_over(prompt_dir, pairs)):
-            say(line)
-    device, dtype = choose(args.device, args.dtype, here.local_rank)
-    fix_threads(args.threads or usable_cores())
+        pairs = read_prompts(config.prompts, system, selection, note)
+    place = config.placement
+    device, dtype = choose(place.device, place.dtype, world.local_rank)
+    fix_threads(place.threads or usable_cores())
     if device.type == "cpu":
         keep_memory()
-        if aloud and not multiplies(dtype):
+        if not multiplies(dtype):
             name = dtype_name(dtype)
-            say(f"torch knows of no {name} products of this processor: likely slower than --dtype fp32")
-    tables = {} if inside else tables_of(args, paths)
-    sets = merged_sets.open_sets(inside, args, spec, aloud) if inside else open_sets(paths, aloud, tables)
+            note(f"this processor has no {name} matrix products: likely slower than --dtype fp32")
+    parameters = selection.open(note)
     requests = [
-        request_for(args, spec, options, pair, f"{pair.name}_sample{i}")
+        request_for(config.prompts, spec, selection.options, pair, f"{pair.name}_sample{i}")
         for pair in pairs
-        for i in range(args.n_samples)
+        for i in range(config.prompts.n_samples)
     ]
-    for line in system.check(spec, sets, requests, preview_decoder(args)) if aloud else ():
-        say(f"warning: {line}")
-    args.bs = min(args.bs, args.chunk, len(requests))
-    note = inside.note if inside else {}
-    return Prepared(args, system, spec, sets, paths, requests, device, dtype, note)
+    if system.check is not None:
+        for line in system.part("check")(spec, parameters, requests):
+            note(f"warning: {line}")
+    batch_size = min(place.bs, place.chunk, len(requests))
+    placement = Placement(device, dtype, batch_size, offload_of(place, selection.together), place.compile)
+    return Job(config, system, selection, parameters, requests, placement)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise EdgError for flags that are wrong whatever is in the files: all of them where --config or the
-    embedded weights tell the model, else those that need none."""
-    from edg import systems
-
-    system, inside = systems.get(systems.DEFAULT), merged_sets.asked(args)
-    model = args.config or ("sprites" if inside and not (args.base or args.tuned) else None)
-    spec = find_spec(system, model, {}) if model else None
-    sets = merged_sets.check(args, spec and spec.name) if inside else len(args.sets or "12")
-    if spec:
-        flags.sampling_options(args, system, spec, sets)
-        flags.check_numbers(args, spec)
-        flags.frame_size(args, spec)
-        if args.preview_decoder is not None:
-            system.check(spec, {}, [], preview_decoder(args))
+def chosen_model(config: SampleConfig) -> tuple[System, Spec | None, dict[str, Any]]:
+    """(system, model if it is named, given options). Raises UsageError for a misspelt model."""
+    model, given = config.model, dict(config.options)
+    system, spec = config.system, None
+    if model.config is not None:
+        system, spec = systems.find(model.config, model.system)
+    if config.prompts.size == "auto" and "fit" in options.names(system.part("options")):
+        given.setdefault("fit", "crop")
+    return system, spec, given
 
 
-def preview_decoder(args: argparse.Namespace) -> str | None:
-    """The file that --preview_decoder names. Raises UsageError for one that is to be fetched first."""
-    from edg.systems.edg.files import FILES
-    from edg.sprites import WEIGHTS
+def check(config: SampleConfig) -> None:
+    """Raise EdgError for settings that are wrong whatever is in the files: all of them where the model is
+    known, else those that need none."""
+    system, spec, given = chosen_model(config)
+    files = config.weights.files()
+    if system.check_options is not None:
+        chosen = system.part("check_options")(spec, files, given)
+        spec = spec or chosen
+    if spec is not None:
+        check_numbers(config, spec)
+        frame_size(config.prompts, spec)
 
-    name, taesd = args.preview_decoder, FILES["taesd"].path
-    if name == "taesd" and not taesd.exists():
-        raise UsageError(f"--preview_decoder taesd, and no {taesd}", fix="edg fetch taesd")
-    if name == "":
-        raise UsageError("--preview_decoder is empty", expected="sprites, taesd or a file")
-    known = {"sprites": str(WEIGHTS / "tiny_decoder.safetensors"), "taesd": str(taesd)}
-    return known.get(name, name)
+
+def read_prompts(
+    config: PromptsConfig, system: System, selection: Selection, note: Callable[[str], None]
+) -> Sequence[Pair]:
+    """The prompts of the folder, with the files that the system wants."""
+    inputs = selection.inputs or system.inputs
+    folder = config.prompt_dir or default_prompts(system, selection.spec)
+    wants = {"image": inputs.image, "last_image": inputs.last_image, "video": inputs.video}
+    pairs = read_prompt_folder(folder, **wants, follow=config.follow_links)
+    if line := passed_over(folder, pairs):
+        note(line)
+    return pairs
 
 
-def request_for(args: argparse.Namespace, spec: Spec, options: Any, pair: Pair, name: str) -> Request:
-    """The request of a clip as the flags say. Raises UsageError."""
+def default_prompts(system: System, spec: Spec) -> Path:
+    """The prompts that fit a model: here, or those that come with the package."""
+    name = system.part("prompts")(spec.name) if system.prompts is not None else "scenes"
+    here, home = Path("prompts") / name, shipped("prompts", name)
+    return here if here.exists() or not home.exists() else home
+
+
+def request_for(config: PromptsConfig, spec: Spec, chosen: Any, pair: Pair, name: str) -> Request:
+    """The request of a clip. Raises UsageError."""
 
     def image_size() -> tuple[int, int]:
-        try:
-            return read_image(pair.image).shape[:2]
-        except BadFileError:  # the clip will fail with this reason, the others will not
-            return spec.height, spec.width
+        with suppress(BadFileError):  # the clip will fail with this reason, the others will not
+            if pair.image is not None:
+                return read_image(pair.image).shape[:2]
+        return spec.height, spec.width
 
-    height, width = flags.frame_size(args, spec, image_size)
-    frames = flags.frame_count(args, spec)
-    return Request(name, pair.prompt, pair.image, args.seed, frames, height, width, options, pair.last)
-
-
-def sleep_when_idle(here: World) -> None:
-    """Processes that share cores: idle threads sleep instead of spinning (read when torch is loaded)."""
-    if here.size > 1:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    height, width = frame_size(config, spec, image_size)
+    frames = spec.frames if config.video_length is None else config.video_length
+    files = {"image": pair.image, "last_image": pair.last_image, "video": pair.video}
+    return Request(name, pair.prompt, config.seed, frames, height, width, chosen, **files)
 
 
-# ---- inputs ------------------------------------------------------------------------------------------------
+# ---- sizes and numbers -------------------------------------------------------------------------------------
 
 
-def tables_of(args: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, str]:
-    """Which of several tables in its file each parameter set is, by --table. Raises UsageError."""
-    from edg.weights.tables import by_input
-
-    return by_input(args.table or (), paths)
-
-
-def find_spec(
-    system: System, name: str | None, paths: Mapping[str, Path], tables: Mapping[str, str] | None = None
-) -> Spec:
-    """The model: as given, or told by the first parameter set's names and shapes. Raises UsageError."""
-    from edg.weights.store import open_weights, refuse_lora
-
-    if name:
-        return system.spec(_published_name(name))
-    first_name, first = next(iter(paths.items()))
-    weights = open_weights(first, check_base=False, table=(tables or {}).get(first_name, ""))
-    refuse_lora(weights)
-    found, why = system.identify(weights)
-    if found is None:
-        raise UsageError(
-            f"cannot tell which model {first} is ({why})", expected="--config with a model or a YAML file"
-        )
-    return system.spec(found)
+def frame_size(
+    config: PromptsConfig, spec: Spec, image: Callable[[], tuple[int, int]] | None = None
+) -> tuple[int, int]:
+    """Height and width in pixels. image: gives (height, width) of a picture, read for --size auto only.
+    Raises UsageError, with the nearest sizes, for others."""
+    if config.size is None:
+        sizes = config.height or spec.height, config.width or spec.width
+    elif config.height is not None or config.width is not None:
+        raise UsageError("--size with --height or --width", expected="one way")
+    elif config.size == "auto":
+        return bucket(spec, *image()) if image else (spec.height, spec.width)
+    else:
+        found = re.fullmatch(r"(\d+)x(\d+)", config.size)
+        if not found:
+            raise UsageError(f"--size {config.size}", expected="auto or HEIGHTxWIDTH, such as 320x512")
+        sizes = int(found[1][:9]), int(found[2][:9])
+    for name, size in zip(("height", "width"), sizes, strict=True):
+        require(size <= LONGEST_SIDE, f"--{name} {size}", f"at most {LONGEST_SIDE}")
+    spec.check_size(*sizes)
+    return sizes
 
 
-def _published_name(name: str) -> str:
-    """The published configuration files by name, so that the release's command line works without them."""
-    match = re.fullmatch(r"inference_(256|512|1024)_v1\.0\.ya?ml", Path(name).name)
-    return f"dynamicrafter-{match[1]}" if match and not Path(name).exists() else name
+def bucket(spec: Spec, height: int, width: int) -> tuple[int, int]:
+    """The size that the model was made for, or the same turned: the one nearer in shape to an image."""
+    sizes = ((spec.height, spec.width), (spec.width, spec.height))
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1]) - math.log(height / width)))
 
 
-def open_sets(paths: Mapping[str, Path], aloud: bool, tables: Mapping[str, str]) -> dict[str, Any]:
-    """The parameter sets, opened (not read, not checked); aloud: with what is worth saying about them;
-    tables: name -> which of several tables in its file."""
-    from edg.weights.store import open_weights, refuse_lora
-
-    sets = {
-        name: open_weights(path, check_base=False, table=tables.get(name, "")) for name, path in paths.items()
-    }
-    for weights in sets.values():
-        refuse_lora(weights)
-    for name, weights in sets.items():
-        for note in weights.notes if aloud else ():
-            say(f"{name}: {note}")
-    return sets
+def check_numbers(config: SampleConfig, spec: Spec) -> None:
+    """Raise UsageError for a number that does not fit the model or the formats, and for settings that exclude
+    each other."""
+    if config.prompts.video_length is not None:
+        spec.check_frames(config.prompts.video_length)
+    output, place = config.output, config.placement
+    check_speed(parse_formats(output.format), output.fps, output.crf)
+    require(
+        not (place.compile and place.low_memory),
+        "--compile with --low-memory", "one of them: layers that move stay as they are",
+    )  # fmt: skip
 
 
-def identify_sets(sets: dict[str, Any], outdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rank 0: every set's identity, which may take reading it all, so first that its clips can be written;
-    and every set's origin."""
+# ---- parameters --------------------------------------------------------------------------------------------
+
+
+def identify_parameters(parameters: dict[str, Any], outdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rank 0: the identity of all parameters, which may take reading them all, so first that clips can be
+    written; and their origins."""
     ensure_writable(outdir)
-    check_bases(sets)
-    return identified(sets)
+    check_bases(parameters)
+    return identified(parameters)
 
 
-def identified(sets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(identities, origins) of parameter sets by name."""
-    identities = {name: identity(weights) for name, weights in sets.items()}
-    return identities, {name: found for name, weights in sets.items() if (found := origin(weights))}
+def identified(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(identities, origins) of parameters by role."""
+    identities = {name: identity(weights) for name, weights in parameters.items()}
+    return identities, {name: found for name, weights in parameters.items() if (found := origin(weights))}
 
 
 def check_bases(sets: dict[str, Any]) -> None:
@@ -298,14 +318,7 @@ def check_bases(sets: dict[str, Any]) -> None:
             sets[name] = open_weights(weights.path, table=weights.table)
 
 
-def default_prompts(model: str) -> Path:
-    """prompts/sprites for the embedded model, else prompts/scenes: here or beside the package."""
-    folder = Path("prompts") / ("sprites" if model == "sprites" else "scenes")
-    home = shipped(*folder.parts)
-    return folder if folder.exists() or not home.exists() else home
-
-
-# ---- what goes into the record -----------------------------------------------------------------------------
+# ---- identities for the record -----------------------------------------------------------------------------
 
 
 def identity(weights: Any) -> dict[str, Any]:
@@ -374,40 +387,6 @@ def _is_proven(name: str, weights: Any, record: Mapping[str, Any]) -> bool:
     except (OSError, ValueError, LookupError, TypeError):
         same, made, changed = False, 0, 0
     return (same and changed < made and "exported" not in weights.provenance) or is_as_recorded(weights)
-
-
-def options_settings(options: Any) -> dict[str, Any]:
-    """The options as settings: a file counts by its content, and what came later only where it is used, so
-    that folders made before it go on."""
-    kept = replace(options, analytic_init=None, analytic_init_sha256=None)
-    unused = {f.name for f in fields(kept) if "later" in f.metadata and getattr(kept, f.name) == f.default}
-    settings = to_dict(kept)
-    settings = {name: value for name, value in settings.items() if name not in unused}
-    if options.analytic_init is not None:
-        known = options.analytic_init_sha256
-        settings["analytic_init"] = known or cached_sha256(options.analytic_init)
-    return settings
-
-
-def notes(
-    args: argparse.Namespace, paths: Mapping[str, Path], spec: Spec, device: str, here: World
-) -> dict[str, Any]:
-    import torch
-
-    return {
-        "command": ["edg", *sys.argv[1:]],
-        "set_paths": {name: str(path) for name, path in paths.items()},
-        **({"set_tables": tables_of(args, paths)} if args.table else {}),
-        "analytic_init_path": args.analytic_init_path,
-        "spec": to_dict(spec),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "batch_size": args.bs,
-        "low_memory": args.low_memory,
-        "compiled": args.compile,
-        "world_size": here.size,
-        "versions": versions(),
-    }
 
 
 def versions() -> dict[str, str]:

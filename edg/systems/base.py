@@ -1,57 +1,179 @@
-"""What every system speaks: Request in, Result out."""
+"""The words every system speaks: Request in, Result out, and the System that describes itself as data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
+from edg.core.errors import require
 from edg.core.files import checkpoints
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+Need = Literal["no", "optional", "required"]
+Offload = Literal["none", "parameter_sets", "layers"]
+FILES = ("image", "last_image", "video")  # of a request
+
+
+# ---- a clip ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to make. Everything that decides its pixels is in here or in the parameter sets.
+    """One clip to make. Everything that decides its pixels is in here or in the parameters.
 
     id: unique in a run, also the stem of the output file (`0000-cat_sample0`).
     seed: the run's seed; the clip's own randomness is drawn from (seed, id).
     height, width: pixels. frames: number of frames. options: the system's own frozen dataclass.
-    last: the picture of the last frame, None for one image alone. image_bytes, last_bytes: these files as
-    they were read for this clip, None before; what is decoded is what the record hashes.
+    image, last_image: pictures of the first and the last frame. video: reference or source clip.
+    contents: bytes of these files by name, as they were read for this clip, so that the record hashes what
+    was decoded; empty before they are read.
     """
 
     id: str
     prompt: str
-    image: Path
     seed: int
     frames: int
     height: int
     width: int
     options: Any
-    last: Path | None = None
-    image_bytes: bytes | None = field(default=None, repr=False, compare=False)
-    last_bytes: bytes | None = field(default=None, repr=False, compare=False)
+    image: Path | None = None
+    last_image: Path | None = None
+    video: Path | None = None
+    contents: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that are given, by name."""
+        return {name: path for name in FILES if (path := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished clip: frames as uint8 (T, H, W, 3), or the reason why there is none. warnings: what is worth
-    telling of a clip that was made."""
+    """A finished clip: frames as uint8 (T, H, W, 3), or the reason why there is none.
+
+    info: plain values for the record. artifacts: tensors to save beside the clip as ID.safetensors.
+    """
 
     request: Request
     frames: np.ndarray | None
     error: str = ""
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    artifacts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model runs, never what it computes.
+
+    batch_size: clips per network call. offload: what leaves the device while it is not needed: nothing, all
+    parameter sets but the one in use, or every layer. compile: torch.compile for the network.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int = 1
+    offload: Offload = "parameter_sets"
+    compile: bool = False
+
+
+class Observer(Protocol):
+    """Whoever watches a run."""
+
+    wants_preview: bool
+
+    def step(self, phase: str, done: int, total: int, request: Request, share: float) -> None:
+        """done of the phase's total steps. request: the clip, or the first of those that share the step.
+        share: part of the whole call that is done, 0..1."""
+        ...
+
+    def preview(self, request: Request, label: str, frames: np.ndarray) -> None:
+        """frames: the clip as predicted so far, uint8 (T, h, w, 3) of any size."""
+        ...
+
+
+class Silent:
+    """An Observer that ignores everything."""
+
+    wants_preview = False
+
+    def step(self, phase: str, done: int, total: int, request: Request, share: float) -> None: ...
+
+    def preview(self, request: Request, label: str, frames: np.ndarray) -> None: ...
+
+
+# ---- a model -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that a request of a system may hold."""
+
+    image: Need = "required"
+    last_image: Need = "no"
+    video: Need = "no"
+
+
+class Spec(Protocol):
+    """A named model, a frozen dataclass that needs no torch. height, width: pixels it was made for; frames:
+    clip length; fps: frames per second of the written clips."""
+
+    name: str
+    height: int
+    width: int
+    frames: int
+    fps: float
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise UsageError, with the nearest that fits, for a size in pixels that the model cannot make."""
+        ...
+
+    def check_frames(self, frames: int) -> None:
+        """Raise UsageError for a number of frames that the model cannot make."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The parameters that the user named. files: role -> path in the order given (`--sets`), empty for the
+    system's own choice; tables: TABLE or ROLE=TABLE, which of several tables in a file (`--table`)."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    tables: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A model and its parameters, chosen but not read.
+
+    paths: role -> file, in the order of use. options: the system's, with everything settled that depends on
+    the model and the roles. open: gives the parameters by role; its argument is called with lines worth a
+    note. tables: role -> table inside its file. together: all parameter sets are needed at once. inputs:
+    files that these options ask for, None for the system's own. notes: for the records.
+    """
+
+    spec: Any
+    paths: Mapping[str, Path]
+    options: Any
+    open: Callable[[Callable[[str], None]], dict[str, Any]]
+    tables: Mapping[str, str] = field(default_factory=dict)
+    together: bool = False
+    inputs: Inputs | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What one phase of a run asks of the device, in bytes: parameters that lie there, and other tensors at
-    the peak. flops: floating-point operations of one call; calls: how many of them a batch of clips takes."""
+    """Bytes that one phase of a run needs on the device: parameters that lie there, and other tensors at the
+    peak. flops: floating-point operations of one call; calls: how many of them a batch of clips takes."""
 
     name: str
     parameters: int
@@ -65,13 +187,13 @@ class PhaseCost:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run asks of the machine, phase by phase. waiting: bytes of parameters in main memory beside the
-    device. beside: bytes for what is no tensor (libraries, workspaces), assumed. note: what is assumed."""
+class MemoryEstimate:
+    """Memory and operations of a run, phase by phase. host_bytes: parameters in main memory beside the
+    device. overhead_bytes: libraries and workspaces, assumed. note: what is assumed."""
 
     phases: tuple[PhaseCost, ...]
-    waiting: int
-    beside: int
+    host_bytes: int
+    overhead_bytes: int
     note: str
 
     def __getitem__(self, name: str) -> PhaseCost:
@@ -82,53 +204,14 @@ class Plan:
         return max(self.phases, key=lambda phase: phase.peak)
 
     @property
-    def peak(self) -> int:
+    def peak_bytes(self) -> int:
         """Bytes of tensors on the device at the worst moment."""
         return self.largest.peak
 
     @property
-    def need(self) -> int:
+    def required_bytes(self) -> int:
         """Bytes that the device should have free."""
-        return self.peak + self.beside
-
-
-class Progress(Protocol):
-    """Told of every step."""
-
-    def __call__(
-        self, phase: str, done: int, total: int, *, request: Request | None = None, share: float = 0
-    ) -> None:
-        """done of the phase's total steps. request: the clip, or the first of those that share the step.
-        share: how much of the whole call is done, 0..1."""
-        ...
-
-
-#: (request, moment in words, frames uint8 (T, h, w, 3)): a clip as it is predicted so far, of
-#: any size.
-Watch = Callable[[Request, str, np.ndarray], None]
-
-
-class Spec(Protocol):
-    """What is asked of any system's model spec, a frozen dataclass. height, width: pixels, the size it was
-    made for; size_multiple: what they must be multiples of. frames: clip length. latent_factor: pixels in a
-    row that become one value."""
-
-    name: str
-    height: int
-    width: int
-    frames: int
-
-    @property
-    def size_multiple(self) -> int: ...
-
-    @property
-    def latent_factor(self) -> int: ...
-
-    def clip(
-        self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: Any
-    ) -> Any:
-        """The ClipSpec of training clips, its own size where none is given. Raises UsageError."""
-        ...
+        return self.peak_bytes + self.overhead_bytes
 
 
 class Embedder(Protocol):
@@ -149,10 +232,40 @@ class Embedder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A published file: its repository, its name there, and its folder under CKPT_PATH."""
+
+    repo: str
+    file: str
+    folder: str
+
+    @property
+    def path(self) -> Path:
+        return checkpoints() / self.folder / self.file
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `edg`. add and run are "module:function": one adds arguments to a parser, the other takes
+    the parsed ones. single_process: what to do instead of starting it under torchrun, "" for a command that
+    runs under it. polls_signals: it checks itself whether a signal came (core/process.py); else the handler
+    raises, as the command has but one thread."""
+
+    help: str
+    add: str
+    run: str
+    single_process: str = ""
+    polls_signals: bool = True
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
 class Training(Protocol):
-    """What is asked of any system's training run, a frozen dataclass that a YAML file fills. init, vae: the
+    """Settings of any system's training run, a frozen dataclass that a YAML file fills. init, vae: the
     parameter sets that it starts from; result: the one that it leaves; folder: its checkpoints and logs;
-    kind: what is trained; data: what on, see runner/train.py."""
+    kind: which part is trained; data: see runner/train.py."""
 
     name: str
     kind: str
@@ -171,15 +284,14 @@ class Training(Protocol):
 
 
 class Trainer(Protocol):
-    """How runs are trained. data: a sequence of samples."""
+    """A module that trains runs. data: a sequence of samples."""
 
     def is_made(self, run: Any, world: Any) -> bool:
-        """Whether the result is there. Raises UsageError when it was made by other settings."""
+        """True if the result is there. Raises UsageError when it was made by other settings."""
         ...
 
     def made_of_other_data(self, run: Any, data: Any) -> str:
-        """How the data of a finished run differs from what it was trained on, in words, "" where it does
-        not."""
+        """Describe how the data of a finished run differs from what it was trained on, "" for equal data."""
         ...
 
     def cached(self, run: Any, folder: Path) -> Any:
@@ -189,93 +301,66 @@ class Trainer(Protocol):
     def train_run(self, run: Any, data: Any, world: Any, device: str) -> Path: ...
 
 
-class System(Protocol):
-    """A family of models. `sets`: a parameter set's name -> its weights (a lazy mapping name -> tensor)."""
-
-    def spec(self, name: str) -> Spec:
-        """A model by name or YAML file. Raises EdgError for an unknown one."""
-        ...
-
-    def identify(self, weights: Mapping[str, Any]) -> tuple[str | None, str]:
-        """(a name for `spec` or None, the reason in words), from names and shapes."""
-        ...
-
-    def options(self, spec: Any, settings: Mapping[str, Any], released: bool = False) -> Any:
-        """Checked options for `Request.options`, a frozen dataclass. settings: by field, None for the default
-        (the model's where it has one). released: the published behaviour where nothing is set."""
-        ...
-
-    def load(
-        self,
-        spec: Any,
-        sets: Mapping[str, Any],
-        *,
-        device: Any = "cpu",
-        dtype: Any = None,
-        resident: bool = False,
-        batch_size: int = 1,
-        low_memory: bool = False,
-        compiled: bool = False,
-    ) -> Any: ...
-
-    def plan(
-        self,
-        spec: Any,
-        sets: Mapping[str, Any],
-        request: Request,
-        *,
-        device: str = "cpu",
-        dtype: Any = None,
-        resident: bool = False,
-        batch_size: int = 1,
-        low_memory: bool = False,
-    ) -> Plan:
-        """What clips like `request` will cost; of `sets` only names are looked at. device: cuda or cpu, there
-        or not."""
-        ...
-
-    def check(
-        self,
-        spec: Any,
-        sets: Mapping[str, Any],
-        requests: Sequence[Request],
-        preview_decoder: str | Path | None = None,
-    ) -> Sequence[str]:
-        """Lines worth a warning before anything is made. Raises EdgError for whatever would stop these
-        requests."""
-        ...
-
-    def generate(
-        self,
-        model: Any,
-        requests: Sequence[Request],
-        progress: Progress | None = None,
-        watch: Watch | None = None,
-        preview_decoder: str | Path | None = None,
-    ) -> Iterator[Result]:
-        """watch: told a few times what every clip will look like, where the system can tell; with the file of
-        a decoder where it takes one."""
-        ...
-
-    def embedder(self, spec: Any, weights: Mapping[str, Any], *, device: Any = "cpu") -> Embedder:
-        """The text and image towers of a parameter set, without the rest of it. Raises BadFileError."""
-        ...
-
-    def training(self) -> type[Training]:
-        """The settings of a training run."""
-        ...
-
-    def trainer(self) -> Trainer: ...
+# ---- a system ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class RemoteFile:
-    """A published file: its repository, its name there, and its folder under CKPT_PATH."""
+class System:
+    """A family of models with one way of sampling, as data.
 
-    repo: str
-    file: str
-    folder: str
+    Each part is "module:attribute", imported when it is used, so that `--help` costs nothing. A part that is
+    None is something the system does not do, and `part` says so.
+    """
 
-    @property
-    def path(self) -> Path:
-        return checkpoints() / self.folder / self.file
+    name: str
+    title: str
+    inputs: Inputs
+    specs: str  # -> Mapping[str, Spec]; names are unique over all systems
+    options: str  # -> the Options class, a frozen dataclass of `option` fields
+    select: (
+        str  # (spec | None, WeightFiles, given options) -> Selection; raises where the weights do not tell
+    )
+    load: str  # (spec, parameters, Placement) -> Model
+    generate: str  # (model, requests, Observer) -> Iterator[Result]
+    check: str | None = None  # (spec, parameters, requests) -> warnings; raises whatever would stop them
+    check_options: str | None = None  # (spec | None, WeightFiles, given) -> spec | None; opens no file
+    read_spec: str | None = None  # (path of a YAML file) -> Spec
+    identify: str | None = None  # (weights) -> (spec name or None, reason)
+    estimate: str | None = None  # (spec, parameters, request, Placement) -> MemoryEstimate
+    files: str | None = None  # -> Mapping[str, RemoteFile]: what `edg fetch` gets
+    train: str | None = None  # -> Trainer
+    train_config: str | None = None  # -> type[Training]
+    embed: str | None = None  # (spec, parameters, device) -> Embedder
+    verify: str | None = None  # -> Mapping[group, Callable[[Case], dict[str, Tensor]]]
+    prompts: str | None = None  # (spec) -> name of the prompt folder beside the package that fits it
+    defaults: str | None = None  # (spec name, given) -> values for `load(NAME)` where nothing else is given
+    commands: Mapping[str, Command] = field(default_factory=dict)
+    subfolder: str | None = None  # (options) -> "1000": where under --savedir clips go
+
+    def part(self, name: str) -> Any:
+        """The part of that name, imported. Raises UsageError where the system has none."""
+        place = getattr(self, name)
+        require(place is not None, f"{self.name} ({self.title}) has no part {name!r}", PARTS.get(name, ""))
+        return load_part(place)
+
+    @cached_property
+    def known_specs(self) -> Mapping[str, Spec]:
+        return self.part("specs")
+
+
+PARTS = {
+    "identify": "a model by its name: the weights do not tell it for this system",
+    "estimate": "a system that estimates its memory",
+    "train": "a system that can be trained",
+    "train_config": "a system that can be trained",
+    "embed": "a system with text and image towers",
+    "verify": "a system with reference cases",
+    "read_spec": "a model by its name: this system reads none from YAML",
+}
+
+
+def load_part(place: str) -> Any:
+    """The object at "module:attribute", or the module."""
+    module, _, attribute = place.partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found

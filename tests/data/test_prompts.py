@@ -231,7 +231,7 @@ def test_first_and_last_images(tmp_path, names, firsts, lasts):
     pairs = read_folder(tmp_path, ends=True)
     assert [pair.prompt for pair in pairs] == ["one", "two"]
     assert [pair.image.stem for pair in pairs] == firsts
-    assert [pair.last and pair.last.stem for pair in pairs] == lasts
+    assert [pair.last_image and pair.last_image.stem for pair in pairs] == lasts
 
 
 def test_a_text_for_each_pair(tmp_path):
@@ -240,7 +240,7 @@ def test_a_text_for_each_pair(tmp_path):
     for name in ("boat", "cat"):
         (tmp_path / f"{name}.txt").write_text(f"the {name}")
     pairs = read_folder(tmp_path, ends=True)
-    assert [(pair.prompt, pair.last.name) for pair in pairs] == [
+    assert [(pair.prompt, pair.last_image.name) for pair in pairs] == [
         ("the boat", "boat_last.png"),
         ("the cat", "cat_2.png"),
     ]

@@ -43,6 +43,6 @@ def job(folder, count=3, **changes) -> Run:
         if not image.exists():
             write_image(image, np.full((8, 8, 3), i, np.uint8))
         seed = changes.get("seed", 1)
-        requests.append(Request(f"{i:04d}-x_sample0", f"prompt {i}", image, seed, 4, 16, 16, None))
+        requests.append(Request(f"{i:04d}-x_sample0", f"prompt {i}", seed, 4, 16, 16, None, image))
     others = {key: value for key, value in changes.items() if key != "seed"}
     return Run(requests, folder / "out", {"options": {"eta": 1.0}}, **others)

@@ -58,7 +58,7 @@ def test_the_record_tells_the_image_that_the_frames_are_of(tmp_path, kind):
 def test_the_bytes_are_decoded_whatever_lies_there(tmp_path):
     path = tmp_path / "a.png"
     write_image(path, np.full((32, 32, 3), 10, np.uint8))
-    request = Request("a", "", path, 0, 8, 32, 32, SamplingOptions(), last=path)
+    request = Request("a", "", 0, 8, 32, 32, SamplingOptions(), path, last_image=path)
     assert with_bytes(request) == request  # what was read is no part of what is asked for
     read = with_bytes(request)
     write_image(path, np.full((32, 32, 3), 250, np.uint8))

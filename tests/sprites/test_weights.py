@@ -58,7 +58,7 @@ def test_a_short_sample_moves_as_told(tmp_path):
     for k, clip in enumerate(clips):
         path = tmp_path / f"{k}.png"
         Image.fromarray(np.round(render(clip)[0][0] * 255).astype(np.uint8)).save(path)
-        requests.append(Request(str(k), caption(words_of(clip)), path, 123, 8, 32, 32, options))
+        requests.append(Request(str(k), caption(words_of(clip)), 123, 8, 32, 32, options, path))
     system = EdgSystem()
     model = system.load(SPRITES, {"tuned": open_weights(WEIGHTS / "tuned.safetensors")}, batch_size=4)
     found = [track(r.frames, c.sprite) for r, c in zip(system.generate(model, requests), clips, strict=True)]

@@ -45,7 +45,7 @@ def model(tmp_path_factory):
 
 def sample(model, watch=None, **options):
     sets, image = model
-    request = Request("0", "red circle moving left", image, 1, 8, 32, 32, replace(OPTIONS, **options))
+    request = Request("0", "red circle moving left", 1, 8, 32, 32, replace(OPTIONS, **options), image)
     (result,) = generate(sets, [request], None, watch)
     assert not result.error
     return result.frames

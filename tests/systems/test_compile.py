@@ -39,7 +39,7 @@ def test_one_graph_serves_all_steps_contexts_and_sets(sets, tmp_path, monkeypatc
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path / "image.png")
     options = SamplingOptions(steps=3, guidance_scale=3.0)
     requests = [
-        Request(str(i), f"red circle {i}", tmp_path / "image.png", i, 8, 32, 32, options) for i in range(3)
+        Request(str(i), f"red circle {i}", i, 8, 32, 32, options, tmp_path / "image.png") for i in range(3)
     ]
     frames = {}
     for compiled in (False, True):

@@ -26,7 +26,7 @@ TERA = 1e12
 
 def request_for(spec, **options):
     options = SamplingOptions(perframe_ae=spec.perframe_ae, **options)
-    return Request("plan", "", Path(), 0, spec.frames, spec.height, spec.width, options)
+    return Request("plan", "", 0, spec.frames, spec.height, spec.width, options)
 
 
 @cache

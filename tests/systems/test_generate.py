@@ -48,7 +48,7 @@ def images(tmp_path_factory):
 
 
 def request_for(spec, image, name="0000-a_sample0", options=OPTIONS, prompt="a red ball"):
-    return Request(name, prompt, image, 123, spec.frames, 64, 64, options)
+    return Request(name, prompt, 123, spec.frames, 64, 64, options, image)
 
 
 def frames(sets, requests):

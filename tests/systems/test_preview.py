@@ -146,7 +146,7 @@ def test_a_checkpoint_is_no_decoder():
 def made(network, image, decoder=None):
     """(frames, what was shown) of a short run."""
     shown = []
-    request = Request("0", "a red circle", image, 1, 8, 32, 32, SamplingOptions(steps=6, switch_at=()))
+    request = Request("0", "a red circle", 1, 8, 32, 32, SamplingOptions(steps=6, switch_at=()), image)
     (result,) = generate(OneNetwork(network), [request], None, lambda *told: shown.append(told[2]), decoder)
     return result.frames, shown
 
@@ -164,7 +164,7 @@ def test_what_is_shown_is_the_clean_sample_whatever_the_dynamic_rescale(network)
     picture = read_pixels(IMAGE)
     with torch.no_grad():
         clean = network.encode_frames(picture).mean.transpose(0, 1)[None] * SPRITES.scale_factor
-    request = Request("0", "", IMAGE, 1, 1, 32, 32, SamplingOptions())
+    request = Request("0", "", 1, 1, 32, 32, SamplingOptions(), IMAGE)
     clip = Clip(request, picture, noise=None, x_1CTHW=clean, concat_1CTHW=clean)
     shown = []
     for scale in (1.0, 0.3):

@@ -46,7 +46,7 @@ def image(tmp_path_factory):
 
 
 def frames(sets, image, options=OPTIONS, size=64):
-    request = Request("0000-a_sample0", "a red ball", image, 123, sets.spec.frames, size, size, options)
+    request = Request("0000-a_sample0", "a red ball", 123, sets.spec.frames, size, size, options, image)
     (result,) = generate(sets, [request])
     assert not result.error, result.error
     return result.frames

@@ -36,7 +36,7 @@ def images(tmp_path):
 
 
 def ask(image, last=None, frames=8, height=32, width=32, name="0000-a_sample0", **options):
-    return Request(name, "a red ball", image, 1, frames, height, width, replace(OPTIONS, **options), last)
+    return Request(name, "a red ball", 1, frames, height, width, replace(OPTIONS, **options), image, last)
 
 
 def concat_of(sets, *requests):

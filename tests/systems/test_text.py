@@ -102,7 +102,7 @@ def test_the_result_warns_with_the_lost_text(sprites):
     sets, image = sprites
     options = SamplingOptions(steps=1, guidance_scale=1.0, switch_at=(), perframe_ae=True)
     texts = "a red circle moves slowly left", "a red circle moves slowly left and then away"
-    requests = [Request(text, text, image, 1, 8, 32, 32, options) for text in texts]
+    requests = [Request(text, text, 1, 8, 32, 32, options, image) for text in texts]
     assert systems.get().check(SPRITES, sets, requests[:1]) == []
     (line,) = systems.get().check(SPRITES, sets, requests)
     assert "1 of 2 prompts" in line and "and then away" in line

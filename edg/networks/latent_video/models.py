@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def load_spec(name: str | Path) -> ModelSpec:
 
     Raises UsageError for an unknown name or key, BadFileError for a file that cannot be read.
     """
-    known = str(name).replace("_", "-")
+    known = _published(str(name)) or str(name).replace("_", "-")
     if known in PRESETS:
         return PRESETS[known]
     if Path(name).suffix not in (".yaml", ".yml"):
@@ -31,12 +32,20 @@ def load_spec(name: str | Path) -> ModelSpec:
             f"no model is called {str(name)!r}", expected=f"{names} or a .yaml", fix=nearest(known, PRESETS)
         )
     values = config.read_yaml(name)
+    values.pop("system", None)
     if isinstance(values.get("model"), Mapping):
         spec = from_published(plain(values), name=Path(name).stem)
     else:
         spec = config.build(ModelSpec, values, str(name))
     _need_reasonable(config.to_dict(spec), str(name))
     return spec
+
+
+def _published(name: str) -> str:
+    """The model of a published configuration file that is not there, so that the release's command line works
+    without it."""
+    match = re.fullmatch(r"inference_(256|512|1024)_v1\.0\.ya?ml", Path(name).name)
+    return f"dynamicrafter-{match[1]}" if match and not Path(name).exists() else ""
 
 
 def _need_reasonable(value: Any, where: str) -> None:

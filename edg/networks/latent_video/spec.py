@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edg.data.transforms import ClipSpec
 
 GROUPS = 32  # every GroupNorm of this family
+MIN_FRAMES, MAX_FRAMES = 8, 64
 
 
 def need(ok: bool, given: str, expected: str) -> None:
@@ -286,6 +287,30 @@ class ModelSpec:
     def size_multiple(self) -> int:
         """What height and width in pixels must be multiples of (64 for the published models)."""
         return self.vae.factor * self.unet.size_multiple
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the written clips."""
+        return 8
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise UsageError, with the nearest that fits, for a size in pixels that the model cannot make."""
+        unit = self.size_multiple
+        for name, size in (("height", height), ("width", width)):
+            if size < unit or size % unit:
+                below = max(unit, size // unit * unit)
+                choices = f"{below} or {below + unit}" if size > unit else f"{unit}"
+                raise UsageError(
+                    f"--{name} {size}", expected=f"a multiple of {unit} for {self.name}, such as {choices}"
+                )
+
+    def check_frames(self, frames: int) -> None:
+        """Raise UsageError for a number of frames that the model cannot make."""
+        need(
+            frames == self.frames or MIN_FRAMES <= frames <= MAX_FRAMES,
+            f"--video_length {frames}",
+            f"{MIN_FRAMES} to {MAX_FRAMES}; {self.name} was made for {self.frames}",
+        )
 
     def clip(
         self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: Any

@@ -64,10 +64,8 @@ def start(sets: ParameterSets, request: Request) -> Clip:
         expectation, spread = read_initial_noise(Path(options.analytic_init), x.shape, known)
         x = analytic_init(expectation, spread, sets.schedule, options.start, x)
     try:
-        pixels = read_pixels(request.image, request.image_bytes, request)
-        last = None
-        if options.interp and request.last:
-            last = read_pixels(request.last, request.last_bytes, request)
+        pixels = read_pixels("image", request)
+        last = read_pixels("last_image", request) if options.interp and request.last_image else None
     except EdgError as error:
         no_image = torch.zeros(1, 3, request.height, request.width)
         return Clip(request, no_image, noise, x, error=str(error))
@@ -75,11 +73,11 @@ def start(sets: ParameterSets, request: Request) -> Clip:
     return Clip(request, pixels.to(sets.device), noise, x.to(sets.device), last_13HW=last)
 
 
-def read_pixels(path: Path, data: bytes | None, request: Request) -> Float[Tensor, "1 3 h w"]:
-    """A picture file (data: its bytes, where they were read) in [-1, 1] at the request's size. Raises
-    BadFileError."""
+def read_pixels(name: str, request: Request) -> Float[Tensor, "1 3 h w"]:
+    """The picture of that name of a request, in [-1, 1] at its size. Raises BadFileError."""
     crop, pad = request.options.crop, request.options.pad
-    return fit_image(read_image(path, data), request.height, request.width, crop=crop, pad=pad)[None]
+    image = read_image(request.files[name], request.contents.get(name))
+    return fit_image(image, request.height, request.width, crop=crop, pad=pad)[None]
 
 
 def read_initial_noise(

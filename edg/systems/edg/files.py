@@ -1,7 +1,12 @@
-"""The published files of this system, for `edg fetch`."""
+"""Files of this system: published ones, prompts and decoders that come with the package."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from edg.core.errors import UsageError
+from edg.sprites import WEIGHTS
 from edg.systems.base import RemoteFile
 
 FILES = {
@@ -15,3 +20,36 @@ FILES = {
     ),
     "taesd": RemoteFile("madebyollin/taesd", "taesd_decoder.safetensors", "taesd"),
 }
+
+
+#: The settings of run.sh for the embedded model: docs/sprites.md found them best.
+SPRITES_DEFAULTS = {"recipe": "edg_temporal_conv", "T": 300, "guidance_scale": 1.0}
+OWN_SETS = ("dynamic_path", "consistency_path", "sets", "recipe")
+DIALS = ("motion", "hold")
+BY_DIALS = ("recipe", "T")  # options that a dial chooses where nobody else did
+
+
+def prompt_folder(model: str) -> str:
+    """The folder of prompts/ that fits a model."""
+    return "sprites" if model == "sprites" else "scenes"
+
+
+def load_defaults(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a model where none of its parameter sets is given; a dial takes the place of those that it
+    chooses."""
+    if model != "sprites" or any(name in given for name in OWN_SETS):
+        return {}
+    turned = any(given.get(name) is not None for name in DIALS)
+    return {name: value for name, value in SPRITES_DEFAULTS.items() if not (turned and name in BY_DIALS)}
+
+
+def decoder_file(name: str | None) -> str | None:
+    """The file of a preview decoder by name (sprites, taesd) or path. Raises UsageError for one that is to be
+    fetched first."""
+    taesd = FILES["taesd"].path
+    if name == "taesd" and not taesd.exists():
+        raise UsageError(f"--preview_decoder taesd, and no {taesd}", fix="edg fetch taesd")
+    if name == "":
+        raise UsageError("--preview_decoder is empty", expected="sprites, taesd or a file")
+    known = {"sprites": str(WEIGHTS / "tiny_decoder.safetensors"), "taesd": str(taesd)}
+    return known.get(name, name) if name is not None else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -25,7 +24,7 @@ from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.switch import blend
 from edg.networks.latent_video.clip_encoders import cut_warning
 from edg.networks.latent_video.deepcache import deep_feature
-from edg.systems.base import Progress, Request, Result, Watch
+from edg.systems.base import Observer, Request, Result, Silent
 from edg.systems.edg.clip_state import Clip, condition_batch, decode, start, to_frames
 from edg.systems.edg.condition import Condition, lost_texts
 from edg.systems.edg.options import SamplingOptions
@@ -35,7 +34,7 @@ from edg.systems.edg.sampling_schedule import plan_of_sets
 
 T = TypeVar("T")
 Look = Callable[[Sequence[Clip], State], None]
-SHOWN = 6  # times that `watch` is told of a clip
+PREVIEWS = 6  # of a clip
 TEXTS = {"prompt": "the prompt", "negative_prompt": "the negative prompt"}
 SMALLER = "the memory was too small: made one clip and one frame at a time"
 
@@ -44,38 +43,35 @@ SMALLER = "the memory was too small: made one clip and one frame at a time"
 def generate(
     sets: ParameterSets,
     requests: Sequence[Request],
-    progress: Progress | None = None,
-    watch: Watch | None = None,
-    preview_decoder: str | Path | None = None,
+    observer: Observer | None = None,
 ) -> Iterator[Result]:
     """Make the requests' clips, all of them one phase at a time: a parameter set is read once per call.
 
     Results come in the order of the requests; one that failed carries its reason instead of frames. Requests
-    with other options, size or length than their neighbours form a call of their own. preview_decoder: what
-    `watch` is shown with, see `preview.read_tiny_decoder`.
+    with other options, size or length than their neighbours form a call of their own.
     """
+    observer = observer or Silent()
     look = None
-    if watch:
-        tiny = preview_decoder is not None
-        decoder = read_tiny_decoder(preview_decoder, sets.spec, sets.device) if tiny else None
-        look = partial(show, watch, decoder)
+    if observer.wants_preview and requests:
+        tiny = requests[0].options.preview_decoder
+        decoder = read_tiny_decoder(tiny, sets.spec, sets.device) if tiny is not None else None
+        look = partial(show, observer, decoder)
     groups = groupby(requests, key=lambda r: (r.options, r.frames, r.height, r.width))
     alike = [list(group) for _, group in groups]
-    report = Counted(progress, sum(count_steps(sets, group) for group in alike))
+    report = Counted(observer, sum(count_steps(sets, group) for group in alike))
     for group in alike:
         yield from _generate_alike(sets, group, report, look)
 
 
 class Counted:
-    """Tells `progress` of every step, and which share of `total` that makes."""
+    """Reports every step to an observer, with its share of `total`."""
 
-    def __init__(self, progress: Progress | None, total: int):
-        self.progress, self.total, self.count = progress, total, 0
+    def __init__(self, observer: Observer, total: int):
+        self.observer, self.total, self.count = observer, total, 0
 
     def __call__(self, phase: str, done: int, total: int, request: Request) -> None:
         self.count += 1
-        if self.progress is not None:
-            self.progress(phase, done, total, request=request, share=min(self.count / self.total, 1.0))
+        self.observer.step(phase, done, total, request, min(self.count / self.total, 1.0))
 
 
 def count_steps(sets: ParameterSets, requests: Sequence[Request]) -> int:
@@ -203,7 +199,7 @@ def advance(
     walk = multistep(denoise, x, steps) if multistep else ddim(denoise, x, steps, noise)
     for done, state in enumerate(walk):
         report(name, done + 1, len(steps), batch[0].request)
-        if look and (state.step.index + 1) * SHOWN % options.steps < SHOWN:
+        if look and (state.step.index + 1) * PREVIEWS % options.steps < PREVIEWS:
             look(batch, state)
         for clip, latent in zip(batch, state.x, strict=True):
             if not clip.error and not torch.isfinite(latent).all():
@@ -214,8 +210,8 @@ def advance(
         clip.x_1CTHW = latent[None]
 
 
-def show(watch: Watch, decoder: TinyDecoder | None, batch: Sequence[Clip], state: State) -> None:
-    """Tell `watch` what every clip's predicted x0 looks like; without the decoder where there is no room."""
+def show(observer: Observer, decoder: TinyDecoder | None, batch: Sequence[Clip], state: State) -> None:
+    """Show the observer every clip's predicted x0; without the decoder where there is no room."""
     clean = state.x0 / state.step.scale_prev  # the dynamic rescale's factor off
     once = {clip.request.id: (clip, x0) for clip, x0 in zip(batch, clean, strict=True)}
     for clip, x0 in once.values():
@@ -226,4 +222,4 @@ def show(watch: Watch, decoder: TinyDecoder | None, batch: Sequence[Clip], state
             if decoder is None or not is_out_of_memory(error):
                 raise
             frames = preview(*of_clip)
-        watch(clip.request, f"t = {state.step.t}", to_uint8(frames))
+        observer.preview(clip.request, f"t = {state.step.t}", to_uint8(frames))

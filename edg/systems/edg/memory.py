@@ -1,14 +1,15 @@
-"""What a run asks of the machine, told before it and without weights: bytes and floating-point operations.
+"""The memory and operations of a run, estimated before it and without weights.
 
-`plan` takes one batch of clips through the functions of `generate` itself, on the meta device, where tensors
-have shapes and no storage: condition, one guided step, decode. `Tally` counts what lives. Not counted: what
-kernels allocate for themselves, and what the allocator keeps in reserve (`Plan.beside` stands for them).
+`estimate` takes one batch of clips through the functions of `generate` itself, on the meta device, where
+tensors have shapes and no storage: condition, one guided step, decode. `Tally` counts what lives. Not
+counted: what kernels allocate for themselves, and what the allocator keeps in reserve
+(`MemoryEstimate.overhead_bytes` stands for them).
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -23,11 +24,11 @@ from torch.utils.flop_counter import flop_registry
 
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.networks.latent_video.attention import FEW, FEW_IN
-from edg.networks.latent_video.load import build
+from edg.networks.latent_video.load import build, with_adapter_of
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
 from edg.networks.latent_video.unet import layout
-from edg.systems.base import PhaseCost, Plan, Request
+from edg.systems.base import MemoryEstimate, PhaseCost, Placement, Request
 from edg.systems.edg.clip_state import Clip, latent_shape
 from edg.systems.edg.generate import condition_sets, denoiser
 from edg.systems.edg.offload import parameters_of
@@ -141,21 +142,17 @@ def skeleton(spec: ModelSpec, dtype: torch.dtype) -> LatentVideoModel:
 
 
 @torch.no_grad()
-def plan(
-    spec: ModelSpec,
-    request: Request,
-    *,
-    sets: int = 2,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    resident: bool = False,
-    batch_size: int = 1,
-    low_memory: bool = False,
-) -> Plan:
-    """The cost of `batch_size` clips like `request` with `sets` parameter sets on a `device` (cuda or cpu).
+def estimate(
+    spec: ModelSpec, parameters: Mapping[str, Any], request: Request, placement: Placement
+) -> MemoryEstimate:
+    """The cost of a batch of clips like `request` with these parameter sets.
 
-    The image, the prompt's words and the seed do not matter. Raises UsageError as `generate` does.
+    The image, the prompt and the seed do not matter; of the parameters only names are read. The device need
+    not be there. Raises UsageError as `generate` does.
     """
+    spec, sets = with_adapter_of(spec, parameters.values()), len(parameters)
+    device, dtype, batch_size = placement.device.type, placement.dtype, placement.batch_size
+    resident, low_memory = placement.offload == "none", placement.offload == "layers"
     network = skeleton(spec, dtype)
     network.frames_at_once = 1 if low_memory else None
     network.unet.layout = layout(torch.device(device))
@@ -178,7 +175,7 @@ def plan(
     )
     waiting = whole if moves else 0
     few = device == "cpu" and dtype in FEW_IN and spec.unet.heads(spec.unet.model_channels)[1] <= FEW
-    return Plan(phases, waiting, BESIDE[device], attention_note(spec, attention.stored, few))
+    return MemoryEstimate(phases, waiting, BESIDE[device], attention_note(spec, attention.stored, few))
 
 
 def attention_note(spec: ModelSpec, stored: int, few: bool) -> str:

@@ -2,80 +2,89 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edg.core.errors import UsageError
+from edg.core.errors import UsageError, require
 from edg.core.hashing import cached_sha256
-from edg.core.log import say
-from edg.runner import sample_flags
-from edg.systems.base import Spec
+from edg.core.options import converted, declared
+from edg.networks.latent_video.spec import ModelSpec
+from edg.systems.base import WeightFiles
 from edg.systems.edg import dials as measured
 from edg.systems.edg.dials import WORDS, Dials
+from edg.systems.edg.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from edg.merging.recipe import Recipe
 
 ASK = (*WORDS, "base", "tuned", "recipe", "strength", "dials")
-FILES = ("sets", "dynamic_path", "consistency_path")
+FILES = ("dynamic_path", "consistency_path")
+SpecOf = Callable[[Mapping[str, Path]], ModelSpec]
 
 
 @dataclass(frozen=True)
 class Merging:
-    """recipe: a weights.recipe.Recipe with its files; paths: those files by input; note: for the records."""
+    """A merge in memory. recipe: with its files; paths: these files by input; given: the options, with T
+    where a dial or its file chooses it; dials: the model's; notes: for the records."""
 
-    recipe: Any
+    spec: ModelSpec
+    recipe: Recipe
     paths: Mapping[str, Path]
-    note: Mapping[str, Any]
+    given: Mapping[str, Any]
+    dials: Dials | None
+    notes: Mapping[str, Any]
 
 
-def asked(args: argparse.Namespace) -> bool:
-    """Whether a flag wants its sets merged here."""
-    return any(getattr(args, name) is not None for name in ASK)
+def is_asked(given: Mapping[str, Any]) -> bool:
+    """True if an option asks for parameter sets merged in memory."""
+    return any(name in given for name in ASK)
 
 
-def choose(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spec]) -> Merging:
-    """What the flags stand for; sets args.T where a dial or its file tells it. Raises UsageError.
-
-    spec_of: the model of parameter sets by path.
-    """
+def choose(
+    typed: SamplingOptions, given: Mapping[str, Any], weights: WeightFiles, spec_of: SpecOf
+) -> Merging:
+    """The merge that the options ask for. Raises UsageError. spec_of: the model of parameter sets by path."""
     from edg.weights.tables import by_input
 
-    _check_together(args)
-    paths = _inputs(args, spec_of)
+    _check_together(typed, given, weights)
+    paths = _inputs(typed, spec_of)
     spec = spec_of(paths)
-    dials = _dials(args, spec.name, paths)
-    name, recipe, strengths = _adjusted(args, dials)
-    if dials and name == dials.recipe and args.T is None and args.switch_at is None and args.blend == "hard":
-        args.T = strengths.get("T", dials.T)
+    dials = _dials(typed, spec.name, paths)
+    name, recipe, strengths = _adjusted(typed, dials)
+    free = "T" not in given and "switch_at" not in given and typed.blend == "hard"
+    if dials and name == dials.recipe and free:
+        given = {**given, "T": strengths.get("T", dials.T)}
     files = _files_of(recipe, paths)
-    recipe = replace(recipe, inputs=files, tables={**recipe.tables, **by_input(args.table or (), files)})
-    note = {"merged_in_memory": {"recipe": str(name), **{key: str(path) for key, path in paths.items()}}}
-    turned = {word: getattr(args, word) for word in WORDS if getattr(args, word) is not None}
+    recipe = replace(recipe, inputs=files, tables={**recipe.tables, **by_input(weights.tables, files)})
+    notes = {"merged_in_memory": {"recipe": str(name), **{key: str(path) for key, path in paths.items()}}}
+    turned = {word: getattr(typed, word) for word in WORDS if getattr(typed, word) is not None}
     if turned:
-        note["dials"] = {**turned, "stand_for": strengths, "recipe": str(name), "measured_by": dials.command}
-    return Merging(recipe, paths, note)
+        command = dials.command
+        notes["dials"] = {**turned, "stand_for": strengths, "recipe": str(name), "measured_by": command}
+    return Merging(spec, recipe, paths, given, dials, notes)
 
 
-def check(args: argparse.Namespace, model: str | None) -> int:
-    """How many sets the flags stand for, as far as that can be told without opening a file. model: None where
-    a file would tell it. Raises UsageError."""
-    _check_together(args)
-    if model is None and not args.recipe:
+def check(typed: SamplingOptions, given: Mapping[str, Any], weights: WeightFiles, model: str | None) -> int:
+    """The number of sets that the options stand for, as far as no file has to be opened for it. model: None
+    where a file would tell it. Raises UsageError."""
+    _check_together(typed, given, weights)
+    if model is None and not typed.recipe:
         return 2
-    dials = _dials(args, model, {}) if model else None
-    return len(_adjusted(args, dials)[1].outputs)
+    dials = _dials(typed, model, {}) if model else None
+    return len(_adjusted(typed, dials)[1].outputs)
 
 
-def _adjusted(args: argparse.Namespace, dials: Dials | None) -> tuple[str, Any, dict[str, float]]:
+def _adjusted(typed: SamplingOptions, dials: Dials | None) -> tuple[str, Recipe, dict[str, float]]:
     """(the recipe's name, the recipe with the numbers of dials and --strength, what the dials stand for).
     Raises UsageError."""
     from edg.merging import recipe as recipes
 
-    name = args.recipe or (dials.recipe if dials else "edg")
+    name = typed.recipe or (dials.recipe if dials else "edg")
     recipe = recipes.load_recipe(name)
-    strengths = dials.strengths(args.motion, args.hold) if dials else {}
-    given = _strengths(args.strength or ())
+    strengths = dials.strengths(typed.motion, typed.hold) if dials else {}
+    given = _strengths(typed.strength)
     if twice := sorted(strengths.keys() & given.keys()):
         raise UsageError(f"--strength {twice[0]} beside the dial that moves it", expected="one of them")
     for place, value in {**strengths, **given}.items():
@@ -83,94 +92,98 @@ def _adjusted(args: argparse.Namespace, dials: Dials | None) -> tuple[str, Any, 
     return name, recipe, strengths
 
 
-def open_sets(merging: Merging, args: argparse.Namespace, spec: Spec, aloud: bool) -> dict[str, Any]:
-    """The recipe's outputs, not yet read, as parameter sets by name."""
+def open_sets(merging: Merging, options: SamplingOptions, note: Callable[[str], None]) -> dict[str, Any]:
+    """The recipe's outputs as parameter sets by name, computed when they are read. note: called with lines
+    on the merge."""
     from edg.merging.lazy import merged
 
-    if aloud:
-        tell(merging, args, spec)
-    return dict(merged(merging.recipe, warn=say if aloud else lambda text: None))
+    for line in _lines(merging, options):
+        note(line)
+    return dict(merged(merging.recipe, warn=note))
 
 
-def tell(merging: Merging, args: argparse.Namespace, spec: Spec) -> None:
-    """A line about what is merged, one about what the dials stand for, and how far to trust them."""
-    parts = dict(merging.note["merged_in_memory"])
-    say(f"merges {parts.pop('recipe')} in memory, of {' and '.join(parts.values())}")
-    turned = merging.note.get("dials")
-    if not turned:
-        return
+def _lines(merging: Merging, options: SamplingOptions) -> Sequence[str]:
+    """A line on the merge, one on what the dials stand for, and how far to trust them."""
+    parts = dict(merging.notes["merged_in_memory"])
+    lines = [f"merges {parts.pop('recipe')} in memory, of {' and '.join(parts.values())}"]
+    turned, dials = merging.notes.get("dials"), merging.dials
+    if not turned or dials is None:
+        return lines
     words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
-    say(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
-    dials = measured.find_dials(args.dials, spec.name)
-    known = sample_flags.of_a_clip(spec) | dials.sampling
+    lines.append(
+        f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}"
+    )
+    known = dict(dials.sampling)
     if "T" not in turned["stand_for"]:
         known["T"] = dials.T
-    if other := _differing(args, known):
-        say(f"  the curve was measured with {' '.join(other)}")
-    if args.T is not None and known["M"] > args.M <= args.T + 1:
-        say(f"  con alone makes the clip: the start M = {args.M} is not above T = {args.T}: no step is dyn's")
+    if other := _differing(merging, known):
+        lines.append(f"  the curve was measured with {' '.join(other)}")
+    T = merging.given.get("T")
+    start = options.start
+    if T is not None and 1000 > start <= T + 1:
+        lines.append(
+            f"  con alone makes the clip: the start M = {start} is not above T = {T}: no step is dyn's"
+        )
+    return lines
 
 
-def _differing(args: argparse.Namespace, known: Mapping[str, Any]) -> list[str]:
-    """The flags as `known`, of those that are given otherwise. None: as the model has it, but for T."""
+def _differing(merging: Merging, sampling: Mapping[str, Any]) -> list[str]:
+    """The options of the measured clips that are others now, as flags."""
+    measured_with = converted(SamplingOptions, sampling)
     found = []
-    for name, value in known.items():
-        given = getattr(args, name)
-        if (given is None and name != "T") or given == value or not (given or value):
+    for name, field in declared(SamplingOptions).items():
+        compared = name in measured_with if name == "T" else field.option.pixels and name != "switch_at"
+        default = merging.spec.perframe_ae if name == "perframe_ae" else field.default
+        then = measured_with.get(name, default)
+        now = merging.given.get(name, default)
+        if not compared or field.option.flags is None or now == then or not (now or then):
             continue
-        if value is None or value is False or value == "":
-            found.append(f"no --{name}")
-        else:
-            found.append(f"--{name} {value:g}" if isinstance(value, (int, float)) else f"--{name} {value}")
+        shown = f"{then:g}" if isinstance(then, (int, float)) else then
+        found.append(f"{field.flags[0]} {shown}" if then else f"no {field.flags[0]}")
     return found
 
 
-def _check_together(args: argparse.Namespace) -> None:
-    """Raise UsageError for flags that say the same thing twice, or what they cannot say."""
-    asking = next(f"--{name}" for name in ASK if getattr(args, name) is not None)
-    turned = [f"--{word}" for word in WORDS if getattr(args, word) is not None]
-    _strengths(args.strength or ())
-    for word in WORDS:
-        if getattr(args, word) is not None:
-            measured.check_range(word, getattr(args, word))
-    for name in FILES:
-        if getattr(args, name):
-            raise UsageError(f"{asking} with --{name}", expected="sets merged in memory, or files of them")
-    if turned and args.recipe:
-        raise UsageError(
-            f"{turned[0]} with --recipe", expected="a dial turns the recipe it was measured with"
-        )
-    if args.hold is not None:
+def _check_together(typed: SamplingOptions, given: Mapping[str, Any], weights: WeightFiles) -> None:
+    """Raise UsageError for options that say the same thing twice, or exclude each other."""
+    asking = next(f"--{name}" for name in ASK if name in given)
+    turned = [f"--{word}" for word in WORDS if word in given]
+    _strengths(typed.strength)
+    for name in ("sets", *FILES):
+        here = weights.files if name == "sets" else getattr(typed, name)
+        require(not here, f"{asking} with --{name}", "sets merged in memory, or files of them")
+    require(
+        not (turned and typed.recipe), f"{next(iter(turned), '')} with --recipe",
+        "a dial turns the recipe it was measured with",
+    )  # fmt: skip
+    if typed.hold is not None:
         for name in ("T", "switch_at"):
-            if getattr(args, name) is not None:
-                raise UsageError(f"--hold with --{name}", expected="one of them: hold chooses the switch")
-        if args.blend == "soft":
-            raise UsageError("--hold with --blend soft, which has no switch", expected="one or the other")
+            require(name not in given, f"--hold with --{name}", "one of them: hold chooses the switch")
+        require(typed.blend != "soft", "--hold with --blend soft, which has no switch", "one or the other")
 
 
-def _inputs(args: argparse.Namespace, spec_of: Callable[[Mapping[str, Path]], Spec]) -> dict[str, Path]:
+def _inputs(typed: SamplingOptions, spec_of: SpecOf) -> dict[str, Path]:
     """base and tuned as given, else the embedded ones where the model is theirs."""
     from edg.sprites import WEIGHTS
 
-    if args.base and args.tuned:
-        return {"base": Path(args.base), "tuned": Path(args.tuned)}
+    if typed.base and typed.tuned:
+        return {"base": Path(typed.base), "tuned": Path(typed.tuned)}
     embedded = {name: WEIGHTS / f"{name}.safetensors" for name in ("base", "tuned")}
-    alone = next((name for name in ("base", "tuned") if getattr(args, name)), None)
+    alone = next((name for name in ("base", "tuned") if getattr(typed, name)), None)
     if alone:
         raise UsageError(f"--{alone} alone", expected="--base FILE --tuned FILE")
     model = spec_of(embedded).name
     if model != "sprites":
-        _dials(args, model, {})  # a dial without a curve is told first
+        _dials(typed, model, {})  # a dial without a curve is told first
         raise UsageError(f"no files to merge for {model}", expected="--base FILE --tuned FILE")
     return embedded
 
 
-def _dials(args: argparse.Namespace, model: str, paths: Mapping[str, Path]) -> Dials | None:
+def _dials(typed: SamplingOptions, model: str, paths: Mapping[str, Path]) -> Dials | None:
     """The model's dials; None where nobody measured any and none is turned. Raises UsageError for a dial
     without a curve, or with one of other files."""
-    dials = measured.find_dials(args.dials, model)
+    dials = measured.find_dials(typed.dials, model)
     for word in WORDS:
-        if getattr(args, word) is None:
+        if getattr(typed, word) is None:
             continue
         if dials is None:
             raise measured.unmeasured(word, model, f"no curve was measured for {model}", **paths)
@@ -196,7 +209,7 @@ def _strengths(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _files_of(recipe: Any, paths: Mapping[str, Path]) -> dict[str, str]:
+def _files_of(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, str]:
     """The recipe's inputs with base and tuned filled in. Raises UsageError where another has no file."""
     inputs = {name: str(paths.get(name, path)) for name, path in recipe.inputs.items()}
     if empty := [name for name, path in inputs.items() if not path]:

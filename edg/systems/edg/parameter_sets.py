@@ -13,6 +13,7 @@ from edg.diffusion.schedule import Schedule
 from edg.networks.latent_video import load
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
+from edg.systems.base import Placement
 from edg.systems.edg.offload import Residence
 
 
@@ -136,6 +137,20 @@ class OneNetwork:
 
     def only(self, phase: str, use: Sequence[int]) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def load_sets(spec: ModelSpec, parameters: Mapping[str, Any], placement: Placement) -> ParameterSets:
+    """Parameter sets (name -> weights, in their order of use) on a device."""
+    return ParameterSets(
+        load.with_adapter_of(spec, parameters.values()),
+        parameters,
+        device=placement.device,
+        dtype=placement.dtype,
+        resident=placement.offload == "none",
+        batch_size=placement.batch_size,
+        low_memory=placement.offload == "layers",
+        compiled=placement.compile,
+    )
 
 
 def how_to_compile(device: torch.device) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from edg.diffusion.ddim import Step, ddim_plan
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import phases
 from edg.networks.latent_video.clip_encoders import cut_remarks
-from edg.networks.latent_video.load import build
+from edg.networks.latent_video.load import build, with_adapter_of
 from edg.networks.latent_video.load import check as check_weights
 from edg.networks.latent_video.spec import ModelSpec
 from edg.systems.base import Request
 from edg.systems.edg.clip_state import latent_shape, read_initial_noise
 from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.preview import read_tiny_decoder
 
 if TYPE_CHECKING:
     from edg.systems.edg.parameter_sets import ParameterSets
@@ -49,8 +50,10 @@ def make_plan(schedule: Schedule, count: int, options: SamplingOptions) -> list[
     return [([index], steps) for index, steps in phases(plan, options.switch_at)]
 
 
-def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> None:
-    """Raise EdgError for whatever would stop `generate` with these sets and requests; reads nothing large."""
+def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> list[str]:
+    """Raise EdgError for whatever would stop `generate` with these sets and requests, and return warnings on
+    what of the requests has no effect. Reads names and shapes only, but for a preview decoder."""
+    spec = with_adapter_of(spec, sets.values())
     skeleton = build(spec)
     for weights in sets.values():
         check_weights(skeleton, weights)
@@ -61,6 +64,9 @@ def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request])
         make_plan(schedule, len(sets), options)
         if options.analytic_init is not None:
             read_initial_noise(Path(options.analytic_init), shape)
+        if options.preview_decoder is not None:
+            read_tiny_decoder(options.preview_decoder, spec)
+    return remarks(spec, requests)
 
 
 def remarks(spec: ModelSpec, requests: Sequence[Request]) -> list[str]:

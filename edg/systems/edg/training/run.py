@@ -258,7 +258,7 @@ def sampler(run: Run):
     def make(model: LatentVideoModel, step: int) -> list[tuple[str, np.ndarray]]:
         spec, folder = model.spec, run.folder / "samples" / f"step_{step:08d}"
         requests = [
-            Request(p.name, p.prompt, p.image, run.seed, spec.frames, spec.height, spec.width, options)
+            Request(p.name, p.prompt, run.seed, spec.frames, spec.height, spec.width, options, p.image)
             for p in pairs
         ]
         clips = []

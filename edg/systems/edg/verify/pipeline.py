@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -77,7 +76,7 @@ def released_options(config: dict) -> SamplingOptions:
 def make_clip(case: Case, spec, options: SamplingOptions) -> Clip:
     image = case.input("image").numpy()
     height, width = image.shape[:2]
-    request = Request("case", case.config["prompt"], Path(), 0, spec.frames, height, width, options)
+    request = Request("case", case.config["prompt"], 0, spec.frames, height, width, options)
     noise = rule_noise(case)
     factor = spec.latent_factor
     x = noise("x_T", shape=(1, spec.unet.out_channels, spec.frames, height // factor, width // factor))

@@ -21,7 +21,7 @@ from edg.core.colour import to_rgb
 from edg.core.dist import World
 from edg.core.errors import EdgError, UsageError, nearest
 from edg.core.formats import FORMATS, write_clip
-from edg.core.log import say
+from edg.core.log import warn
 from edg.core.paths import file_stem, user_path
 from edg.core.video import write_image
 from edg.data.prompts import Pair
@@ -132,7 +132,7 @@ class Model:
         record = record_of(job, request, "done", job.settings(request)) | {"command": command}
         record |= {"warnings": warnings_of(result), "info": dict(result.info)}
         for warning in record["warnings"] if progress is None else ():
-            say(f"warning: {warning}")
+            warn(warning)
         return Video(result.frames, record)
 
     def _path(self, image: Any, name: str) -> Path:

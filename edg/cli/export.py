@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from edg.core.arguments import as_path
 from edg.core.device import DTYPES
-from edg.core.errors import UsageError, nearest, visible
-from edg.core.log import progress_line
+from edg.core.errors import UsageError, nearest
+from edg.core.log import log, progress_line
 from edg.weights.export import export
 from edg.weights.tables import HELP as TABLE_HELP
 
@@ -37,7 +36,7 @@ def export_command(args: argparse.Namespace) -> int:
         table=args.table,
         overwrite=args.overwrite,
         progress=progress,
-        warn=lambda text: print(visible(text), file=sys.stderr),
+        warn=log,
     )
     size = os.stat(args.out).st_size
     print(f"{args.out}  {size / 1e9:.2f} GB, complete: {len(infos)} tensors")

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from edg.core.arguments import Parser, as_path
-from edg.core.dist import world_from_environment
+from edg.core.dist import is_first_rank, is_launched, rank_label, world_from_environment
 from edg.core.errors import (
     DEFECT,
     INTERRUPTED,
@@ -279,10 +279,13 @@ def _load(where: str):
 
 
 def _tell(error: EdgError, program: str, as_json: bool) -> int:
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_rank():
         time.sleep(GRACE)
-    rank = f"[rank {os.environ.get('RANK', '0')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    line = json.dumps({"error": error.as_dict()}) if as_json else visible(f"{rank}{program}: error: {error}")
+    line = (
+        json.dumps({"error": error.as_dict()})
+        if as_json
+        else visible(f"{rank_label()}{program}: error: {error}")
+    )
     with suppress(OSError):  # a log on a full disk
         print(line, file=sys.stderr, flush=True)
     return error.exit_code
@@ -327,7 +330,7 @@ def terminate(number, frame):
 def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
     """The process: signals, a terminal that may not know unicode, and the exit code."""
     signal.signal(signal.SIGTERM, terminate)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun leaves nobody behind
+    if is_launched():  # a killed torchrun leaves nobody behind
         die_with_parent()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -24,7 +24,7 @@ from edg.core import config
 from edg.core.arguments import PATHS, Parser, as_path, boolean
 from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
 from edg.core.files import lock_folder, remove_leftovers, write_json
-from edg.core.log import say
+from edg.core.log import log
 from edg.core.paths import need_name
 from edg.core.process import stopping
 from edg.core.shipped import shipped
@@ -79,7 +79,7 @@ def sweep(args: argparse.Namespace) -> int:
         for point in found:
             print(f"{point}: edg sample {shlex.join(flags_of(point.options))} --savedir {point.folder}")
         return 0
-    with lock_folder(plan.out, say=say) as check:
+    with lock_folder(plan.out) as check:
         failed = run_all(found, check)
         late = end(plan, [point for point in found if str(point) not in failed])
     what = f"{len(failed)} of {len(found)} points failed"
@@ -247,7 +247,7 @@ def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]
     for number, point in enumerate(found, 1):
         stopping.check()
         check()
-        say(f"[{number}/{len(found)}] {point}")
+        log(f"[{number}/{len(found)}] {point}")
         with _named(str(point), failed):
             _make(point, keep)
     check()
@@ -281,7 +281,7 @@ def _named(what: str, failed: dict[str, str]) -> Iterator[None]:
         yield
     except TROUBLE as error:
         failed[what] = str(error) or type(error).__name__
-        say(f"  {what} failed: {failed[what]}")
+        log(f"  {what} failed: {failed[what]}")
 
 
 def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
@@ -299,5 +299,5 @@ def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
         with _named(f"scores of {name}", failed):
             score.score(parser.parse_args([str(run)]))
     with _named("report", failed):
-        say(f"report: {write_report(list(runs.values()), Path(plan.out) / 'report')}")
+        log(f"report: {write_report(list(runs.values()), Path(plan.out) / 'report')}")
     return failed

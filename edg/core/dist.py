@@ -94,6 +94,26 @@ def world_from_environment() -> World:
     return World(*numbers)
 
 
+def rank_label() -> str:
+    """ "[rank 1] " in front of a line where there are several processes, else ""."""
+    return f"[rank {os.environ.get('RANK', '0')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+
+
+def is_first_rank() -> bool:
+    """True on rank 0, by the environment alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_launched() -> bool:
+    """True if torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def processes_here(world: World) -> int:
+    """The number of this run's processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+
+
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 

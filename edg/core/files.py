@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edg.core.errors import BadFileError, MachineError
+from edg.core.log import log
 from edg.core.paths import need_name, user_path
 from edg.core.process import stopping
 
@@ -253,13 +254,11 @@ def ensure_writable(folder: str | Path) -> Path:
 
 
 @contextmanager
-def lock_folder(
-    folder: str | Path, patience: float | None = None, say: Callable[[str], None] = lambda text: None
-) -> Iterator[Callable[[], None]]:
+def lock_folder(folder: str | Path, patience: float | None = None) -> Iterator[Callable[[], None]]:
     """Hold `folder`, made where it is not there, for this process; leftovers of dead ones in it go. The lock
     goes with the process, so a killed run leaves nothing behind. Yields `check` of `same_folder`.
 
-    patience: seconds to wait for another holder (PATIENCE), which say(line) names once. Raises MachineError
+    patience: seconds to wait for another holder (PATIENCE), which is logged once. Raises MachineError
     naming it when it has the folder still, or when the folder cannot be written.
     """
     folder, patience = ensure_writable(folder), PATIENCE if patience is None else patience
@@ -273,7 +272,7 @@ def lock_folder(
                     f"{folder} is locked by {holder}", fix="wait for that run or choose another folder"
                 )
             if not named:
-                say(f"{folder} is locked by {holder}; waiting up to {patience:g} s for it to end")
+                log(f"{folder} is locked by {holder}; waiting up to {patience:g} s for it to end")
                 named = True
             stopping.check()
             time.sleep(0.2)

@@ -7,7 +7,6 @@ core/colour.py).
 from __future__ import annotations
 
 import io
-import logging
 import os
 import stat
 import warnings
@@ -22,6 +21,7 @@ import numpy as np
 from edg.core.colour import profile_note, to_rgb, without_profile
 from edg.core.errors import BadFileError, EdgError, MachineError, UsageError
 from edg.core.files import atomic_path
+from edg.core.log import warn
 
 if TYPE_CHECKING:
     import torch
@@ -390,7 +390,7 @@ def open_film(path: str | Path) -> Film:
 def _all_frames(film: Film) -> np.ndarray:
     frames = film.get(range(film.frames))
     for warning in film.warnings:
-        logging.getLogger("edg").warning(warning)
+        warn(warning)
     return frames
 
 

@@ -9,7 +9,6 @@ index), what cannot be read is replaced, counted and listed, never fatal.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from edg.core.errors import BadFileError, UsageError
 from edg.core.files import machine_error, write_text
 from edg.core.hashing import hash_value, sha256_file, stamp
+from edg.core.log import warn
 from edg.core.seeding import generator
 from edg.data.batches import Key
 from edg.data.captions import nearby
@@ -148,7 +148,7 @@ class ClipDataset(torch.utils.data.Dataset):
         for warning in warnings:
             if warning not in self._warned:
                 self._warned.add(warning)
-                logging.getLogger("edg").warning(warning)
+                warn(warning)
 
     def _other(self, epoch: int, index: int, attempt: int) -> int:
         draws = generator(self.seed, "replacement", epoch, index, attempt)

@@ -13,7 +13,7 @@ import torch
 
 import edg
 from edg.core.hashing import cached_sha256
-from edg.core.log import say
+from edg.core.log import log
 from edg.merging.masks import BLOCK
 from edg.merging.merge import ties_of
 from edg.merging.plan import Output, Plan, make_plan
@@ -99,7 +99,7 @@ class Merged(Weights):
         return provenance(self.plan.recipe, self.output.name, self.plan.inputs, hashes, count, count)
 
 
-def merged(recipe: Recipe, warn: Callable[[str], None] = say) -> dict[str, Merged]:
+def merged(recipe: Recipe, warn: Callable[[str], None] = log) -> dict[str, Merged]:
     """Every output of a recipe by name, in its order. Raises UsageError (names, shapes), BadFileError."""
     plan = make_plan(recipe, None, True, "safetensors", BLOCK, warn)
     return {output.name: Merged(plan, output) for output in plan.outputs}

@@ -19,7 +19,7 @@ import torch
 
 from edg.core.atomic_file import write_atomically
 from edg.core.errors import BadFileError
-from edg.core.log import say
+from edg.core.log import log
 from edg.core.process import stopping
 from edg.merging.masks import BLOCK
 from edg.merging.plan import Output, Plan, make_plan
@@ -59,7 +59,7 @@ def run(
     at a time, a multiple of 2^20 (the result does not depend on it). strict: NaN or Inf in an input is an
     error. Raises UsageError (names, shapes, paths), BadFileError (inputs), MachineError (disk).
     """
-    warn = warn or say
+    warn = warn or log
     plan = make_plan(recipe, Path(out), full, format, block, warn)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cores are for reading, computing and writing at once

@@ -20,7 +20,7 @@ from edg.core.arguments import Parser, as_path
 from edg.core.errors import BadFileError, SomeFailedError, UsageError
 from edg.core.files import ensure_writable, lock_folder, remove_leftovers, temporary_folder, write_text
 from edg.core.hashing import sha256_file
-from edg.core.log import say
+from edg.core.log import log
 from edg.report.collect import Clip, Run, collect, in_order, unchanged
 from edg.runner.clips import need_picture
 from edg.runner.progress import Meter
@@ -59,7 +59,7 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
     found = collect(runs, problems)
     out = Path(out)
     with ExitStack() as stack:
-        check = stack.enter_context(lock_folder(out, say=say))
+        check = stack.enter_context(lock_folder(out))
         kept = out / MEDIA
         inside = embed and not kept.is_dir()
         media = stack.enter_context(temporary_folder(out)) if inside else kept
@@ -74,7 +74,7 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
             _forget(media, lambda path: path.name not in names)
     fresh = sum(name.endswith(".facts.json") for name in names - before)
     count = sum(len(run.clips) for run in found)
-    say(f"{count} clips, {fresh} of them new to {out}, in {time.monotonic() - began:.1f} s")
+    log(f"{count} clips, {fresh} of them new to {out}, in {time.monotonic() - began:.1f} s")
     if problems:
         told = f"{len(problems)} file(s) could not be shown, first: {next(iter(problems.values()))}"
         raise SomeFailedError(told, fix=f"{out / PAGE} shows the rest", failed=problems)
@@ -119,7 +119,7 @@ def _without_old_means(run: Run, cells: Mapping[str, Mapping[str, Any]]) -> Run:
     scored = [clip for clip in run.clips.values() if clip.scores]
     if run.rows == sum(clip.scores.items() <= cells[clip.id]["scores"].items() for clip in scored):
         return run
-    say(f"{run.folder}: clips have changed since they were scored; edg score measures them again")
+    log(f"{run.folder}: clips have changed since they were scored; edg score measures them again")
     about = {name: {key: one[key] for key in one if key != "mean"} for name, one in run.scores.items()}
     return replace(run, scores=about)
 

@@ -12,7 +12,7 @@ import time
 import unicodedata
 from typing import Any
 
-from edg.core.log import WIPE, on_terminal, say, write
+from edg.core.log import WIPE, log, on_terminal, write
 from edg.core.process import stopping
 
 BAR = 20  # characters
@@ -58,7 +58,7 @@ class Meter:
             filled = round(BAR * whole)
             self._draw(f"[{'#' * filled}{'.' * (BAR - filled)}] {line}")
         else:
-            say(f"  {line}")
+            log(f"  {line}")
 
     def _line(self, phase: str, done: int, total: int, request: Any, whole: float, spent: float) -> str:
         parts = [f"{100 * whole:.0f} %"]

@@ -21,7 +21,7 @@ from edg.core.errors import BadFileError, EdgError, MachineError, SomeFailedErro
 from edg.core.files import lock_folder, same_folder, write_json
 from edg.core.formats import place
 from edg.core.hashing import hash_value, sha256_file
-from edg.core.log import say
+from edg.core.log import log
 from edg.core.paths import file_stem
 from edg.runner import outputs
 from edg.runner.progress import Meter
@@ -137,10 +137,10 @@ def _prepare(job: Run, stack: ExitStack) -> list[int]:
     assert len(set(ids)) == len(ids), "request ids must be unique"
     for id in ids:
         file_stem(id, "a clip's name")
-    stack.enter_context(lock_folder(job.outdir, job.patience, say))
+    stack.enter_context(lock_folder(job.outdir, job.patience))
     pending = [i for i, request in enumerate(job.requests) if not is_finished(job, request)]
     if len(pending) < len(ids):
-        say(f"{len(ids) - len(pending)} of {len(ids)} clips are finished already in {job.outdir}")
+        log(f"{len(ids) - len(pending)} of {len(ids)} clips are finished already in {job.outdir}")
     return pending
 
 
@@ -212,7 +212,7 @@ def _completed(job: Run, request: Request, record: dict[str, Any], there: dict[s
         write_json(job.record(request), record | parts)
     except UsageError:  # a size that this format cannot have: made again, it fails with its reason
         return False
-    say(f"made {', '.join(missing)} of the frames in {place(job.outdir, request.id, 'png')}")
+    log(f"made {', '.join(missing)} of the frames in {place(job.outdir, request.id, 'png')}")
     return True
 
 
@@ -333,15 +333,15 @@ def _save(job: Run, result: Result, seconds: float, together: int) -> str:
         write_json(job.record(request), record)
     except EdgError as error:
         return str(error)
-    say(f"made {job.video(request)} ({seconds:.1f} s)")
+    log(f"made {job.video(request)} ({seconds:.1f} s)")
     for warning in warnings:
-        say(f"  warning: {warning}")
+        log(f"  warning: {warning}")
     return ""
 
 
 def _fail(job: Run, request: Request, reason: str) -> str:
     """Record that a clip failed and hand the reason back. No half of it is left; a finished clip stays."""
-    say(f"failed {request.id}: {reason}")
+    log(f"failed {request.id}: {reason}")
     if outputs.intact(job.outdir, request.id, outputs.read_record(job.record(request))):
         return reason
     try:
@@ -399,9 +399,9 @@ def _finish(job: Run, summary: Summary) -> None:
         try:
             write_image(sheet, contact_sheet(clips))
         except MachineError as error:  # the clips are there, and who failed is told below
-            say(f"no contact sheet: {error}")
+            log(f"no contact sheet: {error}")
     counts = f"{summary.made} made, {summary.skipped} finished before, {len(summary.failed)} failed"
-    say(f"{counts}: {sheet if sheet.exists() else job.outdir}")
+    log(f"{counts}: {sheet if sheet.exists() else job.outdir}")
 
 
 def _finished_clips(job: Run) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edg.core.arguments import Parser, as_path, named_path, whole
 from edg.core.errors import SomeFailedError, UsageError, nearest
 from edg.core.files import lock_folder, remove_leftovers
-from edg.core.log import say
+from edg.core.log import log, warn
 from edg.runner.clips import ClipFile, failed_in_run, find_clips
 from edg.runner.measure import distances, measure_all
 from edg.runner.score_models import KINDS, Equipment, equip
@@ -71,11 +71,11 @@ def score(args: argparse.Namespace) -> int:
         from edg.runner.vbench import export
 
         out = Path(args.vbench_layout)
-        with lock_folder(out, say=say):
+        with lock_folder(out):
             remove_leftovers(out / "videos")
-            say(f"{len(export(find_clips(folder), out))} clips in {out / 'videos'}")
+            log(f"{len(export(find_clips(folder), out))} clips in {out / 'videos'}")
         return 0
-    with lock_folder(folder, say=say) as check:
+    with lock_folder(folder) as check:
         found = find_clips(folder)
         equipment = equip(args, found, asked)
         names, left_out = choose_metrics(asked, found, equipment, args.reference)
@@ -83,7 +83,7 @@ def score(args: argparse.Namespace) -> int:
             prompts = list({clip.prompt: None for clip in found if clip.prompt})
             remarks = equipment.protocol["clip"]["remarks"] = list(equipment.text_remarks(prompts))
             for line in remarks:
-                say(f"warning: {line}")
+                warn(line)
         rows = measure_all(found, names, equipment.tools, args.reference)
         sets = distances(found, equipment.features, args.reference)
         check()
@@ -190,12 +190,12 @@ def write(
     write_rows(folder, rows, names)
     write_summary(folder, {"protocol": protocol, "metrics": metrics, "sets": dict(sets)})
     for name, entry in metrics.items():
-        say(f"{name:22}{_shown(entry)} {entry['unit']}".rstrip())
+        log(f"{name:22}{_shown(entry)} {entry['unit']}".rstrip())
     for name, entry in sets.items():
-        say(f"{name:22}{'failed' if entry['value'] is None else format(entry['value'], '10.4g')}")
+        log(f"{name:22}{'failed' if entry['value'] is None else format(entry['value'], '10.4g')}")
     for name, why in left_out.items():
-        say(f"{name:22} left out: {why}")
-    say(f"{len(rows)} clips: {folder / 'scores.json'}")
+        log(f"{name:22} left out: {why}")
+    log(f"{len(rows)} clips: {folder / 'scores.json'}")
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

@@ -23,7 +23,6 @@ from edg.core.device import fix_threads, keep_memory, usable_cores
 from edg.core.dist import world
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
 from edg.core.files import PATIENCE, lock_folder, remove_leftovers
-from edg.core.log import say
 from edg.core.process import stopping
 from edg.core.written import is_written
 from edg.systems.base import Trainer, Training
@@ -100,7 +99,7 @@ def check_starts(runs: list[Training]) -> None:
 def hold(run: Training, stack: ExitStack) -> None:
     """Have the run's folder to ourselves until the stack closes; leftovers go from it, and from where the
     result is written. Raises MachineError."""
-    stack.enter_context(lock_folder(run.folder, PATIENCE, say))
+    stack.enter_context(lock_folder(run.folder, PATIENCE))
     remove_leftovers(run.result.parent)
 
 

@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.files import atomic_path, remove
+from edg.core.log import log
 from edg.core.process import CODES, stopping
 
 BANDS = 4  # equal parts of the timesteps, the losses of which are logged apart
@@ -144,7 +145,7 @@ class Checkpoints(pl.Callback):
                 drop_old(self.folder, self.keep)
         if stop:
             if trainer.is_global_zero:
-                print(f"stopped after step {step}; the same command goes on", file=sys.stderr)
+                log(f"stopped after step {step}; the same command goes on")
             raise SystemExit(stop[0])
 
     def teardown(self, trainer, module, stage) -> None:
@@ -183,10 +184,9 @@ def set_aside_damaged(folder: Path) -> None:
         aside = last.with_name(last.name + ".damaged")
         last.rename(aside)
         before = last_checkpoint(folder)
-        print(
+        log(
             f"{last} is damaged ({damage}), now {aside.name}; going on from "
-            + ("the beginning" if before is None else before.name),
-            file=sys.stderr,
+            + ("the beginning" if before is None else before.name)
         )
 
 

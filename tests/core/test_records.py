@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from edg.core import files
+from edg.core import files, hashing
 from edg.core.atomic_file import AtomicFile, write_atomically
 from edg.core.errors import BadFileError, MachineError
 from edg.core.files import atomic_path, lock_folder, read_json, remove_leftovers, write_json
@@ -63,7 +63,7 @@ def test_hashes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_file(tmp_path / "a", block=2) == known
-    assert files.hash_value({"a": 1, "b": [2]}) == files.hash_value({"b": (2,), "a": 1})
+    assert hashing.hash_value({"a": 1, "b": [2]}) == hashing.hash_value({"b": (2,), "a": 1})
 
 
 def test_a_file_without_an_end_is_not_hashed_for_ever():
@@ -83,10 +83,10 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(tmp_path, monkeypatch):
 def test_cached_hash_follows_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a").write_bytes(b"abc")
-    first = files.cached_sha256(tmp_path / "a")
-    assert list((tmp_path / "cache/edg/sha256").iterdir()) and files.cached_sha256(tmp_path / "a") == first
+    first = hashing.cached_sha256(tmp_path / "a")
+    assert list((tmp_path / "cache/edg/sha256").iterdir()) and hashing.cached_sha256(tmp_path / "a") == first
     (tmp_path / "a").write_bytes(b"abcd")
-    assert files.cached_sha256(tmp_path / "a") == sha256_file(tmp_path / "a") != first
+    assert hashing.cached_sha256(tmp_path / "a") == sha256_file(tmp_path / "a") != first
 
 
 def test_leftovers_of_dead_processes_only(tmp_path):
@@ -118,10 +118,10 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(tmp_path, monk
         os.replace(tmp_path / "b", name)
         return digest
 
-    monkeypatch.setattr(files, "sha256_file", replaced_meanwhile)
-    files.cached_sha256(path)
-    monkeypatch.setattr(files, "sha256_file", honest)
-    assert files.cached_sha256(path) == honest(path)
+    monkeypatch.setattr(hashing, "sha256_file", replaced_meanwhile)
+    hashing.cached_sha256(path)
+    monkeypatch.setattr(hashing, "sha256_file", honest)
+    assert hashing.cached_sha256(path) == honest(path)
 
 
 # ---- the disk ----------------------------------------------------------------------------------------------
@@ -213,16 +213,17 @@ def test_leftovers_in_the_cache_of_hashes_go(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / f"{files.TEMPORARY}-{files._host()}-{died()}-ab").write_bytes(b"half")
     (tmp_path / "a").write_bytes(b"abc")
-    files.cached_sha256(tmp_path / "a")
+    hashing.cached_sha256(tmp_path / "a")
     (note,) = folder.iterdir()
     assert note.read_text() == sha256_file(tmp_path / "a")
 
 
-def test_a_holder_on_its_way_out_is_waited_for(tmp_path):
+def test_a_holder_on_its_way_out_is_waited_for(tmp_path, monkeypatch):
     lines = []
+    monkeypatch.setattr(files, "log", lines.append)
     with lock_folder(tmp_path):
         began = time.monotonic()
-        with pytest.raises(MachineError), lock_folder(tmp_path, 0.5, lines.append):
+        with pytest.raises(MachineError), lock_folder(tmp_path, 0.5):
             pass
         assert time.monotonic() - began >= 0.5 and len(lines) == 1 and str(os.getpid()) in lines[0]
         writing = AtomicFile(tmp_path / "a.pt")
@@ -231,13 +232,12 @@ def test_a_holder_on_its_way_out_is_waited_for(tmp_path):
         assert (tmp_path / "a.pt").read_bytes() == b"next"
 
 
-def test_a_signal_ends_the_waiting(tmp_path):
+def test_a_signal_ends_the_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "log", lambda line: os.kill(os.getpid(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `&` in a script
     try:
         with lock_folder(tmp_path), pytest.raises(KeyboardInterrupt), files.stopping.postponed():
-            say = lambda line: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
-            with lock_folder(tmp_path, 60, say):
-                pass
+            lock_folder(tmp_path, 60).__enter__()
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -12,8 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from fakes import job  # noqa: E402
 
+from edg.core.log import log  # noqa: E402
 from edg.runner import progress  # noqa: E402
-from edg.runner.progress import WIPE, Meter, clock, fitted, say  # noqa: E402
+from edg.runner.progress import WIPE, Meter, clock, fitted  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +76,7 @@ def test_a_terminal_has_one_line_that_is_drawn_again(tmp_path, monkeypatch, cloc
     meter = Meter(clips=2, rank=0, size=3)
     meter.loading()
     drive(meter, clockwork, requests, steps=2)
-    say("made x")
+    log("made x")
     meter.close()
     drawings = out.getvalue().split(WIPE)[1:]
     assert drawings[0] == "loading the parameter sets"
@@ -90,7 +91,7 @@ def test_other_ranks_are_quiet_and_say_who_they_are(tmp_path, monkeypatch, clock
     drive(Meter(quiet=True, clips=2), clockwork, job(tmp_path, count=2).requests)
     assert out.getvalue() == ""
     monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("RANK", "1")
-    say("made x")
+    log("made x")
     assert out.getvalue() == f"{WIPE}[rank 1] made x\n"
 
 
@@ -149,7 +150,7 @@ run(job(Path({str(tmp_path)!r}), count=3, chunk=2), Telling(), lambda: None)
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
 def test_a_log_on_a_full_disk_stops_nothing():
     code = (
-        "from edg.runner.progress import Meter, say; say('x'); Meter().loading(); say('y'); print('went on')"
+        "from edg.runner.progress import Meter, log; log('x'); Meter().loading(); log('y'); print('went on')"
     )
     with open("/dev/full", "w") as full:
         run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True)

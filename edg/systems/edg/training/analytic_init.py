@@ -16,7 +16,8 @@ import edg
 from edg.core.atomic_file import write_atomically
 from edg.core.config import to_dict
 from edg.core.device import choose
-from edg.core.errors import BadFileError, UsageError, visible
+from edg.core.errors import BadFileError, UsageError
+from edg.core.log import log, warn
 from edg.core.seeding import generator
 from edg.diffusion.analytic_init import Moments
 from edg.networks.latent_video.models import load_spec
@@ -27,7 +28,6 @@ from edg.systems.edg.training.encode import (
     load_encoders,
     open_dataset,
     read_items,
-    say,
     tell_skipped,
     workers_for,
 )
@@ -47,7 +47,7 @@ def analytic_command(args: argparse.Namespace) -> int:
         raise BadFileError(f"{args.data} gives {found.count} clips", expected="at least 2")
     write_initial_noise(args.out, found, {"spec": spec.name, "scale_factor": spec.scale_factor, **source})
     deviation = found.trace_cov_per_dim**0.5
-    say(
+    log(
         f"{args.out}: {found.count} clips, E[x0] {tuple(found.expectation.shape)} of mean size "
         f"{found.expectation.abs().mean():.3f} (uncertain by {deviation / found.count**0.5:.3f}), "
         f"deviation {deviation:.3f}"
@@ -69,7 +69,7 @@ def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any]
     dataset, clips = open_dataset(args, spec, skipped_file(args.out))
     weights = open_weights(args.weights)
     for note in weights.notes:
-        say(f"{args.weights}: {visible(note)}")
+        log(f"{args.weights}: {note}")
     model = load_encoders(spec, weights, device, compute, towers=False)
     keys = draw_keys(len(dataset), args.count or len(dataset), args.seed)
     items = read_items(dataset, keys, workers_for(args, device))
@@ -91,7 +91,7 @@ def of_cache(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any],
     if count > index.count:
         raise UsageError(f"--count {count}", expected=f"at most {index.count}, the clips of {args.data}")
     for line in data_remarks(cached.videos, spec, encoded=True):
-        say(f"warning: {visible(line)}")
+        warn(line)
     told = {"data": args.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
     told |= {"data_fingerprint": cached.fingerprint()}
     return told, (cached.moments(number) for number in range(count))
@@ -121,7 +121,7 @@ def accumulate(moments: Iterable[Tensor], scale: float, every: int = EVERY) -> M
         except ValueError as error:
             raise BadFileError(f"clip {found.count}: {error}", fix="use --compute float32") from error
         if found.count % every == 0:
-            say(f"  {found.count} clips")
+            log(f"  {found.count} clips")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from edg.core.config import to_dict
 from edg.core.device import choose, dtype_name, usable_cores
 from edg.core.dist import World, world, world_from_environment
-from edg.core.errors import BadFileError, visible
+from edg.core.errors import BadFileError
 from edg.core.files import lock_folder, same_folder
 from edg.core.hashing import hash_value
+from edg.core.log import log, warn
 from edg.core.process import stopping
 from edg.data.batches import Caught, told
 from edg.networks.latent_video.clip_encoders import cut_remarks
@@ -69,7 +69,7 @@ def open_dataset(
     where = (path, None) if path.is_dir() else (args.root, path)
     videos = read_videos(*where, args.columns, captions)
     for line in data_remarks(videos, spec) if world_from_environment().is_first else ():
-        say(f"warning: {visible(line)}")
+        warn(line)
     return ClipDataset(videos, clips, args.seed, Skipped(skipped), digests=True), clips
 
 
@@ -89,8 +89,8 @@ def tell_skipped(file: Path) -> None:
 
     if lost := Skipped(file).entries():
         path, reason = next(iter(lost.items()))
-        say(f"unusable videos, replaced by others: {len(lost)}, see {file}")
-        say(f"  {path}: {reason}")
+        log(f"unusable videos, replaced by others: {len(lost)}, see {file}")
+        log(f"  {path}: {reason}")
 
 
 def read_items(dataset: Any, keys: Sequence[Any], workers: int) -> Iterator[Item]:
@@ -190,7 +190,7 @@ def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
     device, compute = choose(args.device, args.compute, here.local_rank)
     weights = open_weights(args.weights)
     for note in weights.notes if here.is_first else ():
-        say(f"{args.weights}: {visible(note)}")
+        log(f"{args.weights}: {note}")
     dataset, clips = open_dataset(args, spec, out / SKIPPED, args.require_captions)
     index = latent_cache.Index(
         spec=spec.name,
@@ -206,7 +206,7 @@ def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
     )
 
     def begin() -> list[int]:
-        stack.enter_context(lock_folder(out, say=say))
+        stack.enter_context(lock_folder(out))
         latent_cache.begin(out, index)
         return unfinished(out, index, dataset, range(index.shards))
 
@@ -217,7 +217,7 @@ def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
         model = load_encoders(spec, weights, device, compute)
         encode_shards(model, dataset, out, index, mine, workers_for(args, device), args.chunk, check)
     here.gather(len(mine))  # the folder is held until everybody is done
-    say(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
+    log(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
     tell_skipped(out / SKIPPED)
     return 0
 
@@ -239,9 +239,9 @@ def unfinished(out: Path, index: latent_cache.Index, dataset: Any, shards: Seque
         if why:
             todo.append(shard)
             if index.path(out, shard).exists():
-                say(f"  shard {shard} is encoded again: {why}")
+                log(f"  shard {shard} is encoded again: {why}")
     if filled:
-        say(f"{filled} shards of an earlier version had no hashes: noted those of what is there now")
+        log(f"{filled} shards of an earlier version had no hashes: noted those of what is there now")
     return todo
 
 
@@ -299,8 +299,4 @@ def encode_shards(
         rows = [encode_clip(model, next(items), index.every_frame, chunk) for _ in index.numbers(shard)]
         check()
         latent_cache.write_shard(out, index, shard, rows)
-        say(f"  shard {shard}: {done + 1} of {len(shards)}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        log(f"  shard {shard}: {done + 1} of {len(shards)}")

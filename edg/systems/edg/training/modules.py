@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from edg.core.dist import World
+from edg.core.dist import World, processes_here
 from edg.core.errors import MachineError, UsageError
 from edg.core.files import ensure_writable, remove_leftovers, same_folder, write_text
 from edg.core.process import stopping
@@ -276,7 +275,7 @@ def _trainer(
     ]
     if sample is not None:
         callbacks.insert(1, Samples(sample_every, sample))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    local = processes_here(world)
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=local,

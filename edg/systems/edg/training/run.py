@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from torch import Tensor
 import edg
 from edg.core import config
 from edg.core.dist import World
-from edg.core.errors import BadFileError, UsageError, visible
+from edg.core.errors import BadFileError, UsageError
 from edg.core.files import read_json, write_json
 from edg.core.hashing import cached_sha256
+from edg.core.log import log, warn
 from edg.core.seeding import derive, generator
 from edg.core.sheet import contact_sheet
 from edg.core.video import write_image, write_video
@@ -58,7 +58,7 @@ def train_run(run: Run, data: Any, world: World, device: str) -> Path:
     if world.is_first:
         encoded = isinstance(data, CachedClips)
         for line in data_remarks(getattr(data, "videos", ()), load_spec(run.spec), encoded):
-            print(f"{run.name}: warning: {visible(line)}", file=sys.stderr, flush=True)
+            warn(f"{run.name}: {line}")
     record = world.first(lambda: begin(run, world, data))
     tensors, base, hashes = train(run, data, world, device)
     world.first(lambda: write_result(run, tensors, base, {**record, "samples_in_data": len(data)}, hashes))
@@ -75,9 +75,7 @@ def begin(run: Run, world: World, data: Any = None) -> dict[str, Any]:
         compare(run, world, before, f"the run in {run.folder} was begun")
         record |= {FORMER: before[FORMER]} if FORMER in before else {}
         if why := other_data(before, record.get(DATA)):
-            print(
-                f"{run.name}: {why} since {last.name}; the rest is trained on what is there now", flush=True
-            )
+            log(f"{run.name}: {why} since {last.name}; the rest is trained on what is there now")
             record[FORMER] = [*record.get(FORMER, []), {"until": last.name, **before[DATA]}]
     write_json(note, record)
     return record
@@ -97,10 +95,7 @@ def cached(run: Run, folder: Path) -> CachedClips:
     """The clips that `edg encode` wrote. Raises UsageError when they are not what the run needs."""
     clips = CachedClips(folder)
     if count := clips.without_hashes():
-        print(
-            f"{folder}: {count} shards of an earlier version cannot be checked; `edg encode` notes hashes",
-            flush=True,
-        )
+        log(f"{folder}: {count} shards of an earlier version cannot be checked; `edg encode` notes hashes")
     if run.objective.random_frame and not clips.index.every_frame:
         raise UsageError(
             f"objective.random_frame, and {folder} has image tokens of frame 0 alone",
@@ -157,7 +152,7 @@ def denoiser(run: Run, data: Any, world: World, device: str) -> Trained:
     if base is not None:
         base.check_unchanged()
         for note in base.notes if world.is_first else ():
-            print(f"{run.name}: init: {visible(note)}", file=sys.stderr, flush=True)
+            log(f"{run.name}: init: {note}")
     if run.lora is not None:
         trainable.add_lora(model, run.lora.rank, run.lora.alpha, run.lora.where, run.seed)
     chosen = trainable.choose(model, run.trainable)
@@ -264,9 +259,9 @@ def sampler(run: Run):
         clips = []
         for result in generate(OneNetwork(model), requests):
             for warning in result.warnings:
-                print(f"sample {result.request.id}: warning: {visible(warning)}", flush=True)
+                warn(f"sample {result.request.id}: {warning}")
             if result.frames is None:
-                print(f"sample {result.request.id}: {result.error}", flush=True)
+                log(f"sample {result.request.id}: {result.error}")
                 continue
             write_video(folder / f"{result.request.id}.mp4", result.frames)
             clips.append((result.request.prompt, result.frames))

@@ -32,9 +32,10 @@ from edg.merging import merge  # noqa: E402
 from edg.networks.latent_video.presets import SPRITES  # noqa: E402
 from edg.sprites import WEIGHTS  # noqa: E402
 from edg.sprites.world import Clip, caption, held_out, render, words_of  # noqa: E402
-from edg.systems.base import Request  # noqa: E402
-from edg.systems.edg import EdgSystem  # noqa: E402
+from edg.systems.base import Placement, Request, Silent  # noqa: E402
+from edg.systems.edg.generate import generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
+from edg.systems.edg.parameter_sets import load_sets  # noqa: E402
 from edg.weights.store import open_weights  # noqa: E402
 from experiments.plot_sprites import cell  # noqa: E402
 from experiments.scoring import Judgement, estimates, judge  # noqa: E402
@@ -96,10 +97,12 @@ def load(rows: Sequence[Row], folder: Path, device: str, batch: int) -> dict[str
     for recipe in recipes([arm], path_of):
         merge.run(recipe, folder, full=True, warn=lambda _: None)
     sets = {f"{k}_{name_of(what)}": open_weights(path_of(name_of(what))) for k, what in enumerate(arm.sets)}
-    how = {"device": device, "resident": True, "batch_size": batch}
     kind = torch.device(device).type
     dtypes = {row.dtype: dtype_for(row.dtype, kind) for row in rows}
-    return {name: EdgSystem().load(SPRITES, sets, dtype=dtype, **how) for name, dtype in dtypes.items()}
+    return {
+        name: load_sets(SPRITES, sets, Placement(torch.device(device), dtype, batch, "none"))
+        for name, dtype in dtypes.items()
+    }
 
 
 def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
@@ -134,12 +137,20 @@ def request(clip: Clip, image: Path, seed: int, options: SamplingOptions) -> Req
 
 
 def make(row: Row, model: Any, requests: Sequence[Request]) -> None:
-    def watch(request: Request, moment: str, small: np.ndarray) -> None:
-        row.previews[request.id] = small
+    class Watcher(Silent):
+        wants_preview = row.preview != ""
+
+        def preview(self, request: Request, label: str, frames: np.ndarray) -> None:
+            row.previews[request.id] = frames
 
     began = time.perf_counter()
-    decoder = WEIGHTS / "tiny_decoder.safetensors" if row.preview == PREVIEWS[1] else None
-    made = list(EdgSystem().generate(model, requests, None, watch if row.preview else None, decoder))
+    if row.preview == PREVIEWS[1]:
+        decoder = str(WEIGHTS / "tiny_decoder.safetensors")
+        requests = [
+            dataclasses.replace(r, options=dataclasses.replace(r.options, preview_decoder=decoder))
+            for r in requests
+        ]
+    made = list(generate(model, requests, Watcher()))
     row.seconds.append((time.perf_counter() - began) / len(requests))
     if failed := [result.error for result in made if result.frames is None]:
         raise SystemExit(f"{row.name}: {failed[0]}")

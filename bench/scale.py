@@ -107,7 +107,7 @@ def requests(count: int, options: SamplingOptions) -> list[Request]:
     pairs = read_folder(ROOT / "prompts/sprites")
     size = SPRITES.frames, SPRITES.height, SPRITES.width
     return [
-        Request(f"{i:04d}", pairs[i % len(pairs)].prompt, pairs[i % len(pairs)].image, 123, *size, options)
+        Request(f"{i:04d}", pairs[i % len(pairs)].prompt, 123, *size, options, pairs[i % len(pairs)].image)
         for i in range(count)
     ]
 

@@ -8,37 +8,31 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from edg.cli.main import parser_of
+from edg import systems
 from edg.core.colour import to_rgb
 from edg.core.dist import World
-from edg.core.errors import EdgError, UsageError, nearest
+from edg.core.errors import EdgError, UsageError, require
 from edg.core.formats import FORMATS, write_clip
 from edg.core.log import warn
+from edg.core.options import names
 from edg.core.paths import file_stem, user_path
 from edg.core.video import write_image
 from edg.data.prompts import Pair
+from edg.runner.clip_folder import record_of, warnings_of, with_contents
+from edg.runner.config import PARTS, SampleConfig
 from edg.runner.outputs import tags
-from edg.runner.prepare import check_bases, identified, prepare, preview_decoder
+from edg.runner.prepare import check_bases, identified, prepare
 from edg.runner.progress import Meter
-from edg.runner.sample import record_of, warnings_of, with_bytes
-from edg.systems.base import Progress, Watch
+from edg.runner.sample import Show, Watcher
+from edg.systems.base import System
 
-FLAGS = {
-    "steps": "ddim_steps", "guidance": "unconditional_guidance_scale", "frames": "video_length",
-    "spec": "config", "dyn": "dynamic_path", "con": "consistency_path",
-}  # fmt: skip
-#: What run.sh makes of the embedded model: docs/sprites.md found it best.
-SPRITES = {"recipe": "edg_temporal_conv", "T": 300, "guidance": 1.0}
-DIALS = ("motion", "hold")
-RECIPES = ("recipe", "T")  # what a dial chooses where nobody else did
 FOLDERS = (
     "prompt_dir", "follow_links", "savedir", "n_samples", "format", "preview", "overwrite", "chunk", "bs",
 )  # fmt: skip
@@ -51,85 +45,80 @@ SHOWN = 192  # pixels that a small clip is enlarged to, there
 def load(model: str = "sprites", **how: Any) -> Model:
     """A model by name or YAML file; its weights are read when the first clip is made.
 
-    how: dyn=PATH and con=PATH, or base=PATH, tuned=PATH and recipe=NAME (`sprites` has all of these), device,
-    dtype, and any flag of `edg sample`. Raises EdgError.
+    how: any option of `edg sample`, such as device, dtype, steps, guidance; dyn=PATH and con=PATH, or
+    base=PATH, tuned=PATH and recipe=NAME (`sprites` has all of these). Raises EdgError.
     """
-    return Model(model, how, defaults=SPRITES if model == "sprites" and not _files(how) else {})
-
-
-def _files(how: Mapping[str, Any]) -> bool:
-    return any(name in how for name in ("dyn", "con", "sets", "dynamic_path", "consistency_path", "recipe"))
+    return Model(model, how)
 
 
 class Model:
-    """What `load` gives. One network is in memory, kept from clip to clip while the parameter sets stay."""
+    """The model that `load` gives. One network is in memory, kept from clip to clip while its parameters
+    stay."""
 
-    def __init__(
-        self,
-        name: str | None,
-        flags: Mapping[str, Any],
-        kept: dict[str, Any] | None = None,
-        defaults: Mapping[str, Any] = MappingProxyType({}),
-    ):
-        """name: None where the weights tell it. kept: of another model, whose network makes room for this
-        one's and the other way round. defaults: flags where none are given; a dial takes their place."""
-        self.name, self.flags = name, {**defaults, **flags}
-        self._chosen_by_dials = [name for name in RECIPES if name not in flags]
+    def __init__(self, name: str | None, options: Mapping[str, Any], kept: dict[str, Any] | None = None):
+        """name: None for the model that the weights tell. kept: of another model, whose network makes room
+        for this one's and the other way round."""
+        self.name, self.options = name, dict(options)
         self._kept: dict[str, Any] = {} if kept is None else kept
         self._images = tempfile.TemporaryDirectory(prefix="edg-")
-        _arguments({"spec": name, **self.flags})  # a misspelt flag is told now
+        self._config({})  # a misspelt option is an error now
 
     def __repr__(self) -> str:
-        return f"Model({self.name!r}, {', '.join(f'{k}={v!r}' for k, v in self.flags.items())})"
+        return f"Model({self.name!r}, {', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+
+    def _config(self, options: Mapping[str, Any]) -> SampleConfig:
+        """The settings of a clip with these options over the model's. Raises UsageError."""
+        system = systems.of(self.options.get("system"), self.name)
+        own, clip = (_by_field(system, {"config": self.name, **self.options}), _by_field(system, options))
+        given = {**own, **clip}
+        if self.name is not None and system.defaults is not None:
+            given = {**system.part("defaults")(self.name, own, given), **given}
+        return SampleConfig.from_values(given)
 
     def animate(
         self,
-        image: Any,
+        image: Any = None,
         prompt: str = "",
         *,
         last: Any = None,
         id: str | None = None,
-        progress: Progress | None = None,
-        watch: Watch | None = None,
-        **flags: Any,
+        progress: Callable[..., None] | None = None,
+        watch: Show | None = None,
+        **options: Any,
     ) -> Video:
-        """A clip of an image: a path, a PIL image or uint8 (H, W, 3). last: that of the last frame.
+        """A clip of an image: a path, a PIL image or uint8 (H, W, 3). last: the image of the last frame.
 
-        flags: motion and hold (0..1), T, seed, steps, guidance, frames, size, fit, loop, and the others of
-        `edg sample`. id: the clip's name there, of which its noise is drawn (`0000-NAME_sample0` for an image
-        of that name). progress: told of every step instead of a line on stderr; what it raises ends the clip
-        there. watch: told a few times what the clip will look like. Raises EdgError.
+        options: motion and hold (0..1), T, seed, steps, guidance, frames, size, fit, loop, and the others of
+        `edg sample`. id: the clip's name there, on which its noise depends (`0000-NAME_sample0` for an image
+        of that name). progress: called with (phase, done, total, request=, share=) at every step instead of a
+        line on stderr; what it raises ends the clip there. watch: called a few times with (request, label,
+        frames), the clip as predicted so far. Raises EdgError.
         """
-        if any(flags.get(word) is not None for word in DIALS):
-            own = {name: v for name, v in self.flags.items() if name not in self._chosen_by_dials}
-        else:
-            own = self.flags
-        interp = {} if last is None else {"interp": True}
-        args, command = _arguments({"spec": self.name, **own, **flags, **interp})
-        if not isinstance(prompt, str):
-            raise UsageError(
-                f"a prompt that is {type(prompt).__name__}", expected="a text, which may be empty"
-            )
-        first, last = self._path(image, "image"), None if last is None else self._path(last, "last")
-        ready = prepare(args, World(), [Pair(0, prompt, first, last)], aloud=False)
+        config = self._config({**({} if last is None else {"interp": True}), **options})
+        require(
+            isinstance(prompt, str), f"a prompt that is {type(prompt).__name__}", "a text, which may be empty"
+        )
+        first = None if image is None else self._path(image, "image")
+        pair = Pair(0, prompt, first, None if last is None else self._path(last, "last"))
+        job = prepare(config, World(), [pair], note=lambda text: None)
         if id is not None:
-            ready.requests[0] = replace(ready.requests[0], id=file_stem(id, "id"))
-        request = with_bytes(ready.requests[0])
-        check_bases(ready.sets)
-        identities, origins = identified(ready.sets)
+            job.requests[0] = replace(job.requests[0], id=file_stem(id, "id"))
+        request = with_contents(job.requests[0])
+        check_bases(job.parameters)
+        identities, origins = identified(job.parameters)
         meter = Meter(quiet=progress is not None)
         meter.loading()
         try:
-            network = ready.load(identities, self._kept, aloud=False)
+            network = job.load(identities, self._kept)
             meter.begin(0, [request.id])
-            shown = {"watch": watch, "preview_decoder": preview_decoder(args)} if watch else {}
-            result = next(iter(ready.system.generate(network, [request], progress or meter, **shown)))
+            (result,) = job.system.part("generate")(network, [request], Watcher(progress or meter, watch))
         finally:
             meter.close()
         if result.frames is None:
             raise EdgError(result.error)
-        job = ready.run(identities, World(), origins)
-        record = record_of(job, request, "done", job.settings(request)) | {"command": command}
+        folder = job.folder(identities, World(), origins)
+        record = record_of(folder, request, "done", folder.settings(request))
+        record |= {"command": ["edg", "sample", *config.arguments()]}
         record |= {"warnings": warnings_of(result), "info": dict(result.info)}
         for warning in record["warnings"] if progress is None else ():
             warn(warning)
@@ -156,25 +145,14 @@ class Model:
         return path
 
 
-def _arguments(flags: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """(parsed flags of `edg sample`, the command line). None stands for the default, as if not given."""
-    parser = parser_of("sample")
-    known = {action.dest: action for action in parser._actions if action.dest not in FOLDERS}
-    command = []
-    for name, value in flags.items():
-        dest = FLAGS.get(name, name)
-        if dest not in known:
-            names = [*known, *FLAGS]
-            near = nearest(name, names)
-            raise UsageError(f"{name} is no flag of a clip", fix=near or "see edg sample --help")
-        if value is None or (value is False and known[dest].nargs == 0):
-            continue
-        if isinstance(value, list | tuple):
-            command += [f"--{dest}", *map(str, value)]
-        else:
-            text = str(int(value)) if isinstance(value, bool) else str(value)
-            command.append(f"--{dest}" if known[dest].nargs == 0 else f"--{dest}={text}")
-    return parser.parse_args(command), ["edg", "sample", *command]
+def _by_field(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by field name. Raises UsageError for one that a single clip does not have."""
+    kinds = (*PARTS.values(), system.part("options"))
+    fields = {name: field for kind in kinds for name, field in names(kind).items()}
+    found = {fields.get(name.replace("-", "_"), name): value for name, value in options.items()}
+    for name in found:
+        require(name not in FOLDERS, f"{name} is no option of a clip", fix="see edg sample --help")
+    return found
 
 
 @dataclass(frozen=True)

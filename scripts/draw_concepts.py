@@ -30,15 +30,17 @@ from edg.merging.recipe import Recipe
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.tracker import track
 from edg.sprites.world import Clip, caption, held_out, render, words_of
-from edg.systems.base import Request
-from edg.systems.edg import EdgSystem
+from edg.systems.base import Placement, Request
 from edg.systems.edg.clip_state import decode, start, to_frames
-from edg.systems.edg.generate import condition_sets, denoiser
+from edg.systems.edg.generate import condition_sets, denoiser, generate
+from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameter_sets import load_sets
 from edg.systems.edg.sampling_schedule import plan_of_sets
 from edg.weights.store import open_weights
 from experiments.sprites_arms import point
 
 ROOT = Path(__file__).resolve().parents[1]
+PLACEMENT = Placement(torch.device("cpu"), torch.float32)
 SHIPPED = {name: ROOT / f"edg/sprites/weights/{name}.safetensors" for name in ("base", "tuned")}
 LINE = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 ZOOM, GAP, LABEL = 3, 3, 190  # pixels of a pixel; between frames; width of a row's name
@@ -62,24 +64,24 @@ class Studio:
         self.folder, self.steps, self.seed, self.files = folder, steps, seed, merged(folder)
 
     def prepare(self, clip: Clip, sets: Sequence[str], T: Sequence[int] = (), told: str = "tuned"):
-        system = EdgSystem()
         settings = {"switch_at": tuple(T), "steps": self.steps, "guidance_scale": 1.0}
         first = Image.fromarray(to_levels(render(dataclasses.replace(clip, frames=1))[0])[0])
         first.save(self.folder / "image.png")
-        options = system.options(SPRITES, settings)
-        request = Request("0", caption(words_of(clip, told)), self.seed, clip.frames, 32, 32, options, self.folder / "image.png")
+        options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
+        image = self.folder / "image.png"
+        request = Request("0", caption(words_of(clip, told)), self.seed, clip.frames, 32, 32, options, image)
         weights = {f"{k}_{name}": open_weights(self.files[name]) for k, name in enumerate(sets)}
-        return system, system.load(SPRITES, weights), request
+        return load_sets(SPRITES, weights, PLACEMENT), request
 
     def film(self, clip: Clip, sets: Sequence[str], T: Sequence[int] = ()) -> np.ndarray:
         """uint8 (T, H, W, 3)"""
-        system, model, request = self.prepare(clip, sets, T)
-        return next(iter(system.generate(model, [request]))).frames
+        model, request = self.prepare(clip, sets, T)
+        return next(generate(model, [request])).frames
 
     @torch.no_grad()
     def stages(self, clip: Clip, count: int = 5) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """`count` times (timestep, the latent, the clean clip that the base takes it for), decoded."""
-        _, model, request = self.prepare(clip, ["base"], told="base")
+        model, request = self.prepare(clip, ["base"], told="base")
         state, options, found = start(model, request), request.options, []
         [(use, steps)] = plan_of_sets(model, options)
         told = condition_sets(model, use, [state], options)

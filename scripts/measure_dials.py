@@ -38,9 +38,11 @@ from edg.merging.recipe import adjusted, load_recipe, to_dict
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.sprites.world import caption, held_out, render, words_of
-from edg.systems.base import Request
-from edg.systems.edg import EdgSystem
+from edg.systems.base import Placement, Request
 from edg.systems.edg.dials import WORDS, Dial, Dials, Point, find_dials
+from edg.systems.edg.generate import generate
+from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameter_sets import load_sets
 from experiments.plot_dials import FIGURES, Panel, draw, table
 from experiments.scoring import Estimate, Judgement, estimate, estimates, judge
 
@@ -106,15 +108,19 @@ class Bench:
         for place, value in strengths.items():
             recipe = recipe if place == "T" else adjusted(recipe, place, value)
         recipe = replace(recipe, inputs={"base": str(self.base), "tuned": str(self.tuned)})
-        system, sets = EdgSystem(), merged(recipe, warn=lambda _: None)
+        sets = merged(recipe, warn=lambda _: None)
         settings = {"switch_at": (int(strengths["T"]),), "steps": self.steps, "guidance_scale": GUIDANCE}
-        options = system.options(SPRITES, settings)
+        options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
         requests = [
-            Request(f"{k:02d}", caption(words_of(clip, "tuned")), seed, clip.frames, 32, 32, options, self._image(k, clip))
+            Request(
+                f"{k:02d}", caption(words_of(clip, "tuned")), seed, clip.frames, 32, 32, options,
+                image=self._image(k, clip),
+            )
             for k, clip in enumerate(chosen)
         ]  # fmt: skip
-        model = system.load(SPRITES, sets, batch_size=min(32, self.count))
-        results = list(system.generate(model, requests))
+        placement = Placement(torch.device("cpu"), torch.float32, min(32, self.count))
+        model = load_sets(SPRITES, sets, placement)
+        results = list(generate(model, requests))
         if failed := [result.error for result in results if result.frames is None]:
             raise EdgError(f"{strengths}: {failed[0]}")
         return [result.frames for result in results]

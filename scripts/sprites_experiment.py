@@ -45,8 +45,10 @@ from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
 from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
-from edg.systems.base import Request
-from edg.systems.edg import EdgSystem
+from edg.systems.base import Placement, Request
+from edg.systems.edg.generate import generate
+from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameter_sets import load_sets
 from edg.systems.edg.training.analytic_init import write_initial_noise
 from edg.weights.store import open_weights
 from experiments.plot_sprites import Row, plots, sheet, table
@@ -114,18 +116,22 @@ def do(task: Task) -> float:
 
 def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
     """uint8 (N, T, H, W, 3): every clip's first frame and caption, animated by the project's own sampler."""
-    system, arm = EdgSystem(), task.arm
+    arm = task.arm
     settings = {"switch_at": (), "steps": task.steps, "guidance_scale": task.guidance, **arm.options}
-    options = system.options(SPRITES, settings)
+    options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
     requests = [
-        Request(f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), task.seed, clip.frames, 32, 32, options, image_of(task.out, k))
+        Request(
+            f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), task.seed, clip.frames, 32, 32,
+            options, image_of(task.out, k),
+        )
         for k, clip in enumerate(chosen)
     ]  # fmt: skip
     places = zip(arm.sets, task.files, strict=True)
     weights = {f"{k}_{name_of(what)}": open_weights(file) for k, (what, file) in enumerate(places)}
-    resident = options.blend == "soft"
-    model = system.load(SPRITES, weights, batch_size=task.batch, resident=resident)
-    results = list(system.generate(model, requests))
+    offload = "none" if options.blend == "soft" else "parameter_sets"
+    placement = Placement(torch.device("cpu"), torch.float32, task.batch, offload)
+    model = load_sets(SPRITES, weights, placement)
+    results = list(generate(model, requests))
     failed = [result.error for result in results if result.frames is None]
     if failed:
         raise EdgError(f"{task.name}: {failed[0]}")

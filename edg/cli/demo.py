@@ -153,9 +153,10 @@ def environment(folder: Path) -> dict[str, str]:
 def studio_of(args: argparse.Namespace, uploads: Any = None) -> Any:
     """The model and the base beside it. Of published weights one network at a time is in memory. uploads:
     `edg.demo.uploads.Uploads`, by default a new one."""
-    from edg.api import SPRITES, Model
+    from edg.api import Model
     from edg.demo.jobs import Studio
     from edg.systems.edg.dials import find_dials
+    from edg.systems.edg.files import SPRITES_DEFAULTS
 
     machine = {name: getattr(args, name) for name in ("device", "dtype", "threads", "low_memory")}
     paths = published() if args.model != "sprites" else {}
@@ -166,14 +167,14 @@ def studio_of(args: argparse.Namespace, uploads: Any = None) -> Any:
     if not paths:
         from edg.sprites import WEIGHTS
 
-        name, flags = "sprites", {**SPRITES, "preview_decoder": "sprites"}
-        base = {"guidance": SPRITES["guidance"], "preview_decoder": "sprites"}
+        name, flags = "sprites", {**SPRITES_DEFAULTS, "preview_decoder": "sprites"}
+        base = {"guidance": SPRITES_DEFAULTS["guidance_scale"], "preview_decoder": "sprites"}
         base_file, kept = WEIGHTS / "base.safetensors", None
     else:
         name, base, kept = "dynamicrafter-512", {"frame_stride": 24, "perframe_ae": True}, {}
         flags = {**base, **sets_of(paths)}
         base_file = paths["base"]
-    model = Model(name, machine, kept, defaults=flags)
+    model = Model(name, {**(flags if paths else {"preview_decoder": "sprites"}), **machine}, kept)
     beside = Model(None, {**base, **machine, "sets": [f"base={base_file}"]}, kept)
     dials = find_dials(None, name) if "recipe" in flags else None
     steps = dials.sampling.get("ddim_steps", 50) if dials else 50
@@ -213,12 +214,12 @@ def turnable(dials: Any) -> dict[str, str]:
 
 def examples(name: str) -> list[tuple[str, str]]:
     """(image, prompt) of the prompts that come with the model."""
+    from edg import systems
     from edg.data.prompts import read_folder
     from edg.runner.prepare import default_prompts
 
     try:
-        return [(str(pair.image.resolve()), pair.prompt) for pair in read_folder(default_prompts(name))][
-            :EXAMPLES
-        ]
+        pairs = read_folder(default_prompts(*systems.find(name)))
+        return [(str(pair.image.resolve()), pair.prompt) for pair in pairs][:EXAMPLES]
     except EdgError:  # an installation without them
         return []

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 
-from edg.cli.fetch import free_bytes, present
+from edg import systems
+from edg.cli.fetch import free_bytes, present, published
+from edg.cli.sample import add_sample_arguments, config_of
 from edg.core.arguments import Parser, as_path
 from edg.core.device import dtype_for, memory, multiplies
 from edg.core.errors import EdgError, MachineError
 from edg.core.files import checkpoints
 from edg.runner import memory_report
-from edg.runner.prepare import find_spec
-from edg.runner.sample_flags import add_sample_arguments
+from edg.runner.config import SampleConfig
+from edg.systems.base import Spec
 
 GB = 1e9
 PACKAGES = (
@@ -29,11 +31,7 @@ TORCHVISION_FIX = (
 )
 
 
-EMBEDDED = "sprites"
-MODELS = (EMBEDDED, "dynamicrafter-256", "dynamicrafter-512", "dynamicrafter-1024")
-
-
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: Parser, argv: Sequence[str] = ()) -> None:
     parser.add_argument(
         "--plan",
         type=as_path,
@@ -41,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME|YAML",
         help="what `edg sample` of these models with the flags below needs, and whether it fits (all known)",
     )
-    add_sample_arguments(parser)
+    add_sample_arguments(parser, argv)
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -49,13 +47,13 @@ def doctor(args: argparse.Namespace) -> int:
     memory and operations."""
     if args.plan is not None:
         return plans(args)
-    problems = []
+    problems, config = [], config_of(args)
     for title, lines in (
         ("software", software(problems)),
         ("machine", machine()),
-        ("disk", disk(Path(args.savedir), problems)),
+        ("disk", disk(Path(config.output.savedir), problems)),
         ("checkpoints", checkpoint_files()),
-        ("models", models(args)),
+        ("models", models(config)),
     ):
         print(title)
         for line in lines:
@@ -66,17 +64,20 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def plans(args: argparse.Namespace) -> int:
-    """Print each model's plan as the flags say, and with --low-memory."""
-    from edg import systems
-
-    system = systems.get()
-    for name in args.plan or ([args.config] if args.config else MODELS):
-        spec = find_spec(system, name, {})
-        for low_memory in sorted({args.low_memory, True}):
-            way = argparse.Namespace(**{**vars(args), "low_memory": low_memory})
-            for line in memory_report.tell(way, system, spec):
+    """Print the memory estimate of each model as the flags say, and with --low-memory."""
+    config = config_of(args)
+    named = [config.model.config] if config.model.config else [spec.name for spec in planned()]
+    for name in args.plan or named:
+        for low_memory in sorted({config.placement.low_memory, True}):
+            for line in memory_report.report_lines(config.changed(config=name, low_memory=low_memory)):
                 print(line, flush=True)
     return 0
+
+
+def planned() -> list[Spec]:
+    """The models of systems that estimate their memory, smallest first."""
+    specs = (s.known_specs.values() for s in systems.all_systems() if s.plan_options is not None)
+    return sorted((spec for known in specs for spec in known), key=lambda spec: spec.height * spec.width)
 
 
 # ---- software ----------------------------------------------------------------------------------------------
@@ -181,7 +182,6 @@ def checkpoint_files() -> Iterator[str]:
 
 def _sniffed(path: Path) -> str:
     try:
-        from edg import systems
         from edg.weights.store import open_weights
 
         weights = open_weights(path)
@@ -191,24 +191,22 @@ def _sniffed(path: Path) -> str:
         return f"NOT READABLE: {error}"
     if "Expectation_X0" in weights:
         return "an initial noise for Analytic-Init"
-    name, why = systems.get().identify(weights)
+    _, name, why = systems.identify(weights)
     return f"{len(weights)} tensors, {name or 'unknown model'} by {why}"
 
 
-def models(args: argparse.Namespace) -> Iterator[str]:
-    """The embedded model, planned; the others take seconds to plan: how to ask, and whether they are here."""
-    from edg import systems
-
-    have, system = present(), systems.get()
-    for name in MODELS:
-        spec = system.spec(name)
-        title = f"{name} at {spec.height}x{spec.width}"
-        if name == EMBEDDED:
+def models(config: SampleConfig) -> Iterator[str]:
+    """The models: those that come with the package with an estimate, which takes seconds for the others: how
+    to ask for it, and whether their files are here."""
+    have, remote = present(), set(published())
+    for spec in planned():
+        name, title = spec.name, f"{spec.name} at {spec.height}x{spec.width}"
+        if name not in remote:
             try:
-                *_, fits = memory_report.tell(args, system, spec)
+                *_, fits = memory_report.report_lines(config.changed(config=name))
             except (ImportError, OSError, RuntimeError) as error:
-                fits = f"not planned ({error})"
+                fits = f"not estimated ({error})"
             yield f"{title}: {fits.strip()}"
         else:
             lacks = "" if name in have else f"; its file is missing (edg fetch {name})"
-            yield f"{title}: edg doctor --plan --config {name} tells what it needs{lacks}"
+            yield f"{title}: edg doctor --plan --config {name} estimates its memory{lacks}"

@@ -13,26 +13,36 @@ from pathlib import Path
 
 from edg.core.errors import BadFileError, EdgError, MachineError, UsageError, nearest
 from edg.core.files import checkpoints
+from edg.systems import all_systems
 from edg.systems.base import RemoteFile
-from edg.systems.edg.files import FILES
 
 PATIENCE = 2.5  # seconds to find out that there is no network
 
 
+def published() -> dict[str, RemoteFile]:
+    """The published files of all systems by name."""
+    return {
+        name: file
+        for system in all_systems()
+        if system.files is not None
+        for name, file in system.part("files").items()
+    }
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(FILES))
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(published()))
     parser.add_argument("--dry-run", action="store_true", help="only say what it would cost")
 
 
 def fetch(args: argparse.Namespace) -> int:
     """Run `edg fetch`. Raises UsageError for an unknown name, MachineError without a network or room."""
     for name in args.names:
-        if name not in FILES:
+        if name not in published():
             raise UsageError(
-                f"nothing is called {name!r}", expected=", ".join(FILES), fix=nearest(name, FILES)
+                f"nothing is called {name!r}", expected=", ".join(published()), fix=nearest(name, published())
             )
     sources = []
-    for source in (FILES[name] for name in dict.fromkeys(args.names)):
+    for source in (published()[name] for name in dict.fromkeys(args.names)):
         if is_complete(source):
             print(f"{source.repo}/{source.file}: complete already ({source.path})")
         else:
@@ -152,4 +162,4 @@ def free_bytes(folder: Path) -> int:
 
 def present() -> dict[str, Path]:
     """Published files that are under CKPT_PATH, by name."""
-    return {name: source.path for name, source in FILES.items() if source.path.exists()}
+    return {name: source.path for name, source in published().items() if source.path.exists()}

@@ -11,8 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from edg.core.arguments import Parser, as_path
@@ -29,24 +27,13 @@ from edg.core.errors import (
     visible,
 )
 from edg.core.process import CODES, die_with_parent, stopping
+from edg.systems import all_systems
+from edg.systems.base import Command, load_part
 
 GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
 
 
-@dataclass(frozen=True)
-class Command:
-    """add and run are "module:function": one adds arguments to a parser, the other takes the parsed ones.
-    alone: of a command for one process, what to do instead of starting it under torchrun. loops: it looks
-    itself whether a signal came (edg/core/process.py); else the handler raises, as it has but one thread."""
-
-    help: str
-    add: str
-    run: str
-    alone: str = ""
-    loops: bool = True
-
-
-ALONE = "run it without torchrun, or unset WORLD_SIZE"
+SINGLE = "run it without torchrun, or unset WORLD_SIZE"
 
 
 COMMANDS = {
@@ -54,12 +41,13 @@ COMMANDS = {
         "checkpoints + recipe -> parameter sets",
         "edg.cli.merge:add_merge_arguments",
         "edg.cli.merge:merge_command",
-        ALONE,
+        SINGLE,
     ),
     "sample": Command(
         "images + prompts -> clips, with one or several parameter sets",
-        "edg.runner.sample_flags:add_sample_arguments",
-        "edg.runner.prepare:sample",
+        "edg.cli.sample:add_sample_arguments",
+        "edg.cli.sample:sample",
+        reads_argv=True,
     ),
     "sweep": Command(
         "a grid over any options of sample -> a folder for each point, scores, a report",
@@ -71,7 +59,7 @@ COMMANDS = {
         "a page on this machine where images are made to move",
         "edg.cli.demo:add_arguments",
         "edg.cli.demo:demo",
-        ALONE,
+        SINGLE,
     ),
     "train": Command(
         "a configuration -> trained parameter sets",
@@ -82,63 +70,55 @@ COMMANDS = {
         "what a checkpoint is, without loading it",
         "edg.cli.info:add_info_arguments",
         "edg.cli.main:info",
-        loops=False,
-    ),
-    "encode": Command(
-        "videos -> a folder of latents and tokens, so that training runs the frozen networks once",
-        "edg.systems.edg.training.encode_flags:add_encode_arguments",
-        "edg.systems.edg.training.encode:encode_command",
-    ),
-    "analytic-init": Command(
-        "videos -> the file that sampling from M < 1000 starts from",
-        "edg.systems.edg.training.encode_flags:add_analytic_arguments",
-        "edg.systems.edg.training.analytic_init:analytic_command",
-        "run it as one; or `torchrun ... -m edg encode` first and give its folder as --data",
+        polls_signals=False,
     ),
     "report": Command(
         "runs -> one page that shows their clips side by side, with scores and recipes",
         "edg.report.page:add_arguments",
         "edg.report.page:report",
-        ALONE,
+        SINGLE,
     ),
     "export": Command(
         "a parameter set -> one complete file that other tools open",
         "edg.cli.export:add_export_arguments",
         "edg.cli.export:export_command",
-        ALONE,
+        SINGLE,
     ),
     "score": Command(
         "a folder of clips -> numbers: motion, consistency, alignment, distances",
         "edg.runner.score:add_arguments",
         "edg.runner.score:score",
-        ALONE,
+        SINGLE,
     ),
     "verify": Command(
         "recompute the reference numbers",
         "edg.cli.main:add_verify_arguments",
         "edg.cli.main:verify",
-        loops=False,
+        polls_signals=False,
     ),
     "doctor": Command(
         "what this machine can run, and why not",
         "edg.cli.doctor:add_arguments",
         "edg.cli.doctor:doctor",
-        loops=False,
+        reads_argv=True,
+        polls_signals=False,
     ),
     "fetch": Command(
         "download published checkpoints into CKPT_PATH",
         "edg.cli.fetch:add_arguments",
         "edg.cli.fetch:fetch",
-        ALONE,
-        loops=False,
+        SINGLE,
+        polls_signals=False,
     ),
     "completion": Command(
         "a script with which bash, zsh or fish completes commands, flags and values",
         "edg.cli.completion:add_arguments",
         "edg.cli.completion:completion",
-        loops=False,
+        polls_signals=False,
     ),
 }
+for _system in all_systems():  # descriptions only, nothing of a system is imported
+    COMMANDS |= _system.commands
 
 
 def add_verify_arguments(parser: Parser) -> None:
@@ -162,11 +142,11 @@ def info(args) -> int:
     from edg import systems
     from edg.cli.info import info_command
 
-    def told(weights) -> str:
-        name, why = systems.get().identify(weights)
+    def model_of(weights) -> str:
+        _, name, why = systems.identify(weights)
         return f"{name} (told by {why})" if name else f"unknown: {why}"
 
-    return info_command(args, told)
+    return info_command(args, model_of)
 
 
 # ---- entry -------------------------------------------------------------------------------------------------
@@ -224,20 +204,21 @@ def _run(argv: list[str], program: str) -> int:
     if name not in COMMANDS:
         fix = nearest(name, COMMANDS) or "see edg --help"
         raise UsageError(f"edg has no command {name!r}", expected=", ".join(COMMANDS), fix=fix)
-    if COMMANDS[name].alone and world_from_environment().size > 1:
-        raise UsageError(f"edg {name} in several processes", expected="one", fix=COMMANDS[name].alone)
+    if COMMANDS[name].single_process and world_from_environment().size > 1:
+        fix = COMMANDS[name].single_process
+        raise UsageError(f"edg {name} in several processes", expected="one", fix=fix)
     need_working_directory()
     # before what runs is imported: mistakes are told at once
-    args = parser_of(name, program).parse_args(rest)
+    args = parser_of(name, program, rest).parse_args(rest)
     return _stoppable(COMMANDS[name], args)
 
 
 def _stoppable(command: Command, args: Any) -> int:
     """The command's exit code; raises KeyboardInterrupt or Terminated where it sees that a signal came."""
-    with stopping.postponed(), nullcontext() if command.loops else stopping.at_once():
+    with stopping.postponed(), nullcontext() if command.polls_signals else stopping.at_once():
         try:
             with stopping.at_once():  # imports
-                run = _load(command.run)
+                run = load_part(command.run)
             return run(args) or 0
         except EdgError:
             raise
@@ -256,11 +237,12 @@ def need_working_directory() -> None:
         ) from error
 
 
-def parser_of(name: str, program: str = "edg") -> Parser:
-    """A command's parser."""
+def parser_of(name: str, program: str = "edg", argv: Sequence[str] = ()) -> Parser:
+    """A command's parser; of `sample`, for the system that `argv` names."""
     command = COMMANDS[name]
     parser = Parser(prog=program if program != "edg" else f"edg {name}", description=command.help)
-    _load(command.add)(parser)
+    more = (argv,) if command.reads_argv else ()
+    load_part(command.add)(parser, *more)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--json", action="store_true", help="an error as one line of JSON on stderr")
     return parser
@@ -271,11 +253,6 @@ def _overview() -> str:
     lines = [f"  {name:<15}{command.help}" for name, command in COMMANDS.items()]
     codes = "exit codes: 0 ok, 2 usage, 3 bad input file, 4 machine, 5 some items failed, 130/143 signals"
     return "\n".join([usage, "", *lines, "", codes])
-
-
-def _load(where: str):
-    module, function = where.split(":")
-    return getattr(import_module(module), function)
 
 
 def _tell(error: EdgError, program: str, as_json: bool) -> int:

@@ -20,20 +20,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edg import systems
 from edg.core import config
-from edg.core.arguments import PATHS, Parser, as_path, boolean
+from edg.core.arguments import Parser, as_path
+from edg.core.config import PathText
+from edg.core.dist import World
 from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
 from edg.core.files import lock_folder, remove_leftovers, write_json
 from edg.core.log import log
+from edg.core.options import Declared, NamedPath, declared, names
 from edg.core.paths import need_name
 from edg.core.process import stopping
 from edg.core.shipped import shipped
 from edg.core.written import plain, text_of
-from edg.runner.sample_flags import add_sample_arguments
+from edg.runner.config import PARTS, SampleConfig
 
 FOLDER = shipped("configs", "sweeps")
 MOST_POINTS = 10_000
 OWN = ("savedir", "overwrite", "strength")  # of the sweep's own making, or told another way
+TEXTS = (str, PathText, NamedPath)
 TROUBLE = (EdgError, OSError, MemoryError, RuntimeError)
 
 
@@ -60,11 +65,11 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Point:
-    """One point: its folder, all its options, and the parsed flags of `edg sample`."""
+    """One point of the grid: its folder, all its options, and the settings of `edg sample`."""
 
     folder: Path
     options: Mapping[str, Any]
-    args: argparse.Namespace
+    config: SampleConfig
 
     def __str__(self) -> str:
         return self.folder.name
@@ -137,15 +142,14 @@ def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def points(plan: Sweep) -> list[Point]:
-    """The grid's points, their flags checked. Raises EdgError naming the point."""
+    """The grid's points, their options checked. Raises EdgError naming the point."""
     from edg.runner.prepare import check
 
-    parser = Parser(prog="edg sample")
-    add_sample_arguments(parser)
-    _check_names(plan, parser)
+    kinds = _declared(plan)
+    _check_names(plan, kinds)
     if (count := math.prod(map(len, plan.grid.values()))) > MOST_POINTS:
         raise UsageError(f"a grid of {count:,} points", expected=f"at most {MOST_POINTS:,}")
-    plan = _as_flags(plan, parser)
+    plan = _as_written(plan, kinds)
     found: dict[str, Point] = {}
     same: dict[str, str] = {}
     for values in itertools.product(*plan.grid.values()):
@@ -157,30 +161,34 @@ def points(plan: Sweep) -> list[Point]:
         folder = Path(plan.out) / name
         try:
             need_name(name, "a point's name")
-            args = parser.parse_args([*flags_of(options), "--savedir", str(folder)])
-            check(args)
+            settings = SampleConfig.from_values({**values_of(options), "savedir": str(folder)})
+            check(settings)
         except EdgError as error:
             raise type(error)(f"{name}: {error.given}", expected=error.expected, fix=error.fix) from None
-        other = same.setdefault(_meaning(args), name)
+        other = same.setdefault(_meaning(settings), name)
         if other != name:
             raise UsageError(f"{other} and {name} are the same point", expected="every point once")
-        found[name] = Point(folder, options, args)
+        found[name] = Point(folder, options, settings)
     return list(found.values())
 
 
-def _as_flags(plan: Sweep, parser: Parser) -> Sweep:
-    """The plan with texts as they were written where a flag takes text, numbers and truths elsewhere."""
-    types = {
-        name.lstrip("-").replace("-", "_"): action.type
-        for action in parser._actions
-        for name in action.option_strings
+def _declared(plan: Sweep) -> dict[str, Declared]:
+    """Every name that an option of `edg sample` may have here -> its declaration."""
+    given = {name.replace("-", "_"): value for name, value in plan.options.items()}
+    own = systems.of(given.get("system"), given.get("config", given.get("spec"))).part("options")
+    return {
+        name: declared(kind)[field] for kind in (*PARTS.values(), own) for name, field in names(kind).items()
     }
+
+
+def _as_written(plan: Sweep, kinds: Mapping[str, Declared]) -> Sweep:
+    """The plan with texts as they were written where an option takes text, numbers and truths elsewhere."""
 
     def meant(name: str, value: Any) -> Any:
         if isinstance(value, list):
             return [meant(name, one) for one in value]
-        takes_text = types.get(name.replace("-", "_"), boolean) in (None, *PATHS)
-        return text_of(value) if takes_text else plain(value)
+        kind = kinds.get(name.replace("-", "_"))
+        return text_of(value) if kind is not None and kind.item in TEXTS else plain(value)
 
     grid, options = (
         {name: meant(name, value) for name, value in table.items()} for table in (plan.grid, plan.options)
@@ -188,27 +196,29 @@ def _as_flags(plan: Sweep, parser: Parser) -> Sweep:
     return Sweep(plan.out, grid, options)
 
 
-def _check_names(plan: Sweep, parser: Parser) -> None:
-    """Raise UsageError for two names of one flag: ddim-steps and ddim_steps, frames and video_length."""
-    flag_of = {
-        name.lstrip("-").replace("-", "_"): action.dest
-        for action in parser._actions
-        for name in action.option_strings
-    }
+def _check_names(plan: Sweep, kinds: Mapping[str, Declared]) -> None:
+    """Raise UsageError for two names of one option: ddim-steps and ddim_steps, frames and video_length."""
     known: dict[str, str] = {}
     for name in (*plan.options, *plan.grid):
         plain = name.replace("-", "_")
-        other = known.setdefault(flag_of.get(plain, plain), name)
+        field = kinds[plain].name if plain in kinds else plain
+        other = known.setdefault(field, name)
         if other != name:
             raise UsageError(f"{other} and {name} are the same flag", expected="one of them")
 
 
-def _meaning(args: argparse.Namespace) -> str:
-    """What tells a point's clips from others', as text: all flags but the folder, numbers as numbers."""
-    strengths = sorted(
-        (place, float(value)) for place, _, value in (s.partition("=") for s in args.strength or ())
-    )
-    return repr({**vars(args), "savedir": None, "strength": strengths})
+def _meaning(settings: SampleConfig) -> str:
+    """A text that is equal for points with the same clips: all settings but the folder."""
+    given = settings.given() | {"savedir": None}
+    strengths = (text.partition("=") for text in given.get("strength", ()))
+    return repr({**given, "strength": sorted((place, float(value)) for place, _, value in strengths)})
+
+
+def values_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a point by name, those with a dot as strengths of the recipe."""
+    values = {key: value for key, value in options.items() if "." not in key}
+    strengths = [f"{key}={value}" for key, value in options.items() if "." in key and value is not None]
+    return values | ({"strength": strengths} if strengths else {})
 
 
 def _safe(text: str) -> str:
@@ -257,21 +267,22 @@ def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]
 def _make(point: Point, keep: dict[str, Any]) -> None:
     """Sample a point. Its point.json stays what it was where the clips that lie there are of other settings.
     Raises EdgError."""
-    from edg.runner.prepare import sample
+    from edg.runner.prepare import prepare
+    from edg.runner.sample import run
 
-    told, about = point.folder / "point.json", {"name": str(point), "options": dict(point.options)}
+    record, about = point.folder / "point.json", {"name": str(point), "options": dict(point.options)}
     remove_leftovers(point.folder)
-    if not told.exists():
-        write_json(told, about)
+    if not record.exists():
+        write_json(record, about)
     try:
-        sample(point.args, keep)
+        run(prepare(point.config, World()), World(), keep)
     except UsageError as error:
         other = "another out=, or remove the point's folder" if "--overwrite" in error.fix else error.fix
         raise UsageError(error.given, expected=error.expected, fix=other) from None
     except SomeFailedError:
-        write_json(told, about)
+        write_json(record, about)
         raise
-    write_json(told, about)
+    write_json(record, about)
 
 
 @contextmanager
@@ -286,7 +297,7 @@ def _named(what: str, failed: dict[str, str]) -> Iterator[None]:
 
 def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
     """Scores of every point, and the report over all of them in OUT/report; what failed, with its reason."""
-    runs = {str(point): point.folder / str(point.args.M) for point in made}
+    runs = {str(point): point.config.outdir for point in made}
     failed: dict[str, str] = {}
     if not runs:
         return failed

@@ -62,7 +62,8 @@ def add_switch(
 ) -> None:
     """A flag that may stand alone (`--loop`), with a value (`--loop 0`), or be denied (`--no-loop`)."""
     dest = dest or names[0].lstrip("-").replace("-", "_")
-    parser.add_argument(*names, dest=dest, nargs="?", const=True, default=default, type=boolean, help=help)
+    how = {"dest": dest, "nargs": "?", "const": True, "type": boolean, "metavar": "0|1"}
+    parser.add_argument(*names, default=default, help=help, **how)
     parser.add_argument(
         *(f"--no-{name.lstrip('-')}" for name in names),
         dest=dest,

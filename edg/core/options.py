@@ -135,6 +135,9 @@ def names(options: type) -> Mapping[str, str]:
     }
 
 
+METAVARS = {int: "N", float: "X"}
+
+
 # ---- command line ------------------------------------------------------------------------------------------
 
 
@@ -153,8 +156,10 @@ def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
 
 def _add_flag(group: Any, field: Declared) -> None:
     option, kind = field.option, field.item
-    shown = field.default
-    note = "" if shown in (None, "", ()) or isinstance(shown, bool) else f"({shown})"
+    default = field.default
+    hidden = default in (None, "", ()) or isinstance(default, bool)
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    note = "" if hidden else f"({shown})"
     text = f"{option.help} {note}".strip()
     if kind is bool:
         add_switch(group, *field.flags, dest=field.name, default=argparse.SUPPRESS, help=text)
@@ -164,7 +169,7 @@ def _add_flag(group: Any, field: Declared) -> None:
         how["choices"] = typing.get_args(kind)
     else:
         how["type"] = _argument_type(field)
-        how["metavar"] = option.metavar or field.flags[0].lstrip("-").upper()
+        how["metavar"] = option.metavar or METAVARS.get(kind, "TEXT")
     if field.count is not None:
         how["nargs"] = field.count
     if option.bare is not None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edg import systems
 from edg.core import options
 from edg.core.config import PathText
 from edg.core.errors import UsageError, nearest, require
 from edg.core.options import NamedPath, option
-from edg.systems.base import System, WeightFiles
+from edg.systems.base import Offload, System, WeightFiles
 
 LONGEST_SIDE, MOST_THREADS = 16_384, 4096  # pixels; threads of a process
 SEED_LIMIT = 2**63
@@ -134,6 +134,14 @@ class SampleConfig:
     def system(self) -> System:
         return systems.of(self.model.system, self.model.config)
 
+    @property
+    def outdir(self) -> Path:
+        """The folder that clips go to: --savedir, or the system's own below it."""
+        system, folder = self.system, Path(self.output.savedir)
+        if system.subfolder is None:
+            return folder
+        return folder / system.part("subfolder")(system.part("options")(**self.options))
+
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> SampleConfig:
         """The settings by any of their names, None for those that are not given. Raises UsageError, with the
@@ -155,8 +163,7 @@ class SampleConfig:
 
     def changed(self, **values: Any) -> SampleConfig:
         """These settings with others in their place."""
-        new = SampleConfig.from_values({**self.given(), **values})
-        return new
+        return SampleConfig.from_values({**self.given(), **values})
 
     def given(self) -> dict[str, Any]:
         """The settings that are not the default, by field name."""
@@ -184,13 +191,6 @@ class SampleConfig:
 
 def _known(name: str) -> str:
     return str(name).replace("-", "_")
-
-
-def with_batch_size(config: SampleConfig, size: int) -> SampleConfig:
-    return replace(config, placement=replace(config.placement, bs=size))
-
-
-Offload = Literal["none", "parameter_sets", "layers"]
 
 
 def offload_of(placement: PlacementConfig, together: bool) -> Offload:

@@ -27,9 +27,9 @@ from edg.core.log import log
 from edg.core.shipped import shipped
 from edg.core.video import read_image
 from edg.data.prompts import Pair, passed_over, read_prompt_folder
+from edg.runner.clip_folder import ClipFolder
 from edg.runner.config import LONGEST_SIDE, PromptsConfig, SampleConfig, offload_of
 from edg.runner.memory_report import one_line
-from edg.runner.sample import ClipFolder
 from edg.systems.base import MemoryEstimate, Placement, Request, Selection, Spec, System
 from edg.weights.tensors import FLOATS
 
@@ -51,10 +51,7 @@ class Job:
 
     @property
     def outdir(self) -> Path:
-        folder = Path(self.config.output.savedir)
-        if self.system.subfolder is None:
-            return folder
-        return folder / self.system.part("subfolder")(self.selection.options)
+        return self.config.outdir
 
     def load(
         self,
@@ -178,6 +175,8 @@ def prepare(
         for pair in pairs
         for i in range(config.prompts.n_samples)
     ]
+    for line in selection.remarks(requests[0]) if requests else ():
+        note(line)
     if system.check is not None:
         for line in system.part("check")(spec, parameters, requests):
             note(f"warning: {line}")

@@ -144,7 +144,6 @@ def load_embedder(
     from edg import systems
     from edg.core.config import to_dict
     from edg.core.hashing import cached_sha256, hash_value
-    from edg.runner.prepare import find_spec
     from edg.weights.store import open_weights
 
     run = next((clip for clip in found if clip.set_paths), None)
@@ -155,16 +154,20 @@ def load_embedder(
     if file is None or not file.exists():
         raise BadFileError(f"the run's parameter set {told} is gone", fix="--weights clip=CHECKPOINT")
     model = {} if path else run.model
-    system = systems.get(model.get("system", systems.DEFAULT))
-    spec = find_spec(system, config or model.get("name"), {"clip": file})
+    weights = open_weights(file)
+    name = config or model.get("name")
+    if name is None:
+        system, name, why = systems.identify(weights)
+        if name is None:
+            raise UsageError(f"cannot tell which model {file} is ({why})", expected="--config NAME or YAML")
+    system, spec = systems.find(name, model.get("system"))
     if path is None and config is None and hash_value(to_dict(spec)) != model.get("spec_sha256"):
         raise UsageError(
             f"the run's model is another {spec.name} than the known one", fix="--config with its YAML"
         )
-    weights = open_weights(file)
     origin = {
         "file": str(file),
         "sha256": [cached_sha256(part.path) for part in weights.files],
         "model": spec.name,
     }
-    return system.embedder(spec, weights, device=device), origin
+    return system.part("embed")(spec, weights, device), origin

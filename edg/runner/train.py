@@ -51,7 +51,7 @@ def train(args) -> int:
         data_of(run)
     import torch
 
-    trainer = systems.get().trainer()
+    trainer = systems.get().part("train")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     with world(device) as here:
         fix_threads(args.threads or max(1, usable_cores() // here.size))
@@ -114,7 +114,7 @@ def skipped(run: Training) -> str:
 
 def read_runs(path: str | Path, overrides: list[str], only: list[str] | None = None) -> list[Training]:
     """The file's runs in order. Raises UsageError for unknown keys and stages, BadFileError for the file."""
-    settings = systems.get().training()
+    settings = systems.get().part("train_config")
     values = config.read_yaml(path, overrides)
     stages = values.pop("stages", None)
     if stages is None and only:
@@ -257,7 +257,7 @@ def _sprites(run: Training, data: Sprites) -> Any:
     if data.split == "stills":
         return Table(stills(run.seed, data.count, data.focus))
     drawn = clip_tensors(list(clips(data.split, run.seed, data.count)), data.split)
-    spec = systems.get().spec(run.spec)
+    spec = systems.find(run.spec)[1]
     weight = latent_weight(drawn.pop("cover"), spec.latent_factor, data.focus)
     return Table({**drawn, "weight": weight, "fps": torch.full((data.count,), FPS)})
 
@@ -265,7 +265,7 @@ def _sprites(run: Training, data: Sprites) -> Any:
 def _cache(run: Training, data: Cache) -> Any:
     from edg.data.captions import need_captions
 
-    clips = systems.get().trainer().cached(run, data.path)
+    clips = systems.get().part("train").cached(run, data.path)
     if data.require_captions:
         need_captions(clips.videos)
     return clips
@@ -274,7 +274,7 @@ def _cache(run: Training, data: Cache) -> Any:
 def _videos(run: Training, data: Videos) -> Any:
     from edg.data.clips import ClipDataset, Skipped, read_videos
 
-    spec = systems.get().spec(run.spec)
+    spec = systems.find(run.spec)[1]
     clip = spec.clip(
         data.frames,
         data.height,

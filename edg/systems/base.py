@@ -157,7 +157,8 @@ class Selection:
     paths: role -> file, in the order of use. options: the system's, with everything settled that depends on
     the model and the roles. open: gives the parameters by role; its argument is called with lines worth a
     note. tables: role -> table inside its file. together: all parameter sets are needed at once. inputs:
-    files that these options ask for, None for the system's own. notes: for the records.
+    files that these options ask for, None for the system's own. remarks: lines on clips like a request.
+    notes: for the records.
     """
 
     spec: Any
@@ -167,6 +168,7 @@ class Selection:
     tables: Mapping[str, str] = field(default_factory=dict)
     together: bool = False
     inputs: Inputs | None = None
+    remarks: Callable[[Request], Sequence[str]] = lambda request: ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -250,13 +252,15 @@ class Command:
     """A command of `edg`. add and run are "module:function": one adds arguments to a parser, the other takes
     the parsed ones. single_process: what to do instead of starting it under torchrun, "" for a command that
     runs under it. polls_signals: it checks itself whether a signal came (core/process.py); else the handler
-    raises, as the command has but one thread."""
+    raises, as the command has but one thread. reads_argv: add takes
+    the arguments too, as its flags depend on them."""
 
     help: str
     add: str
     run: str
     single_process: str = ""
     polls_signals: bool = True
+    reads_argv: bool = False
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -317,9 +321,7 @@ class System:
     inputs: Inputs
     specs: str  # -> Mapping[str, Spec]; names are unique over all systems
     options: str  # -> the Options class, a frozen dataclass of `option` fields
-    select: (
-        str  # (spec | None, WeightFiles, given options) -> Selection; raises where the weights do not tell
-    )
+    select: str  # (spec | None, WeightFiles, given options) -> Selection
     load: str  # (spec, parameters, Placement) -> Model
     generate: str  # (model, requests, Observer) -> Iterator[Result]
     check: str | None = None  # (spec, parameters, requests) -> warnings; raises whatever would stop them
@@ -327,13 +329,14 @@ class System:
     read_spec: str | None = None  # (path of a YAML file) -> Spec
     identify: str | None = None  # (weights) -> (spec name or None, reason)
     estimate: str | None = None  # (spec, parameters, request, Placement) -> MemoryEstimate
+    plan_options: str | None = None  # (spec, WeightFiles, given) -> (options, roles, together); no files
     files: str | None = None  # -> Mapping[str, RemoteFile]: what `edg fetch` gets
     train: str | None = None  # -> Trainer
     train_config: str | None = None  # -> type[Training]
     embed: str | None = None  # (spec, parameters, device) -> Embedder
     verify: str | None = None  # -> Mapping[group, Callable[[Case], dict[str, Tensor]]]
     prompts: str | None = None  # (spec) -> name of the prompt folder beside the package that fits it
-    defaults: str | None = None  # (spec name, given) -> values for `load(NAME)` where nothing else is given
+    defaults: str | None = None  # (model, given to load, given to a clip) -> options that nobody gave
     commands: Mapping[str, Command] = field(default_factory=dict)
     subfolder: str | None = None  # (options) -> "1000": where under --savedir clips go
 

@@ -8,16 +8,15 @@ from collections import namedtuple
 import numpy as np
 
 from edg.core.video import fit_image, read_image
-from edg.runner.prepare import Prepared
+from edg.runner.prepare import Job
 from edg.sprites import WEIGHTS
 from edg.systems.base import Result
-from edg.systems.edg import EdgSystem
 
 RED = (200, 30, 40)
 Sampled = namedtuple("Sampled", "code err out")  # exit code, stderr, the folder of the clips
 
 
-def still(_, model, requests, progress=None, watch=None):
+def still(model, requests, observer=None):
     for request in requests:
         options = request.options
         picture = fit_image(
@@ -29,8 +28,8 @@ def still(_, model, requests, progress=None, watch=None):
 
 def sampler(command, monkeypatch):
     """sample(folder, *flags) -> Sampled: the command line, all of it but the network."""
-    monkeypatch.setattr(Prepared, "load", lambda *args: "network")
-    monkeypatch.setattr(EdgSystem, "generate", still)
+    monkeypatch.setattr(Job, "load", lambda *args: "network")
+    monkeypatch.setattr("edg.systems.edg.generate.generate", still)
 
     def sample(folder, *flags):
         out = folder.parent / f"{folder.name}-out"

@@ -297,9 +297,9 @@ sys.path[:0] = {paths!r}
 from pathlib import Path
 import sampling
 from edg.cli.main import entry
-from edg.runner.prepare import Prepared
-from edg.systems.edg import EdgSystem
-Prepared.load, EdgSystem.generate = lambda *args: "network", sampling.still
+from edg.runner.prepare import Job
+from edg.systems.edg import generate
+Job.load, generate.generate = lambda *args: "network", sampling.still
 entry(["sample", "--config", "sprites", "--sets", "a=" + {base!r}, "--device", "cpu", *sys.argv[1:]])
 """
 

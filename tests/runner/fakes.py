@@ -6,7 +6,8 @@ import numpy as np
 
 from edg.core.seeding import generator
 from edg.core.video import write_image
-from edg.runner.sample import Run
+from edg.runner.clip_folder import ClipFolder
+from edg.runner.sample import make_clips
 from edg.systems.base import Request, Result
 
 
@@ -16,7 +17,7 @@ class FakeSystem:
     def __init__(self, fail=(), boom_after=None):
         self.fail, self.boom_after, self.log = set(fail), boom_after, []
 
-    def generate(self, model, requests, progress=None, watch=None):
+    def generate(self, model, requests, observer=None):
         self.log.append([request.id for request in requests])
         for request in requests:
             if self.boom_after is not None and self.boom_after <= 0:
@@ -35,7 +36,7 @@ class FakeSystem:
             yield Result(request, pixels.numpy())
 
 
-def job(folder, count=3, **changes) -> Run:
+def job(folder, count=3, **changes) -> ClipFolder:
     """A run of `count` clips of 4 frames of 16x16, its images drawn in `folder`."""
     requests = []
     for i in range(count):
@@ -45,4 +46,9 @@ def job(folder, count=3, **changes) -> Run:
         seed = changes.get("seed", 1)
         requests.append(Request(f"{i:04d}-x_sample0", f"prompt {i}", seed, 4, 16, 16, None, image))
     others = {key: value for key, value in changes.items() if key != "seed"}
-    return Run(requests, folder / "out", {"options": {"eta": 1.0}}, **others)
+    return ClipFolder(requests, folder / "out", {"options": {"eta": 1.0}}, **others)
+
+
+def run(folder, system, load, world=None):
+    """`make_clips` with a fake system."""
+    return make_clips(folder, system.generate, load, world)

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fakes import FakeSystem, job  # noqa: E402
+from fakes import FakeSystem, job, run  # noqa: E402
 
 from edg.core.errors import BadFileError, UsageError  # noqa: E402
 from edg.core.video import picture_notes, read_image, write_image  # noqa: E402
+from edg.runner.clip_folder import with_contents  # noqa: E402
 from edg.runner.clips import ClipFile  # noqa: E402
-from edg.runner.sample import run, with_bytes  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
 from edg.systems.edg.clip_state import read_initial_noise, read_pixels  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
@@ -34,8 +34,8 @@ def test_the_record_tells_the_image_that_the_frames_are_of(tmp_path, kind):
     former = sha256(image)
 
     class Swapping(FakeSystem):
-        def generate(self, model, requests, progress=None, watch=None):
-            decoded.extend(hashlib.sha256(request.image_bytes).hexdigest() for request in requests)
+        def generate(self, model, requests, observer=None):
+            decoded.extend(hashlib.sha256(request.contents["image"]).hexdigest() for request in requests)
             write_image(tmp_path / "new.png", np.full((8, 8, 3), 200, np.uint8))
             if kind == "replaced":
                 (tmp_path / "new.png").replace(image)
@@ -43,7 +43,7 @@ def test_the_record_tells_the_image_that_the_frames_are_of(tmp_path, kind):
                 image.write_bytes((tmp_path / "new.png").read_bytes())
             else:
                 image.unlink()
-            yield from super().generate(model, requests, progress, watch)
+            yield from super().generate(model, requests, observer)
 
     run(todo, Swapping(), lambda: None)
     record = json.loads(todo.record(todo.requests[0]).read_text())
@@ -59,12 +59,12 @@ def test_the_bytes_are_decoded_whatever_lies_there(tmp_path):
     path = tmp_path / "a.png"
     write_image(path, np.full((32, 32, 3), 10, np.uint8))
     request = Request("a", "", 0, 8, 32, 32, SamplingOptions(), path, last_image=path)
-    assert with_bytes(request) == request  # what was read is no part of what is asked for
-    read = with_bytes(request)
+    assert with_contents(request) == request  # what was read is no part of what is asked for
+    read = with_contents(request)
     write_image(path, np.full((32, 32, 3), 250, np.uint8))
-    assert (read_image(path, read.image_bytes) == 10).all() and (read_image(path) == 250).all()
-    assert (read_pixels(path, read.last_bytes, request) < 0).all()
-    assert (read_pixels(path, None, request) > 0).all()
+    assert (read_image(path, read.contents["image"]) == 10).all() and (read_image(path) == 250).all()
+    assert (read_pixels("last_image", read) < 0).all()
+    assert (read_pixels("last_image", request) > 0).all()
     frames = [Image.new("RGB", (8, 8), (80 * n, 0, 0)) for n in range(3)]
     frames[0].save(data := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
     assert picture_notes(path, data.getvalue()) and not picture_notes(path)

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from edg.cli.main import main
-from edg.core.arguments import Parser
+from edg.cli.main import main, parser_of
+from edg.cli.sample import config_of
 from edg.core.config import to_yaml
-from edg.core.dist import world_from_environment
 from edg.core.hashing import sha256_file
 from edg.runner.prepare import prepare
-from edg.runner.sample_flags import add_sample_arguments
 from edg.sprites import WEIGHTS
 from edg.systems.edg.dials import Dial, Dials, Point
 
@@ -128,10 +126,9 @@ def test_the_switch_of_the_dials_goes_with_their_recipe_alone(capsys, tmp_path, 
 )
 def test_what_is_not_as_the_curve_was_measured_is_told(capsys, tmp_path, prompts, dials, turned, other, told):
     """Flags are checked and told before anything is read: the network is never loaded."""
-    parser = Parser()
-    add_sample_arguments(parser)
     flags = sample(prompts, tmp_path, "--dials", dials, *turned, *other)[1:]
-    prepare(parser.parse_args([str(flag) for flag in flags]), world_from_environment())
+    parser = parser_of("sample")
+    prepare(config_of(parser.parse_args([str(flag) for flag in flags])), World())
     err = capsys.readouterr().err
     assert "dyn.alpha = 0" in err or "T = " in err
     assert told in err and ("the curve was measured" in err) == bool(told), err

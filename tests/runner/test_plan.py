@@ -6,24 +6,24 @@ import pytest
 
 from edg.cli.main import main
 from edg.core.errors import UsageError
-from edg.runner.memory_report import card, in_a_line, table, verdict
-from edg.systems.base import PhaseCost, Plan
+from edg.runner.memory_report import card, one_line, table, verdict
+from edg.systems.base import MemoryEstimate, PhaseCost
 
 GB = 10**9
-PLAN = Plan(
+PLAN = MemoryEstimate(
     (
         PhaseCost("condition", 3 * GB, GB // 2, 10**12, 2),
         PhaseCost("denoise", 2 * GB, 4 * GB, 25 * 10**12, 50),
     ),
-    waiting=5 * GB,
-    beside=GB,
+    host_bytes=5 * GB,
+    overhead_bytes=GB,
     note="",
 )
 
 
 def test_the_largest_phase_decides():
-    assert PLAN.largest.name == "denoise" and PLAN.peak == 6 * GB and PLAN.need == 7 * GB
-    told = in_a_line(PLAN, "cuda:0")
+    assert PLAN.largest.name == "denoise" and PLAN.peak_bytes == 6 * GB and PLAN.required_bytes == 7 * GB
+    told = one_line(PLAN, "cuda:0")
     assert told.startswith("expects 7.00 GB on cuda:0 (denoise: parameters 2.00, activations 4.00")
     assert " ".join(table(PLAN)[2].split()) == "denoise 2.00 GB 4.00 GB 6.00 GB 25 TFLOP x 50"
 

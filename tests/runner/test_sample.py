@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fakes import FakeSystem, job  # noqa: E402
+from fakes import FakeSystem, job, run  # noqa: E402
 
 from edg.core.errors import MachineError, SomeFailedError, UsageError  # noqa: E402
 from edg.core.files import LOCK, read_json  # noqa: E402
 from edg.core.video import read_frames, read_image  # noqa: E402
-from edg.runner.sample import first_difference, run  # noqa: E402
+from edg.runner.clip_folder import first_difference  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def test_makes_everything_once(tmp_path):
 def test_a_record_names_both_images(tmp_path):
     plan = job(tmp_path)
     first, second, _ = plan.requests
-    plan.requests[0] = dataclasses.replace(first, last=second.image)
+    plan.requests[0] = dataclasses.replace(first, last_image=second.image)
     go(plan)
     record = read_json(plan.record(first))
     assert (record["image"], record["last_image"]) == (str(first.image), str(second.image))

@@ -16,13 +16,14 @@ from edg.core.config import to_dict
 from edg.core.files import write_json
 from edg.core.formats import FORMATS, place, write_clip
 from edg.core.hashing import hash_value, sha256_file
+from edg.core.options import settings as settings_of
 from edg.core.video import fit_image, read_frames, write_image, write_video
 from edg.metrics import motion
 from edg.metrics.catalogue import METRICS, SETS
 from edg.report.collect import collect
-from edg.runner.prepare import options_settings
 from edg.sprites import WEIGHTS
 from edg.sprites.world import caption, held_out, render, words_of
+from edg.systems.edg.options import SamplingOptions
 
 ROOT = Path(__file__).parents[2]
 CHEAP = "motion_degree,motion_top5,temporal_flickering,first_frame_psnr"
@@ -30,7 +31,7 @@ CHEAP = "motion_degree,motion_top5,temporal_flickering,first_frame_psnr"
 
 def make(folder, count=4, prompt=None):
     """Held-out sprites with records as `edg sample` writes them."""
-    spec = systems.get().spec("sprites")
+    spec = systems.find("sprites")[1]
     model = {"name": "sprites", "spec_sha256": hash_value(to_dict(spec))}
     for k, clip in enumerate(held_out(3, count)):
         frames, image = np.round(render(clip)[0] * 255).astype(np.uint8), folder / f"{k}.png"
@@ -141,9 +142,8 @@ def test_the_input_image_is_compared_as_the_model_was_given_it(capsys, tmp_path,
     seen = fit_image(picture, 64, 64, crop=fit == "crop", pad=fit == "pad").permute(1, 2, 0).numpy()
     frames = np.round((seen + 1) * 127.5).astype(np.uint8)[None].repeat(2, 0)
     write_clip(tmp_path / "x", frames, "png", fps=8, crf=10, tags={})
-    system = systems.get()
-    options = system.options(system.spec("sprites"), {"crop": fit == "crop", "pad": fit == "pad"})
-    settings = {"image_sha256": sha256_file(tmp_path / "wide.png"), "options": options_settings(options)}
+    options = SamplingOptions(crop=fit == "crop", pad=fit == "pad")
+    settings = {"image_sha256": sha256_file(tmp_path / "wide.png"), "options": settings_of(options)}
     record = {"id": "x", "image": str(tmp_path / "wide.png"), "settings": settings, "files": {"x": ""}}
     write_json(tmp_path / "x.json", record)
     assert run(capsys, tmp_path, "--metrics", "first_frame_psnr")[0] == 0

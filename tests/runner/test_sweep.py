@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from edg.cli.main import main
-from edg.cli.sweep import FOLDER, end, flags_of, points, read
+from edg.cli.sweep import FOLDER, end, points, read
 from edg.core.errors import EdgError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +46,12 @@ def test_a_point_for_every_combination_the_last_name_fastest(sweep_file):
     assert [str(point) for point in found] == [
         "dyn.alpha=0_seed=1", "dyn.alpha=0_seed=2", "dyn.alpha=1.5_seed=1", "dyn.alpha=1.5_seed=2",
     ]  # fmt: skip
-    assert found[2].args.strength == ["dyn.alpha=1.5"] and found[2].args.seed == 1 and found[2].args.T == 300
-    assert found[2].args.savedir == str(found[2].folder) and found[2].options["config"] == "sprites"
+    assert (
+        found[2].config.options["strength"] == ("dyn.alpha=1.5",)
+        and found[2].config.prompts.seed == 1
+        and found[2].config.options["T"] == 300
+    )
+    assert found[2].config.output.savedir == str(found[2].folder) and found[2].options["config"] == "sprites"
 
 
 def test_settings_of_the_command_line_go_over_the_files(sweep_file):

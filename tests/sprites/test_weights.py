@@ -14,9 +14,10 @@ from edg.sprites import WEIGHTS
 from edg.sprites.data import psnr_on_shape, stills
 from edg.sprites.tracker import track
 from edg.sprites.world import caption, held_out, parse_caption, render, words_of
-from edg.systems.base import Request
-from edg.systems.edg import EdgSystem
+from edg.systems.base import Placement, Request
+from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameter_sets import load_sets
 from edg.weights.keys import is_adapter
 from edg.weights.store import open_weights
 
@@ -59,9 +60,9 @@ def test_a_short_sample_moves_as_told(tmp_path):
         path = tmp_path / f"{k}.png"
         Image.fromarray(np.round(render(clip)[0][0] * 255).astype(np.uint8)).save(path)
         requests.append(Request(str(k), caption(words_of(clip)), 123, 8, 32, 32, options, path))
-    system = EdgSystem()
-    model = system.load(SPRITES, {"tuned": open_weights(WEIGHTS / "tuned.safetensors")}, batch_size=4)
-    found = [track(r.frames, c.sprite) for r, c in zip(system.generate(model, requests), clips, strict=True)]
+    placement = Placement(torch.device("cpu"), torch.float32, 4)
+    model = load_sets(SPRITES, {"tuned": open_weights(WEIGHTS / "tuned.safetensors")}, placement)
+    found = [track(r.frames, c.sprite) for r, c in zip(generate(model, requests), clips, strict=True)]
     assert np.mean([t.speed for t in found]) > 0.2
     assert sum(t.direction == c.motion.direction for t, c in zip(found, clips, strict=True)) >= 2
 

@@ -19,11 +19,11 @@ from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
-from edg.systems.base import Request
-from edg.systems.edg import EdgSystem
+from edg.systems.base import Placement, Request
 from edg.systems.edg.condition import Condition
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameter_sets import load_sets
 from edg.weights.store import open_weights
 
 FRAMES = SPRITES.frames
@@ -40,7 +40,9 @@ def model(tmp_path_factory):
     Image.fromarray(((frame + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(image)
     tuned = {name: sets["tuned"][name] for name in sets["tuned"]}
     other = {name: value * (1.01 if "input_blocks" in name else 1) for name, value in tuned.items()}
-    return EdgSystem().load(SPRITES, {"dyn": other, "con": tuned}), image
+    return load_sets(
+        SPRITES, {"dyn": other, "con": tuned}, Placement(torch.device("cpu"), torch.float32)
+    ), image
 
 
 def sample(model, watch=None, **options):

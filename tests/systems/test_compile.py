@@ -10,10 +10,10 @@ from torch._dynamo.utils import counters
 
 from edg.networks.latent_video import load
 from edg.networks.latent_video.presets import SPRITES
-from edg.systems.base import Request
-from edg.systems.edg import EdgSystem
+from edg.systems.base import Placement, Request
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
+from edg.systems.edg.parameter_sets import load_sets
 
 UNET = replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,), num_res_blocks=1)
 TINY = replace(SPRITES, unet=UNET)
@@ -44,7 +44,8 @@ def test_one_graph_serves_all_steps_contexts_and_sets(sets, tmp_path, monkeypatc
     frames = {}
     for compiled in (False, True):
         torch._dynamo.reset(), counters.clear()
-        model = EdgSystem().load(TINY, sets, batch_size=2, compiled=compiled)
+        placement = Placement(torch.device("cpu"), torch.float32, 2, compile=compiled)
+        model = load_sets(TINY, sets, placement)
         frames[compiled] = [result.frames for result in generate(model, requests)]
         assert counters["stats"]["unique_graphs"] == int(compiled), (
             "two sets, two batches, the second not full"

@@ -68,7 +68,7 @@ def test_features_are_open_clips(spec, complete):
 
 
 def test_random_towers_say_so(spec, weights):
-    towers = systems.get().embedder(spec, weights)
+    towers = systems.get().part("embed")(spec, weights, "cpu")
     assert "random" in towers.note
     again = build(spec, "cpu").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in towers.state_dict().items())

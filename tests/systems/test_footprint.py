@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edg.networks.latent_video.load import build
 from edg.networks.latent_video.presets import DYNAMICRAFTER_512, DYNAMICRAFTER_1024, SPRITES
-from edg.systems.base import Request
-from edg.systems.edg.memory import FusedAttention, Tally, Weightless, blank, measure, plan, size_of
+from edg.systems.base import Placement, Request
+from edg.systems.edg.memory import FusedAttention, Tally, Weightless, blank, estimate, measure, size_of
 from edg.systems.edg.options import SamplingOptions
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +27,14 @@ TERA = 1e12
 def request_for(spec, **options):
     options = SamplingOptions(perframe_ae=spec.perframe_ae, **options)
     return Request("plan", "", 0, spec.frames, spec.height, spec.width, options)
+
+
+def plan(
+    spec, request, sets=2, device="cpu", dtype=torch.float32, resident=False, batch_size=1, low_memory=False
+):
+    offload = "layers" if low_memory else "none" if resident else "parameter_sets"
+    parameters = {f"set{i}": {} for i in range(sets)}
+    return estimate(spec, parameters, request, Placement(torch.device(device), dtype, batch_size, offload))
 
 
 @cache
@@ -102,9 +110,9 @@ def test_low_memory_fits_small_cards():
     how = dict(device="cuda", dtype=torch.float16, low_memory=True)
     for spec, card in ((DYNAMICRAFTER_512, 8), (DYNAMICRAFTER_1024, 12)):
         told = planned(spec, **how)
-        assert told.need < card * GB
+        assert told.required_bytes < card * GB
         assert "never stored" in told.note
-        assert told["denoise"].parameters < 0.1 * GB < told.waiting
+        assert told["denoise"].parameters < 0.1 * GB < told.host_bytes
 
 
 def test_attention_to_few_keys_is_told():
@@ -127,8 +135,8 @@ def test_where_parameters_lie():
     )
     whole = sum(map(size_of, build(SPRITES).parameters()))
     assert {kept[phase].parameters for phase in ("condition", "denoise", "decode")} == {2 * whole}
-    assert kept.waiting == 0 and host.waiting == 0
-    assert host["decode"].parameters == whole == swapped.waiting
+    assert kept.host_bytes == 0 and host.host_bytes == 0
+    assert host["decode"].parameters == whole == swapped.host_bytes
     vae = swapped["decode"].parameters
     assert swapped["condition"].parameters + swapped["denoise"].parameters == whole
     assert vae < swapped["condition"].parameters

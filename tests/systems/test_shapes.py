@@ -149,7 +149,7 @@ def test_a_network_that_reaches_no_further_says_so(spec, weights, images):
 
 
 def test_the_nearest_size_of_a_model():
-    from edg.runner.flags import bucket
+    from edg.runner.prepare import bucket
 
     sizes = {shape: bucket(DYNAMICRAFTER_512, *shape) for shape in [(1080, 1920), (1920, 1080), (64, 60)]}
     assert list(sizes.values()) == [(320, 512), (512, 320), (512, 320)]

@@ -103,11 +103,11 @@ def test_the_result_warns_with_the_lost_text(sprites):
     options = SamplingOptions(steps=1, guidance_scale=1.0, switch_at=(), perframe_ae=True)
     texts = "a red circle moves slowly left", "a red circle moves slowly left and then away"
     requests = [Request(text, text, 1, 8, 32, 32, options, image) for text in texts]
-    assert systems.get().check(SPRITES, sets, requests[:1]) == []
-    (line,) = systems.get().check(SPRITES, sets, requests)
+    assert systems.get().part("check")(SPRITES, sets, requests[:1]) == []
+    (line,) = systems.get().part("check")(SPRITES, sets, requests)
     assert "1 of 2 prompts" in line and "and then away" in line
     guided = replace(options, guidance_scale=2.0, negative_prompt="grey squares and yellow pillars and bars")
-    (line,) = systems.get().check(SPRITES, sets, [replace(requests[0], options=guided)])
+    (line,) = systems.get().part("check")(SPRITES, sets, [replace(requests[0], options=guided)])
     assert "1 of 1 negative prompts" in line and "'bars'" in line
     fits, cut = generate.generate(ParameterSets(SPRITES, sets), requests)
     assert (fits.warnings, fits.info) == ((), {})

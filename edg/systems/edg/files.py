@@ -34,12 +34,12 @@ def prompt_folder(model: str) -> str:
     return "sprites" if model == "sprites" else "scenes"
 
 
-def load_defaults(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a model where none of its parameter sets is given; a dial takes the place of those that it
-    chooses."""
-    if model != "sprites" or any(name in given for name in OWN_SETS):
+def load_defaults(model: str, loaded: Mapping[str, Any], clip: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `load(model)` that nobody gave; none where `loaded` names parameter sets. clip: all options
+    of a clip; a dial among them takes the place of those that it chooses."""
+    if model != "sprites" or any(name in loaded for name in OWN_SETS):
         return {}
-    turned = any(given.get(name) is not None for name in DIALS)
+    turned = any(clip.get(name) is not None for name in DIALS)
     return {name: value for name, value in SPRITES_DEFAULTS.items() if not (turned and name in BY_DIALS)}
 
 

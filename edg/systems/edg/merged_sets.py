@@ -11,7 +11,7 @@ from edg.core.errors import UsageError, require
 from edg.core.hashing import cached_sha256
 from edg.core.options import converted, declared
 from edg.networks.latent_video.spec import ModelSpec
-from edg.systems.base import WeightFiles
+from edg.systems.base import Request, WeightFiles
 from edg.systems.edg import dials as measured
 from edg.systems.edg.dials import WORDS, Dials
 from edg.systems.edg.options import SamplingOptions
@@ -92,48 +92,50 @@ def _adjusted(typed: SamplingOptions, dials: Dials | None) -> tuple[str, Recipe,
     return name, recipe, strengths
 
 
-def open_sets(merging: Merging, options: SamplingOptions, note: Callable[[str], None]) -> dict[str, Any]:
-    """The recipe's outputs as parameter sets by name, computed when they are read. note: called with lines
-    on the merge."""
+def open_sets(merging: Merging, note: Callable[[str], None]) -> dict[str, Any]:
+    """The recipe's outputs as parameter sets by name, computed when they are read. note: called with a line
+    on the merge, and one on the dials."""
     from edg.merging.lazy import merged
 
-    for line in _lines(merging, options):
-        note(line)
+    parts = dict(merging.notes["merged_in_memory"])
+    note(f"merges {parts.pop('recipe')} in memory, of {' and '.join(parts.values())}")
+    if turned := merging.notes.get("dials"):
+        words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
+        note(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
     return dict(merged(merging.recipe, warn=note))
 
 
-def _lines(merging: Merging, options: SamplingOptions) -> Sequence[str]:
-    """A line on the merge, one on what the dials stand for, and how far to trust them."""
-    parts = dict(merging.notes["merged_in_memory"])
-    lines = [f"merges {parts.pop('recipe')} in memory, of {' and '.join(parts.values())}"]
-    turned, dials = merging.notes.get("dials"), merging.dials
+def remarks(merging: Merging, request: Request) -> list[str]:
+    """Lines on how far to trust the dials for clips like this one."""
+    turned, dials, lines = merging.notes.get("dials"), merging.dials, []
     if not turned or dials is None:
         return lines
-    words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
-    lines.append(
-        f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}"
-    )
     known = dict(dials.sampling)
     if "T" not in turned["stand_for"]:
         known["T"] = dials.T
-    if other := _differing(merging, known):
+    if other := _differing(merging, known, request):
         lines.append(f"  the curve was measured with {' '.join(other)}")
-    T = merging.given.get("T")
-    start = options.start
+    T, start = merging.given.get("T"), request.options.start
     if T is not None and 1000 > start <= T + 1:
-        lines.append(
-            f"  con alone makes the clip: the start M = {start} is not above T = {T}: no step is dyn's"
-        )
+        reason = f"the start M = {start} is not above T = {T}: no step is dyn's"
+        lines.append(f"  con alone makes the clip: {reason}")
     return lines
 
 
-def _differing(merging: Merging, sampling: Mapping[str, Any]) -> list[str]:
+def _differing(merging: Merging, sampling: Mapping[str, Any], request: Request) -> list[str]:
     """The options of the measured clips that are others now, as flags."""
-    measured_with = converted(SamplingOptions, sampling)
+    spec, measured_with = merging.spec, converted(SamplingOptions, sampling)
     found = []
+    for flag, then, now in (
+        ("height", spec.height, request.height),
+        ("width", spec.width, request.width),
+        ("video_length", spec.frames, request.frames),
+    ):
+        if then != now:
+            found.append(f"--{flag} {then}")
     for name, field in declared(SamplingOptions).items():
-        compared = name in measured_with if name == "T" else field.option.pixels and name != "switch_at"
-        default = merging.spec.perframe_ae if name == "perframe_ae" else field.default
+        compared = name in sampling if name == "T" else field.option.pixels and name != "switch_at"
+        default = spec.perframe_ae if name == "perframe_ae" else field.default
         then = measured_with.get(name, default)
         now = merging.given.get(name, default)
         if not compared or field.option.flags is None or now == then or not (now or then):

@@ -9,7 +9,6 @@ from typing import Literal
 from edg.core.config import PathText
 from edg.core.errors import require
 from edg.core.options import option
-from edg.diffusion.guidance import guidance_weights
 
 _sampling = partial(option, group="sampling")
 _faster = partial(option, group="approximations: faster, not the same (docs/speed.md)", since=2)
@@ -36,10 +35,10 @@ class SamplingOptions:
     a request they have no effect.
     """
 
-    steps: int = _sampling(50, flags=("--ddim_steps",), low=1, high=1000)
+    steps: int = _sampling(50, "sampling steps", flags=("--ddim_steps",), low=1, high=1000)
     eta: float = _sampling(1.0, "0 is deterministic", flags=("--ddim_eta",), low=0, high=1000)
     spacing: Literal["uniform", "uniform_trailing", "quad"] = _sampling(
-        "uniform_trailing", flags=("--timestep_spacing",)
+        "uniform_trailing", "which timesteps are visited", flags=("--timestep_spacing",)
     )
     guidance_scale: float = _sampling(
         7.5, flags=("--unconditional_guidance_scale", "--cfg"), names=("guidance",), low=-10_000, high=10_000
@@ -137,6 +136,8 @@ class SamplingOptions:
     @property
     def guidance_weights(self) -> dict[str, float]:
         """The conditions that guidance needs and the weight of each, see `diffusion/guidance.py`."""
+        from edg.diffusion.guidance import guidance_weights
+
         return guidance_weights(self.guidance_scale, self.image_guidance_scale)
 
     @property

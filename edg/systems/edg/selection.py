@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.preview import read_tiny_decoder
 
 Given = Mapping[str, Any]
+Open = Callable[[Callable[[str], None]], dict[str, Any]]
 
 
 def select(spec: ModelSpec | None, weights: WeightFiles, given: Given) -> Selection:
@@ -33,15 +34,32 @@ def select(spec: ModelSpec | None, weights: WeightFiles, given: Given) -> Select
     if merged_sets.is_asked(given):
         merging = merged_sets.choose(typed, given, weights, partial(_spec_of, spec, weights))
         options = settle(merging.spec, merging.given, len(merging.recipe.outputs))
-        opened = partial(merged_sets.open_sets, merging, options)
-        chosen = Selection(merging.spec, merging.paths, options, opened, notes=merging.notes)
+        chosen = Selection(
+            merging.spec, merging.paths, options, partial(merged_sets.open_sets, merging),
+            notes=merging.notes, remarks=partial(merged_sets.remarks, merging),
+        )  # fmt: skip
     else:
         paths = set_paths(typed, weights.files)
         spec, tables = _spec_of(spec, weights, paths), tables_of(weights, paths)
         options = settle(spec, given, len(paths))
         chosen = Selection(spec, paths, options, partial(open_sets, paths, tables), tables=tables)
     inputs = Inputs(image="required", last_image="required" if options.interp else "no")
-    return replace(chosen, inputs=inputs, together=options.blend == "soft")
+    opened = partial(_open, chosen.open, _remarks(given))
+    return replace(chosen, open=opened, inputs=inputs, together=options.blend == "soft")
+
+
+def _remarks(given: Given) -> list[str]:
+    """Notes on the given options."""
+    scale = given.get("image_guidance_scale")
+    if scale is None or "multiple_cond_cfg" in given:
+        return []
+    return [f"--cfg_img {scale:g} turns image guidance on, as --multiple_cond_cfg does"]
+
+
+def _open(opened: Open, remarks: Sequence[str], note: Callable[[str], None]) -> dict[str, Any]:
+    for line in remarks:
+        note(line)
+    return opened(note)
 
 
 def check_options(spec: ModelSpec | None, weights: WeightFiles, given: Given) -> ModelSpec | None:
@@ -61,6 +79,15 @@ def check_options(spec: ModelSpec | None, weights: WeightFiles, given: Given) ->
         if options.preview_decoder is not None:
             read_tiny_decoder(options.preview_decoder, spec)
     return spec
+
+
+def plan_options(
+    spec: ModelSpec, weights: WeightFiles, given: Given
+) -> tuple[SamplingOptions, Sequence[str], bool]:
+    """(options, names of the parameter sets, all needed at once) of a run that is only estimated."""
+    roles = tuple(weights.files or ("dyn", "con"))
+    options = settle(spec, given, len(roles))
+    return options, roles, options.blend == "soft"
 
 
 def settle(spec: ModelSpec, given: Given, count: int) -> SamplingOptions:

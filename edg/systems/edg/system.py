@@ -20,6 +20,7 @@ SYSTEM = System(
     generate=f"{HERE}.generate:generate",
     identify="edg.networks.latent_video.identify:identify",
     estimate=f"{HERE}.memory:estimate",
+    plan_options=f"{HERE}.selection:plan_options",
     files=f"{HERE}.files:FILES",
     train=f"{HERE}.training.run",
     train_config=f"{HERE}.training.config:Run",

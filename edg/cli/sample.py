@@ -1,0 +1,70 @@
+"""`edg sample`, also scripts/infer_multi.py: flags -> SampleConfig -> clips.
+
+Every flag of the released sampler is here by its own name. Defaults are those of the published run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from edg import systems
+from edg.core.arguments import Parser
+from edg.core.dist import World, world, world_from_environment
+from edg.core.errors import EdgError
+from edg.core.log import log
+from edg.core.options import add_flags, names, typed_values
+from edg.runner.config import PARTS, ModelConfig, SampleConfig
+from edg.systems.base import System
+
+IGNORED = ("ckpt_path", "module", "local_rank")  # flags of the release without a meaning here
+
+
+def add_sample_arguments(parser: Parser, argv: Sequence[str] = ()) -> None:
+    """Add the general flags, and those of the system that `argv` names by --system or --config."""
+    add_flags(parser, *PARTS.values(), system_of(argv).part("options"))
+    for name in IGNORED:
+        parser.add_argument(f"--{name}", default=None, help=argparse.SUPPRESS)
+
+
+def system_of(argv: Sequence[str]) -> System:
+    """The system that a command line names, the default where it names none or one that is unknown."""
+    found: dict[str, str] = {}
+    known = names(ModelConfig)
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        if name.startswith("--") and (field := known.get(name[2:].replace("-", "_"))):
+            found[field] = value if equals else following
+    try:
+        return systems.of(found.get("system"), found.get("config"))
+    except EdgError:
+        return systems.get()
+
+
+def config_of(args: argparse.Namespace) -> SampleConfig:
+    """The settings that the parsed flags give. Raises UsageError."""
+    chosen = systems.of(getattr(args, "system", None), getattr(args, "config", None))
+    return SampleConfig.from_values(typed_values(args, *PARTS.values(), chosen.part("options")))
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Run `edg sample`; returns the exit code. Raises EdgError."""
+    here = world_from_environment()
+    sleep_when_idle(here)
+    from edg.runner.prepare import prepare
+    from edg.runner.sample import run
+
+    ignored = [f"--{name}" for name in IGNORED if getattr(args, name) is not None]
+    if ignored and here.is_first:
+        log(f"ignored, without meaning here: {' '.join(ignored)}")
+    job = prepare(config_of(args), here)
+    with world(job.placement.device.type) as here:
+        run(job, here)
+    return 0
+
+
+def sleep_when_idle(here: World) -> None:
+    """Let idle threads of processes that share cores sleep, not spin; read when torch is loaded."""
+    if here.size > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -121,8 +121,8 @@ def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
     options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
     requests = [
         Request(
-            f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), task.seed, clip.frames, 32, 32,
-            options, image_of(task.out, k),
+            f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), task.seed,
+            clip.frames, 32, 32, options, image_of(task.out, k),
         )
         for k, clip in enumerate(chosen)
     ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edg.cli.main import COMMANDS, main
+from edg.cli.main import COMMANDS, main, parser_of
 from edg.core.errors import UsageError
 from edg.core.video import read_comment, read_frames, write_image
 
@@ -223,25 +223,17 @@ def test_one_set_and_three(capsys, tmp_path, weights, prompts):
 def test_every_released_flag_is_known(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "--help"])
-    from edg.core.arguments import Parser
-    from edg.runner.sample_flags import add_sample_arguments
-
-    add_sample_arguments(parser := Parser())
-    assert {f"--{name}" for name in RELEASED.split()} <= set(parser._option_string_actions)
+    assert {f"--{name}" for name in RELEASED.split()} <= set(parser_of("sample")._option_string_actions)
 
 
 def test_flags_mean_the_options_of_their_names():
-    from edg import systems
-    from edg.core.arguments import Parser
-    from edg.runner.flags import sampling_options
-    from edg.runner.sample_flags import add_sample_arguments
-
-    add_sample_arguments(parser := Parser())
-    system = systems.get()
-    spec = system.spec("dynamicrafter-512")
+    from edg.cli.sample import config_of
+    from edg.networks.latent_video.presets import DYNAMICRAFTER_512
+    from edg.systems.edg.selection import settle
 
     def options(*argv, sets=2):
-        return sampling_options(parser.parse_args([str(a) for a in argv]), system, spec, sets)
+        config = config_of(parser_of("sample").parse_args([str(a) for a in argv]))
+        return settle(DYNAMICRAFTER_512, config.options, sets)
 
     default = options()
     assert (default.steps, default.eta, default.guidance_scale, default.guidance_rescale) == (
@@ -346,9 +338,9 @@ def test_a_terminated_run_leaves_with_143(tmp_path, weights, prompts):
     assert not list((tmp_path / "out/1000").glob(".edg-tmp*"))
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.alone])
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.single_process])
 def test_a_command_for_one_process_says_so(monkeypatch, capsys, name):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([name, "--no-such-flag"]) == 2
     error = capsys.readouterr().err
-    assert f"edg {name} in several processes; expected one; {COMMANDS[name].alone}" in error
+    assert f"edg {name} in several processes; expected one; {COMMANDS[name].single_process}" in error

@@ -32,7 +32,7 @@ def system_of(argv: Sequence[str]) -> System:
     """The system that a command line names, the default where it names none or one that is unknown."""
     found: dict[str, str] = {}
     known = names(ModelConfig)
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, following in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = flag.partition("=")
         if name.startswith("--") and (field := known.get(name[2:].replace("-", "_"))):
             found[field] = value if equals else following

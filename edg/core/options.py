@@ -181,16 +181,7 @@ def _argument_type(field: Declared) -> Any:
     kind = field.item
     if typing.get_origin(kind) is Annotated:
         return named_path if kind == NamedPath else as_path
-    if kind is str:
-        return str
-
-    def read(text: str) -> Any:
-        value = _number(kind, text)
-        if value is None or not _is_within(field.option, value):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected {_range(field)}")
-        return value
-
-    return read
+    return kind  # ranges are checked by `converted`
 
 
 def _number(kind: Any, text: str) -> Any:
@@ -213,7 +204,7 @@ def _range(field: Declared) -> str:
         return f"{what}, finite" if field.item is float else what
     if high is None:
         return f"{what}, at least {low:g}"
-    return f"{what}, at most {high:g}" if low is None else f"{what}, {_plain(low)} to {_plain(high)}"
+    return f"{what}, at most {high:g}" if low is None else f"{what} from {_plain(low)} to {_plain(high)}"
 
 
 def _plain(value: float) -> str:
@@ -281,7 +272,8 @@ def _convert_one(field: Declared, key: str, value: Any) -> Any:
         value = float(value)
     value = config.convert(kind, value, key)
     if kind in (int, float) and not _is_within(field.option, value):
-        raise UsageError(f"{field.flags[0]} {value}", expected=_range(field))
+        shown = f"{value:g}" if kind is float else value
+        raise UsageError(f"{field.flags[0]} {shown}", expected=_range(field))
     return value
 
 

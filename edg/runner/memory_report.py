@@ -47,7 +47,7 @@ def report_lines(config: SampleConfig) -> Iterator[str]:
         f"{spec.name} at {height}x{width}, {frames} frames",
         f"{place.bs} clip{'s' if place.bs > 1 else ''} at a time",
         f"{dtype_name(dtype)} on {kind}",
-        f"{len(roles)} parameter sets {'resident' if offload == 'none' or place.resident else 'swapped'}",
+        f"{len(roles)} parameter sets {'resident' if together or place.resident else 'swapped'}",
         *(["low memory"] if place.low_memory else []),
     ]
     yield ", ".join(ways)

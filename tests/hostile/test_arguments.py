@@ -119,9 +119,8 @@ RANK = """
 import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from fakes import FakeSystem, job
+from fakes import FakeSystem, job, run
 from edg.core.dist import world
-from edg.runner.sample import run
 system = FakeSystem()
 with world("cpu") as here:
     run(job(Path({folder!r}), count=1), system, lambda: "network", here)

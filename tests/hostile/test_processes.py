@@ -17,14 +17,13 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "runner"), str(HERE.parents[1] / "scripts")]
 import torture  # noqa: E402
-from fakes import FakeSystem, job  # noqa: E402
+from fakes import FakeSystem, job, run  # noqa: E402
 from runs import ROOT, clips, edg, leftovers, prompt_folder, sampling, spawn  # noqa: E402
 
 from edg.core.dist import World  # noqa: E402
 from edg.core.errors import MachineError, SomeFailedError  # noqa: E402
 from edg.core.files import LOCK, _host, lock_folder, read_json, remove_leftovers  # noqa: E402
 from edg.runner import prepare  # noqa: E402
-from edg.runner.sample import run  # noqa: E402
 from edg.systems.edg.training.modules import _cut_log, read_log  # noqa: E402
 
 
@@ -146,10 +145,9 @@ import os, signal, sys, time
 from datetime import timedelta
 from pathlib import Path
 sys.path[:0] = [{paths}]
-from fakes import FakeSystem, job
+from fakes import FakeSystem, job, run
 from edg.cli.main import guard
 from edg.core.dist import world
-from edg.runner.sample import run
 folder, how, first = Path(sys.argv[1]), sys.argv[2], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 class Fragile(FakeSystem):
     def generate(self, model, requests, *more):

@@ -13,7 +13,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "runner"), str(HERE.parents[1] / "scripts")]
 import soak  # noqa: E402
-from fakes import FakeSystem, job  # noqa: E402
+from fakes import FakeSystem, job, run  # noqa: E402
 from runs import TUNED, clips, edg, prompt_folder, sampling, spawn  # noqa: E402
 
 from edg.core import device  # noqa: E402
@@ -23,7 +23,6 @@ from edg.networks.latent_video import load  # noqa: E402
 from edg.networks.latent_video.clip_encoders import _tokenizer  # noqa: E402
 from edg.networks.latent_video.model import LatentVideoModel  # noqa: E402
 from edg.networks.latent_video.presets import SPRITES  # noqa: E402
-from edg.runner.sample import run  # noqa: E402
 from edg.systems.base import Result  # noqa: E402
 from edg.systems.edg import generate as method  # noqa: E402
 from edg.weights.store import open_weights  # noqa: E402

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fakes import FakeSystem, job  # noqa: E402
+from fakes import FakeSystem, job, run  # noqa: E402
 
 from edg.core.errors import SomeFailedError, UsageError  # noqa: E402
 from edg.core.files import read_json, write_json
 from edg.core.formats import digest, read_clip, read_tags  # noqa: E402
 from edg.core.hashing import hash_value  # noqa: E402
-from edg.runner.sample import run  # noqa: E402
 
 
 def go(plan, **system):
@@ -115,10 +114,10 @@ def test_records_from_before_there_were_formats_count(tmp_path):
 def test_the_last_image_is_a_setting_where_there_is_one(tmp_path):
     plan = job(tmp_path, count=2)
     first, second = plan.requests
-    with_last = dataclasses.replace(first, last=second.image)
+    with_last = dataclasses.replace(first, last_image=second.image)
     assert "last_image_sha256" not in plan.settings(first)
     assert plan.settings(with_last)["last_image_sha256"] == plan.settings(second)["image_sha256"]
     (tmp_path / "none.png").write_bytes(b"x")
-    broken = dataclasses.replace(plan, requests=[dataclasses.replace(first, last=tmp_path / "none.png")])
+    broken = dataclasses.replace(plan, requests=[dataclasses.replace(first, last_image=tmp_path / "none.png")])
     with pytest.raises(SomeFailedError, match="none.png"):
         go(broken)

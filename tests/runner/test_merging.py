@@ -8,6 +8,7 @@ import pytest
 from edg.cli.main import main, parser_of
 from edg.cli.sample import config_of
 from edg.core.config import to_yaml
+from edg.core.dist import World
 from edg.core.hashing import sha256_file
 from edg.runner.prepare import prepare
 from edg.sprites import WEIGHTS

@@ -116,15 +116,14 @@ def test_a_real_terminal(tmp_path):
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 from pathlib import Path
-from fakes import FakeSystem, job
-from edg.runner.sample import run
+from fakes import FakeSystem, job, run
 import edg.runner.progress as progress
 progress.DRAWN = 0
 class Telling(FakeSystem):
-    def generate(self, model, requests, progress=None, watch=None):
+    def generate(self, model, requests, observer=None):
         for i, request in enumerate(requests):
             for step in range(3):
-                progress("dyn", step + 1, 3, request=request, share=(3 * i + step + 1) / 3 / len(requests))
+                observer.step("dyn", step + 1, 3, request, (3 * i + step + 1) / 3 / len(requests))
         yield from super().generate(model, requests)
 run(job(Path({str(tmp_path)!r}), count=3, chunk=2), Telling(), lambda: None)
 """

@@ -177,10 +177,9 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
-from fakes import FakeSystem, job
+from fakes import FakeSystem, job, run
 from edg.core.dist import world
 from edg.core.process import die_with_parent
-from edg.runner.sample import run
 class Slow(FakeSystem):
     def generate(self, *args):
         for result in super().generate(*args):
@@ -276,13 +275,13 @@ def test_a_rank_with_failures_makes_the_whole_fail_after_all_are_done(tmp_path):
 
 def test_previews_grow_while_a_clip_is_made_and_change_nothing_else(tmp_path):
     class Telling(FakeSystem):
-        def generate(self, model, requests, progress=None, watch=None):
+        def generate(self, model, requests, observer=None):
             sizes = []
-            for moment in ("t = 999", "t = 499") if watch else ():
-                watch(requests[0], moment, np.zeros((4, 2, 2, 3), np.uint8))
+            for moment in ("t = 999", "t = 499") if observer.wants_preview else ():
+                observer.preview(requests[0], moment, np.zeros((4, 2, 2, 3), np.uint8))
                 sizes.append(read_image(sheet).shape[0])
             assert sizes == sorted(set(sizes))
-            return super().generate(model, requests, progress)
+            return super().generate(model, requests, observer)
 
     plain, plan = job(tmp_path / "plain", count=1), job(tmp_path, count=1, preview=True)
     sheet = plan.outdir / "0000-x_sample0.preview.png"

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from edg.cli.main import main
-from edg.cli.sweep import FOLDER, end, points, read
+from edg.cli.sweep import FOLDER, end, flags_of, points, read
 from edg.core.errors import EdgError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -89,8 +89,8 @@ WRONG = {
     "{}": "empty grid",
     "{seed: 3}": "grid.seed is 3",
     "{seed: []}": "grid.seed is",
-    "{sede: [1]}": "unknown flag --sede; did you mean '--seed'",
-    "{seed: [1, x]}": "seed=x: edg sample: argument --seed",
+    "{sede: [1]}": "no option 'sede'; did you mean 'seed'",
+    "{seed: [1, x]}": "seed=x: seed is 'x'",
     "{T: [1]}": "T both in grid and in options",
     "{savedir: [a]}": "savedir",
     "{seed: [1, 1]}": "two points are called seed=1",
@@ -101,8 +101,8 @@ WRONG = {
     "{frames: [8], video_length: [9]}": "frames and video_length are the same flag",
     "{dyn: {alhpa: [0]}}": "dyn.alhpa=0: no dyn.alhpa in the recipe; .*; did you mean 'dyn.alpha'",
     "{height: [32, 33]}": "height=33: --height 33; expected a multiple of",
-    "{ddim_eta: [0, -1]}": "ddim_eta=-1: eta is -1",
-    "{n_samples: [0]}": "n_samples=0: edg sample: argument --n_samples",
+    "{ddim_eta: [0, -1]}": "ddim_eta=-1: --ddim_eta -1",
+    "{n_samples: [0]}": "n_samples=0: --n_samples 0",
 }  # fmt: skip
 
 

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNNER = (
-    "command", "dials", "doctor", "fetch", "files", "flags", "merging", "plan", "progress", "sample", "sweep",
-    "train",
-)  # fmt: skip
+RUNNER = [path.stem for path in sorted((ROOT / "edg/runner").glob("[a-z]*.py"))]
 
 
 @pytest.mark.parametrize("name", RUNNER)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The whole way: set up, merge two checkpoints into dyn and con, sample every prompt with both, leave videos in output/.
+# Run everything: install, merge two checkpoints into dyn and con, sample every prompt with both, write videos to output/.
 #
 #   bash run.sh                                  # published weights under $CKPT_PATH, else the embedded sprites
 #   bash run.sh --ddim_steps 25 --seed 7         # further flags go to the sampler (scripts/infer_multi.py --help)
 #   NPROC=4 bash run.sh                          # four processes; the default is one per GPU, or one on CPU
 #
-# Run it again to resume: what is finished is skipped.
+# Run it again to resume: finished clips are skipped.
 set -euo pipefail
 cd "$(dirname "$0")"
 CKPT_PATH="${CKPT_PATH:-./ckpt}"
-case "$CKPT_PATH" in "~" | "~/"*) CKPT_PATH="$HOME${CKPT_PATH#?}" ;; esac   # in quotes no shell does this
+case "$CKPT_PATH" in "~" | "~/"*) CKPT_PATH="$HOME${CKPT_PATH#?}" ;; esac   # a quoted ~ is not expanded by the shell
 export CKPT_PATH
 
 . scripts/setup.sh
@@ -27,16 +27,17 @@ if [ -f "$base" ] && [ -f "$tuned" ]; then
               --unconditional_guidance_scale 7.5 --T 500)
     if [ -f "$noise" ]; then sampling+=(--whether_analytic_init 0 --analytic_init_path "$noise"); fi
 else
-    echo "No published weights under $CKPT_PATH (see 'edg fetch'): running the embedded default, sprites."
+    echo "No published weights under $CKPT_PATH (see 'edg fetch'): running the embedded model, sprites."
     base=edg/sprites/weights/base.safetensors
     tuned=edg/sprites/weights/tuned.safetensors
     merged="$CKPT_PATH/merge_sprites"
-    merging=(--config configs/merge/edg_temporal_conv.yaml)   # what docs/sprites.md found best
+    merging=(--config configs/merge/edg_temporal_conv.yaml)   # the best recipe in docs/sprites.md
     sampling=(--config configs/models/sprites.yaml --prompt_dir prompts/sprites --savedir output/sprites
-              --unconditional_guidance_scale 1.0 --T 300 --chunk 2)   # sets this small are swapped in no time
+              --unconditional_guidance_scale 1.0 --T 300 --chunk 2)   # small sets are replaced quickly, so chunks can be small
 fi
 
-# Killed at any moment, this script takes its work with it: the merge watches for that, the sampler takes its place.
+# If this script is killed, its work stops too (Linux): edg.core.process ends the merge, and below the sampler replaces
+# this process (exec).
 python -m edg.core.process $$ python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" \
     --base "$base" --tuned "$tuned" --outdir "$merged" "${merging[@]}"
 

@@ -12,9 +12,9 @@ from experiments.scoring import SHARES, Estimate
 
 FIGURES = {
     "speed": "speed, px/frame",
-    "gain": "speed gained by the same clips, px/frame",
-    "intact": "colour and shape kept",
-    "direction": "direction as told",
+    "gain": "paired gain in speed, px/frame",
+    "intact": "colour and shape intact",
+    "direction": "direction correct",
     "first_frame": "first-frame error, levels of 255",
 }
 

@@ -17,9 +17,9 @@ HEAD = {
     "speed": "speed, px/frame",
     "slowly": '"slowly"',
     "quickly": '"quickly"',
-    "direction": "direction as told",
-    "intact": "colour and shape kept",
-    "told": "motion as told, px/frame",
+    "direction": "direction correct",
+    "intact": "colour and shape intact",
+    "told": "motion along the prompt, px/frame",
     "first_frame": "first-frame error",
 }
 PANELS = ("speed", "direction", "intact", "told")

@@ -23,7 +23,7 @@ SWITCHES = (900, 700, 500, 300, 100)
 STARTS = (960, 920)
 HEARS = ("adapter", "*.attn2.to_k.*", "*.attn2.to_v.*")  # what the text enters by
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "mute": ("all that does not hear the text", ("unet", "image_proj")),
+    "mute": ("everything except the text layers", ("unet", "image_proj")),
     "temporal": ("the temporal transformers", ("temporal", "init_attn")),
     "conv": ("the temporal convolutions", ("temporal_conv",)),
     "spatial": ("the spatial transformers", ("spatial",)),
@@ -104,7 +104,7 @@ def arms(tunes: Collection[str], noise: str) -> dict[str, Arm]:
         None,
         {"blend": "soft", "switch_at": (500,)},
     )
-    title = "the other way round: con above T = 500, dyn below"
+    title = "reverse order: con above T = 500, dyn below"
     rows["reversed"] = switched(title, 500, con, dyn)
     return rows | by_module(tunes)
 
@@ -132,7 +132,7 @@ def by_module(tunes: list[str]) -> dict[str, Arm]:
             title = f"slow, s = {s:g} in {what}"
             rows[f"{modules}{s:+g}"] = Arm(title, (point("slow", s, modules),), "modules", s)
     rows["mute-1_500"] = switched(
-        "s = -1 in all that does not hear the text above T = 500, slow below",
+        "s = -1 in everything except the text layers above T = 500, slow below",
         500,
         point("slow", -1.0, "mute"),
         "slow",

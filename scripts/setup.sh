@@ -1,5 +1,5 @@
-# Sourced by run.sh and scripts/test.sh, from the repository's root: an active environment is used as it is, otherwise
-# .venv is made. Installing is done once; a changed requirements.txt or setup.py installs again.
+# Sourced by run.sh and scripts/test.sh from the root of the repository. Uses the active environment, otherwise creates
+# .venv. Installs once, and again if requirements.txt or setup.py changes.
 
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     [ -d .venv ] || "${PYTHON:-python3}" -m venv .venv

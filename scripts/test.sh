@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets itself up and runs the tests: style, then the suite (no GPU, no download). Arguments go to pytest.
+# Install, check the style, run the tests (no GPU, no download of weights). Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh

@@ -236,7 +236,7 @@ def test_every_command_has_its_section():
 def messages():
     """Every text of the code, with what is put in at run time as a gap."""
     found = set()
-    for path in [*(ROOT / "edg").rglob("*.py"), ROOT / "run_merge.py"]:
+    for path in [*(ROOT / "edg").rglob("*.py"), *(ROOT / "experiments").glob("*.py"), ROOT / "run_merge.py"]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(node.value)

@@ -13,6 +13,8 @@ VERSION = next(
     for line in (HERE / "edg/__init__.py").read_text().splitlines()
     if "__version__ =" in line
 )
+# Folders of the repository that a wheel holds inside the package, see edg/core/shipped.py.
+SHIPPED = {"edg.configs": "configs", "edg.prompts": "prompts"}
 DEMO = ["gradio>=6.20"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 # Wheels exist for Linux; elsewhere building it needs clang.
@@ -34,13 +36,15 @@ setup(
     description="Extrapolating and decoupling image-to-video models: more motion from a still image",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["edg", "edg.*"]),
+    packages=[*find_packages(include=["edg", "edg.*"]), *SHIPPED],
+    package_dir=SHIPPED,
     package_data={
+        "edg.configs": ["**/*.yaml"],
+        "edg.prompts": ["**/*"],
         "edg": [
             "sprites/weights/*.safetensors",
-            "**/*.yaml",
             *(f"report/*.{kind}" for kind in ("html", "css", "js")),
-        ]
+        ],
     },
     install_requires=REQUIREMENTS,
     extras_require={

@@ -121,7 +121,7 @@ def test_flags_of_a_clip(model, video):
     assert model.animate(IMAGE, PROMPT, size="32x48", fit="pad").frames.shape == (8, 32, 48, 3)
     with pytest.raises(UsageError, match="did you mean 'steps'"):
         model.animate(IMAGE, PROMPT, step=3)
-    with pytest.raises(UsageError, match="savedir is no flag of a clip"):
+    with pytest.raises(UsageError, match="savedir is no option of a clip"):
         model.animate(IMAGE, PROMPT, savedir="x")
     with pytest.raises(UsageError, match="seed"):
         model.animate(IMAGE, PROMPT, seed="x")

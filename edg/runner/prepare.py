@@ -214,7 +214,8 @@ def read_prompts(
 ) -> Sequence[Pair]:
     """The prompts of the folder, with the files that the system wants."""
     inputs = selection.inputs or system.inputs
-    folder = config.prompt_dir or default_prompts(system, selection.spec)
+    folder = here_or_shipped(Path(config.prompt_dir)) if config.prompt_dir else None
+    folder = folder or default_prompts(system, selection.spec)
     wants = {"image": inputs.image, "last_image": inputs.last_image, "video": inputs.video}
     pairs = read_prompt_folder(folder, **wants, follow=config.follow_links)
     if line := passed_over(folder, pairs):
@@ -225,8 +226,14 @@ def read_prompts(
 def default_prompts(system: System, spec: Spec) -> Path:
     """The prompts that fit a model: here, or those that come with the package."""
     name = system.part("prompts")(spec.name) if system.prompts is not None else "scenes"
-    here, home = Path("prompts") / name, shipped("prompts", name)
-    return here if here.exists() or not home.exists() else home
+    return here_or_shipped(Path("prompts") / name)
+
+
+def here_or_shipped(folder: Path) -> Path:
+    """The folder, or that of the package where a relative `prompts/...` is not here."""
+    known = not folder.is_absolute() and folder.parts[:1] == ("prompts",) and not folder.exists()
+    home = shipped(*folder.parts)
+    return home if known and home.exists() else folder
 
 
 def request_for(config: PromptsConfig, spec: Spec, chosen: Any, pair: Pair, name: str) -> Request:

@@ -118,6 +118,8 @@ def test_the_last_image_is_a_setting_where_there_is_one(tmp_path):
     assert "last_image_sha256" not in plan.settings(first)
     assert plan.settings(with_last)["last_image_sha256"] == plan.settings(second)["image_sha256"]
     (tmp_path / "none.png").write_bytes(b"x")
-    broken = dataclasses.replace(plan, requests=[dataclasses.replace(first, last_image=tmp_path / "none.png")])
+    broken = dataclasses.replace(
+        plan, requests=[dataclasses.replace(first, last_image=tmp_path / "none.png")]
+    )
     with pytest.raises(SomeFailedError, match="none.png"):
         go(broken)

@@ -23,6 +23,7 @@ from edg.runner import outputs
 from edg.systems.base import Request, Result
 
 MAX_VIDEO = 2_000_000_000  # bytes of a reference clip
+IN_RECORD = {"video": "reference_video"}  # where "video" is the clip that was made
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def record_of(
         "status": status,
         "settings_hash": hash_value(settings),
         "settings": settings,
-        **{name: str(path) for name, path in request.files.items()},
+        **{IN_RECORD.get(name, name): str(path) for name, path in request.files.items()},
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **folder.notes,
     }

@@ -72,7 +72,7 @@ class SomeFailedError(EdgError):
 
 
 def require(condition: object, given: str, expected: str = "", fix: str = "") -> None:
-    """Raise UsageError unless the condition holds."""
+    """Raise UsageError(given, expected, fix) unless the condition holds."""
     if not condition:
         raise UsageError(given, expected=expected, fix=fix)
 

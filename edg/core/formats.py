@@ -56,13 +56,13 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def place(folder: Path, stem: str, format: str) -> Path:
+def clip_path(folder: Path, stem: str, format: str) -> Path:
     """Where a clip of that format lies: STEM.mp4, ...; png is the folder STEM."""
     return folder / stem if format == "png" else folder / f"{stem}.{format}"
 
 
-def stem_of(path: Path) -> str:
-    """A clip's name without what tells its format: `place` turned round."""
+def clip_stem(path: Path) -> str:
+    """A clip's name without what tells its format: the reverse of `clip_path`."""
     return path.name if path.is_dir() else path.stem
 
 
@@ -383,7 +383,7 @@ def _stacked(path: Path, pictures: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(found)
 
 
-def digest(path: str | Path) -> str:
+def clip_sha256(path: str | Path) -> str:
     """sha256 of a clip's file; of a folder, over the names and digests of what is in it. Raises
     BadFileError."""
     path = Path(path)

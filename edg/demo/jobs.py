@@ -188,8 +188,8 @@ class Studio:
         for name, video in videos.items():
             record = dict(video.record)
             stem = f"{name}-{record['id']}" if clips else str(record["id"])
-            digests = outputs.write(folder, stem, ["mp4"], video.frames, record["settings"])
-            record |= outputs.described(folder, stem, "mp4", digests, len(video.frames))
+            digests = outputs.write_clips(folder, stem, ["mp4"], video.frames, record["settings"])
+            record |= outputs.files_entry(folder, stem, "mp4", digests, len(video.frames))
             write_json(folder / f"{stem}.json", record)
             clips[name] = folder / f"{stem}.mp4"
             written += [folder / f"{stem}.mp4", folder / f"{stem}.json"]

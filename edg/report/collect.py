@@ -13,7 +13,7 @@ from edg.core.errors import BadFileError, UsageError
 from edg.core.files import read_json
 from edg.core.hashing import sha256_file
 from edg.data.prompts import leads_out
-from edg.runner.clips import clips_by_name, find_named, one_of_each
+from edg.runner.outputs import clips_by_name, find_named, one_of_each
 
 RESERVED = ("scores", "point")
 OF_A_CLIP = ("id", "prompt", "image_sha256")

@@ -17,7 +17,7 @@ import numpy as np
 
 from edg.core.errors import BadFileError
 from edg.core.files import atomic_path, read_json, write_text
-from edg.core.formats import ANIMATIONS, digest, read_timed
+from edg.core.formats import ANIMATIONS, clip_sha256, read_timed
 from edg.core.hashing import sha256_file
 from edg.core.video import open_film, read_image, read_rate, write_video
 from edg.report.collect import is_number
@@ -38,7 +38,7 @@ def clip_media(video: Path, media: Path) -> dict[str, Any]:
     Returns {"key", "video", "strip", "flow": file names, "n", "fps", "w", "h", "cells": flow pictures in the
     strip, "curve": px/frame for each pair}. Raises BadFileError when the video cannot be read.
     """
-    key = digest(video)[:KEY]
+    key = clip_sha256(video)[:KEY]
     facts = _known(media, key)
     return facts or _make(video, media, key)
 

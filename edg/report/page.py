@@ -22,7 +22,7 @@ from edg.core.files import ensure_writable, lock_folder, remove_leftovers, tempo
 from edg.core.hashing import sha256_file
 from edg.core.log import log
 from edg.report.collect import Clip, Run, collect, in_order, unchanged
-from edg.runner.clips import need_picture
+from edg.runner.outputs import check_picture
 from edg.runner.progress import Meter
 
 PAGE, MEDIA = "index.html", "media"
@@ -196,7 +196,7 @@ def _image(clip: Clip, media: Path) -> dict[str, str]:
     try:
         if clip.image is None:
             return {"image_error": "the input image is not where the record says"}
-        need_picture(clip.image)
+        check_picture(clip.image)
         if not unchanged(clip.image, str(clip.settings["image_sha256"])):
             return {"image_error": f"{clip.image} has changed since"}
         return {"image": image_media(clip.image, media)}

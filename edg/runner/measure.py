@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError
-from edg.core.formats import digest, stem_of
+from edg.core.formats import clip_sha256, clip_stem
 from edg.core.hashing import stamp
-from edg.runner.clips import ClipFile, clips_by_name, find_clips
+from edg.runner.outputs import ClipFile, clips_by_name, find_clips
 from edg.runner.progress import Meter
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def measure(file: ClipFile, names: Sequence[str], tools: Tools, reference: Path 
     sha256 = ""
     try:
         before = stamp(file.path)
-        sha256 = digest(file.path)
+        sha256 = clip_sha256(file.path)
         clip, missing = open_clip(file, {need for n in names for need in METRICS[n].needs}, tools, reference)
         if stamp(file.path) != before:  # the row's hash would be of other frames
             raise BadFileError(f"{file.path} was changed while it was read")
@@ -89,7 +89,7 @@ def open_clip(
 
 
 def _same_name(folder: Path | None, path: Path) -> Path:
-    name = stem_of(path)
+    name = clip_stem(path)
     same = clips_by_name(folder).get(name) if folder and folder.is_dir() else None
     if not same:
         raise BadFileError(f"no clip called {name} in {folder}")

@@ -13,8 +13,8 @@ from edg.core.arguments import Parser, as_path, named_path, whole
 from edg.core.errors import SomeFailedError, UsageError, nearest
 from edg.core.files import lock_folder, remove_leftovers
 from edg.core.log import log, warn
-from edg.runner.clips import ClipFile, failed_in_run, find_clips
 from edg.runner.measure import distances, measure_all
+from edg.runner.outputs import ClipFile, failed_in_run, find_clips
 from edg.runner.score_models import KINDS, Equipment, equip
 
 if TYPE_CHECKING:

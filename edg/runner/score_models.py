@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
-from edg.runner.clips import ClipFile, find_named
+from edg.runner.outputs import ClipFile, find_named
 
 if TYPE_CHECKING:
     from edg.metrics.catalogue import Tools

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edg.core.errors import SomeFailedError, UsageError
 from edg.core.files import atomic_path, write_json
-from edg.runner.clips import ClipFile
+from edg.runner.outputs import ClipFile
 
 NAMES = "names.json"
 LONGEST = 255 - len("-999.mp4")  # bytes that a file system takes

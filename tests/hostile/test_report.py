@@ -14,7 +14,7 @@ from edg.core.files import read_json, write_json
 from edg.core.formats import write_clip
 from edg.core.video import write_image, write_video
 from edg.report.collect import in_order, is_number
-from edg.runner.clips import find_clips
+from edg.runner.outputs import find_clips
 
 SECRET = "TOP-SECRET-TOKEN"
 DEEP = "[" * 900 + "]" * 900  # what JSON's reader takes and a walk through it does not

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edg.core.files import write_json
-from edg.core.formats import place, write_clip
+from edg.core.formats import clip_path, write_clip
 from edg.core.hashing import sha256_file
 from edg.core.video import write_image
 
@@ -76,7 +76,7 @@ def make_run(folder, speed=1, clips=3, prompt="a thing moves right", format="mp4
         clip_id = f"{index:04d}-thing_sample0"
         frames = moving(speed, seed=index)
         write_image(image, frames[0]) if not index else None
-        files = [place(folder, clip_id, one) for one in format.split(",")]
+        files = [clip_path(folder, clip_id, one) for one in format.split(",")]
         for one, path in zip(format.split(","), files, strict=True):
             write_clip(path, frames, one, fps=FPS, crf=10, tags={"comment": json.dumps({"fps": FPS})})
         text = prompt if index == clips - 1 else f"{prompt} {index}"

@@ -17,7 +17,7 @@ from fakes import FakeSystem, job, run  # noqa: E402
 from edg.core.errors import BadFileError, UsageError  # noqa: E402
 from edg.core.video import picture_notes, read_image, write_image  # noqa: E402
 from edg.runner.clip_folder import with_contents  # noqa: E402
-from edg.runner.clips import ClipFile  # noqa: E402
+from edg.runner.outputs import ClipFile  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
 from edg.systems.edg.clip_state import read_initial_noise, read_pixels  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402

@@ -74,8 +74,8 @@ COMMANDS = {
     ),
     "report": Command(
         "runs -> one page that shows their clips side by side, with scores and recipes",
-        "edg.report.page:add_arguments",
-        "edg.report.page:report",
+        "edg.cli.report:add_arguments",
+        "edg.cli.report:run",
         SINGLE,
     ),
     "export": Command(
@@ -86,8 +86,8 @@ COMMANDS = {
     ),
     "score": Command(
         "a folder of clips -> numbers: motion, consistency, alignment, distances",
-        "edg.runner.score:add_arguments",
-        "edg.runner.score:score",
+        "edg.cli.score:add_arguments",
+        "edg.cli.score:run",
         SINGLE,
     ),
     "verify": Command(

@@ -302,13 +302,12 @@ def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
     if not runs:
         return failed
     from edg.report.page import write_report
-    from edg.runner import score
+    from edg.runner.score import score
+    from edg.runner.score_models import ScoreConfig
 
-    parser = Parser(prog="edg score")
-    score.add_arguments(parser)
     for name, run in runs.items():
         with _named(f"scores of {name}", failed):
-            score.score(parser.parse_args([str(run)]))
+            score(ScoreConfig(run))
     with _named("report", failed):
         log(f"report: {write_report(list(runs.values()), Path(plan.out) / 'report')}")
     return failed

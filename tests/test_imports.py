@@ -56,6 +56,7 @@ GUESTS = {
     "safetensors": ("weights/*.py",),
     "av": ("core/video.py", "core/films.py"),
     "imageio": ("core/video.py",),
+    "tqdm": ("runner/progress.py",),
     "decord": ("data/readers.py",),
     "cv2": ("metrics/*.py",),
     "huggingface_hub": ("cli/fetch.py",),

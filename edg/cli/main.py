@@ -58,7 +58,7 @@ COMMANDS = {
     "demo": Command(
         "a page on this machine where images are made to move",
         "edg.cli.demo:add_arguments",
-        "edg.cli.demo:demo",
+        "edg.cli.demo:run",
         SINGLE,
     ),
     "train": Command(

@@ -55,7 +55,7 @@ GUESTS = {
     "diffusers": ("systems/*/backend.py", "systems/*/backends.py"),
     "safetensors": ("weights/*.py",),
     "av": ("core/video.py", "core/films.py"),
-    "imageio": ("core/video.py",),
+    "imageio": (),
     "tqdm": ("runner/progress.py",),
     "decord": ("data/readers.py",),
     "cv2": ("metrics/*.py",),

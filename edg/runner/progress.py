@@ -52,16 +52,14 @@ class _Bar(tqdm):
 
 
 class Meter:
-    """Shows progress that systems report, see `base.Observer`. In the main thread its `step` is also the
-    place where a signal ends the work.
+    """Progress of a system's steps, see `base.Observer.step`. In the main thread a call is also the place where
+    a signal ends the work.
 
     quiet: draw nothing, as on all ranks but one.
     clips: number of clips that this rank makes.
     rank, size: of the processes.
     every: seconds between two plain lines.
     """
-
-    wants_preview = False
 
     def __init__(
         self, quiet: bool = False, clips: int = 1, rank: int = 0, size: int = 1, every: float = 15.0
@@ -82,7 +80,7 @@ class Meter:
         if not done:
             self.began = self.last = time.monotonic()
 
-    def step(self, phase: str, done: int, total: int, request: Any = None, share: float = 0) -> None:
+    def __call__(self, phase: str, done: int, total: int, *, request: Any = None, share: float = 0) -> None:
         """Report a step. request: the clip; share: of the current chunk, 0..1. Raises on a signal."""
         stopping.check()
         now = time.monotonic()
@@ -95,10 +93,6 @@ class Meter:
             self._draw(whole, line)
         else:
             log(f"  {line}")
-
-    __call__ = step
-
-    def preview(self, request: Any, label: str, frames: Any) -> None: ...
 
     def _line(self, phase: str, done: int, total: int, request: Any, whole: float, spent: float) -> str:
         parts = [f"{100 * whole:.0f} %"]

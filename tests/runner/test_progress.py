@@ -58,7 +58,7 @@ def drive(meter, clockwork, requests, chunk=2, steps=4, pace=10.0):
         ]
         for count, (phase, step, request) in enumerate(calls, 1):
             clockwork[0] += pace
-            meter.step(phase, step, steps, request, count / len(calls))
+            meter(phase, step, steps, request=request, share=count / len(calls))
 
 
 def numbers(line):
@@ -147,15 +147,14 @@ def test_a_real_terminal(tmp_path):
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 from pathlib import Path
-from fakes import FakeSystem, job
-from edg.runner.sample import run
+from fakes import FakeSystem, job, run
 import edg.runner.progress as progress
 progress.DRAWN = 0
 class Reporting(FakeSystem):
-    def generate(self, model, requests, progress=None, watch=None):
+    def generate(self, model, requests, observer):
         for i, request in enumerate(requests):
             for step in range(3):
-                progress("dyn", step + 1, 3, request=request, share=(3 * i + step + 1) / 3 / len(requests))
+                observer.step("dyn", step + 1, 3, request, (3 * i + step + 1) / 3 / len(requests))
         yield from super().generate(model, requests)
 run(job(Path({str(tmp_path)!r}), count=3, chunk=2), Reporting(), lambda: None)
 """

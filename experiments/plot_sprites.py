@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edg.sprites.world import Clip, render
+from edg.sprites.world import SpriteClip, render
 from experiments.plots import Curve, panels, scatter
 from experiments.scoring import SHARES, Estimate
 
@@ -90,7 +90,7 @@ def _curves(path: Path, lines: Mapping[str, Mapping[float, Row]], axis: str) -> 
 
 def sheet(
     videos: Mapping[str, np.ndarray],
-    clips: Sequence[Clip],
+    clips: Sequence[SpriteClip],
     chosen: Sequence[int] = (0, 2, 4, 7),
     zoom: int = 2,
 ) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edg.metrics.table import bootstrap
 from edg.sprites.tracker import track
-from edg.sprites.world import DIRECTIONS, Clip, render, words_of
+from edg.sprites.world import DIRECTIONS, SpriteClip, render, words_of
 
 FIGURES = ("speed", "slowly", "quickly", "direction", "intact", "told", "first_frame")
 SHARES = ("direction", "intact")
@@ -44,7 +44,7 @@ class Estimate:
     high: float
 
 
-def judge(video: np.ndarray, clip: Clip) -> Judgement:
+def judge(video: np.ndarray, clip: SpriteClip) -> Judgement:
     """Judge a sampled video, uint8 (T, H, W, 3), against the clip whose first frame and caption it has."""
     found = track(video, clip.sprite)
     image = np.round(render(clip)[0][0] * 255)

@@ -44,7 +44,7 @@ from edg.merging import merge
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
-from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
+from edg.sprites.world import SpriteClip, caption, clips, held_out, render, words_of
 from edg.systems.base import Placement, Request
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
@@ -114,7 +114,7 @@ def do(task: Task) -> float:
     return time.monotonic() - start
 
 
-def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
+def sample(task: Task, chosen: list[SpriteClip]) -> np.ndarray:
     """uint8 (N, T, H, W, 3): every clip's first frame and caption, animated by the project's own sampler."""
     arm = task.arm
     settings = {"switch_at": (), "steps": task.steps, "guidance_scale": task.guidance, **arm.options}
@@ -142,7 +142,7 @@ def image_of(out: Path, k: int) -> Path:
     return out / "images" / f"{k:02d}.png"
 
 
-def write_images(out: Path, chosen: list[Clip]) -> None:
+def write_images(out: Path, chosen: list[SpriteClip]) -> None:
     image_of(out, 0).parent.mkdir(parents=True, exist_ok=True)
     for k, clip in enumerate(chosen):
         frame = render(dataclasses.replace(clip, frames=1))[0][0]

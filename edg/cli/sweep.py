@@ -64,7 +64,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One point of the grid: its folder, all its options, and the settings of `edg sample`."""
 
     folder: Path
@@ -141,7 +141,7 @@ def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def points(plan: Sweep) -> list[Point]:
+def points(plan: Sweep) -> list[SweepPoint]:
     """The grid's points, their options checked. Raises EdgError naming the point."""
     from edg.runner.prepare import check
 
@@ -150,7 +150,7 @@ def points(plan: Sweep) -> list[Point]:
     if (count := math.prod(map(len, plan.grid.values()))) > MOST_POINTS:
         raise UsageError(f"a grid of {count:,} points", expected=f"at most {MOST_POINTS:,}")
     plan = _as_written(plan, kinds)
-    found: dict[str, Point] = {}
+    found: dict[str, SweepPoint] = {}
     same: dict[str, str] = {}
     for values in itertools.product(*plan.grid.values()):
         chosen = dict(zip(plan.grid, values, strict=True))
@@ -168,7 +168,7 @@ def points(plan: Sweep) -> list[Point]:
         other = same.setdefault(_meaning(settings), name)
         if other != name:
             raise UsageError(f"{other} and {name} are the same point", expected="every point once")
-        found[name] = Point(folder, options, settings)
+        found[name] = SweepPoint(folder, options, settings)
     return list(found.values())
 
 
@@ -249,7 +249,7 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 # ---- making ------------------------------------------------------------------------------------------------
 
 
-def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]:
+def run_all(found: Sequence[SweepPoint], check: Callable[[], None]) -> dict[str, str]:
     """Sample every point; what failed, with its reason. Points that follow each other with the same sets
     share one network. check: raises when the sweep's folder has been removed, which ends it."""
     failed: dict[str, str] = {}
@@ -264,7 +264,7 @@ def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]
     return failed
 
 
-def _make(point: Point, keep: dict[str, Any]) -> None:
+def _make(point: SweepPoint, keep: dict[str, Any]) -> None:
     """Sample a point. Its point.json stays what it was where the clips that lie there are of other settings.
     Raises EdgError."""
     from edg.runner.prepare import prepare
@@ -295,7 +295,7 @@ def _named(what: str, failed: dict[str, str]) -> Iterator[None]:
         log(f"  {what} failed: {failed[what]}")
 
 
-def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
+def end(plan: Sweep, made: Sequence[SweepPoint]) -> dict[str, str]:
     """Scores of every point, and the report over all of them in OUT/report; what failed, with its reason."""
     runs = {str(point): point.config.outdir for point in made}
     failed: dict[str, str] = {}

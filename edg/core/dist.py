@@ -1,4 +1,5 @@
-"""Several processes, or one: the same program with and without torchrun."""
+"""Processes of a run: the same program with and without torchrun. Environment variables of the process are
+read here."""
 
 from __future__ import annotations
 
@@ -97,6 +98,11 @@ def world_from_environment() -> World:
 def rank_label() -> str:
     """ "[rank 1] " in front of a line where there are several processes, else ""."""
     return f"[rank {os.environ.get('RANK', '0')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+
+
+def terminal_type() -> str:
+    """The kind of terminal (TERM), "dumb" where none is named."""
+    return os.environ.get("TERM", "dumb")
 
 
 def is_first_rank() -> bool:

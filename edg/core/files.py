@@ -361,6 +361,11 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
+def cache_folder() -> Path:
+    """The user's cache folder of the package."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "edg"
+
+
 def checkpoints() -> Path:
-    """Where checkpoints are looked for: $CKPT_PATH, else ./ckpt."""
+    """The folder of checkpoints: $CKPT_PATH, else ./ckpt."""
     return Path(user_path(os.environ.get("CKPT_PATH") or "ckpt", "CKPT_PATH"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edg.core.errors import BadFileError, MachineError
-from edg.core.files import remove_leftovers, write_text
+from edg.core.files import cache_folder, remove_leftovers, write_text
 from edg.core.process import stopping
 
 
@@ -76,13 +76,13 @@ def remember_sha256(path: str | Path, digest: str, status: os.stat_result) -> No
 def remember(kind: str, key: Any, text: str) -> None:
     """Keep a text in the user's cache folder under a JSON-like key."""
     with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
-        write_text(_cache_folder() / kind / hash_value(key)[:32], text)
+        write_text(cache_folder() / kind / hash_value(key)[:32], text)
 
 
 def recall(kind: str, key: Any) -> str:
     """The text that `remember` kept under this key, "" where there is none."""
     with suppress(OSError, ValueError):
-        return (_cache_folder() / kind / hash_value(key)[:32]).read_text(encoding="utf-8")
+        return (cache_folder() / kind / hash_value(key)[:32]).read_text(encoding="utf-8")
     return ""
 
 
@@ -109,9 +109,4 @@ def stamp(path: Path) -> tuple:
 def _sha256_note(path: Path, status: os.stat_result) -> Path:
     inode, size, changed, inode_changed = kept_state(status)
     key = hash_value([str(path), size, changed, inode, inode_changed])[:32]
-    return _cache_folder() / "sha256" / key
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "edg"
+    return cache_folder() / "sha256" / key

@@ -7,12 +7,11 @@ handlers of its own.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from contextlib import suppress
 from typing import Protocol
 
-from edg.core.dist import rank_label
+from edg.core.dist import rank_label, terminal_type
 from edg.core.errors import visible
 
 WIPE = "\r\x1b[K"
@@ -69,4 +68,4 @@ def write(text: str) -> None:
 
 def on_terminal() -> bool:
     """True if stderr is a terminal that can clear a line."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return sys.stderr.isatty() and terminal_type() != "dumb"

@@ -52,8 +52,8 @@ class _Bar(tqdm):
 
 
 class Meter:
-    """Progress of a system's steps, see `base.Observer.step`. In the main thread a call is also the place where
-    a signal ends the work.
+    """Progress of a system's steps, see `base.Observer.step`. In the main thread a call is also the place
+    where a signal ends the work.
 
     quiet: draw nothing, as on all ranks but one.
     clips: number of clips that this rank makes.

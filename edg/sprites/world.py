@@ -73,7 +73,7 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class Clip:
+class SpriteClip:
     """A sprite, how it moves and how many frames there are of it."""
 
     sprite: Sprite
@@ -122,7 +122,7 @@ def all_captions(told: bool) -> list[str]:
     return [caption(Words(c, s, d, p)) for c, s in things for d in DIRECTIONS for p in PACES]
 
 
-def words_of(clip: Clip, split: str = "tuned") -> Words:
+def words_of(clip: SpriteClip, split: str = "tuned") -> Words:
     """What a caption of this clip says in a split: nothing of the motion in "base", else the direction and
     the pace whose range of speeds is the nearer one."""
     s, m, ranges = clip.sprite, clip.motion, SPEEDS[split]
@@ -168,7 +168,7 @@ def background(shade: tuple[float, float, float], size: int = SIZE) -> np.ndarra
     return np.clip(level + dx * unit[None, :] + dy * unit[:, None], 0.0, 1.0)
 
 
-def render(clip: Clip, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+def render(clip: SpriteClip, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     """(frames (T, H, W, 3) float32 in [0, 1], coverage (T, H, W) float32 in [0, 1])."""
     s = clip.sprite
     start, velocity = np.array([s.x, s.y]), clip.motion.velocity
@@ -196,7 +196,7 @@ def draw_sprite(
 
 def draw_clip(
     rng: np.random.Generator, speeds: tuple[tuple[float, float], ...], frames: int = FRAMES
-) -> Clip:
+) -> SpriteClip:
     """A random clip whose shape stays inside the frame; the speed is uniform in one of the ranges
     (px/frame)."""
     direction = str(rng.choice(list(DIRECTIONS)))
@@ -204,19 +204,19 @@ def draw_clip(
     motion = Motion(direction, float(rng.uniform(low, high)))
     way = motion.velocity * (frames - 1)
     room = (max(-way[0], 0.0), max(way[0], 0.0), max(-way[1], 0.0), max(way[1], 0.0))
-    return Clip(draw_sprite(rng, room), motion, frames)
+    return SpriteClip(draw_sprite(rng, room), motion, frames)
 
 
-def clips(split: str, seed: int, count: int) -> Iterator[Clip]:
-    """`count` training clips of a split of SPEEDS. Clip k depends only on (split, seed, k). Raises UsageError
-    for a split that is none."""
+def clips(split: str, seed: int, count: int) -> Iterator[SpriteClip]:
+    """`count` training clips of a split of SPEEDS. SpriteClip k depends only on (split, seed, k). Raises
+    UsageError for a split that is none."""
     if split not in SPEEDS:
         raise UsageError(f"sprites split {split!r}", expected=", ".join(SPEEDS), fix=nearest(split, SPEEDS))
     for k in range(count):
         yield draw_clip(np.random.default_rng([seed, STREAMS[split], k]), SPEEDS[split])
 
 
-def held_out(seed: int, count: int) -> list[Clip]:
+def held_out(seed: int, count: int) -> list[SpriteClip]:
     """`count` clips for evaluation and prompts: directions and paces in equal shares, and the shape stands
     so far inside that every direction at the quick pace would fit, so the picture does not give the direction
     away."""
@@ -227,7 +227,7 @@ def held_out(seed: int, count: int) -> list[Clip]:
         rng = np.random.default_rng([seed, 3, k])
         sprite = draw_central(rng, margin)
         speed = (slow, quick)[(k // len(DIRECTIONS)) % 2]
-        chosen.append(Clip(sprite, Motion(list(DIRECTIONS)[k % len(DIRECTIONS)], speed)))
+        chosen.append(SpriteClip(sprite, Motion(list(DIRECTIONS)[k % len(DIRECTIONS)], speed)))
     return chosen
 
 

@@ -207,7 +207,7 @@ def _run(argv: list[str], program: str) -> int:
     if COMMANDS[name].single_process and world_from_environment().size > 1:
         fix = COMMANDS[name].single_process
         raise UsageError(f"edg {name} in several processes", expected="one", fix=fix)
-    need_working_directory()
+    check_working_directory()
     # before what runs is imported: mistakes are told at once
     args = parser_of(name, program, rest).parse_args(rest)
     return _stoppable(COMMANDS[name], args)
@@ -227,7 +227,7 @@ def _stoppable(command: Command, args: Any) -> int:
             raise
 
 
-def need_working_directory() -> None:
+def check_working_directory() -> None:
     """Raise MachineError where the folder that relative paths start from is gone."""
     try:
         os.getcwd()

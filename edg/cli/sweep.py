@@ -29,7 +29,7 @@ from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
 from edg.core.files import lock_folder, remove_leftovers, write_json
 from edg.core.log import log
 from edg.core.options import Declared, NamedPath, declared, names
-from edg.core.paths import need_name
+from edg.core.paths import check_name
 from edg.core.process import stopping
 from edg.core.shipped import shipped
 from edg.core.written import plain, text_of
@@ -160,7 +160,7 @@ def points(plan: Sweep) -> list[SweepPoint]:
             raise UsageError(f"two points are called {name}", expected="values that differ in their names")
         folder = Path(plan.out) / name
         try:
-            need_name(name, "a point's name")
+            check_name(name, "a point's name")
             settings = SampleConfig.from_values({**values_of(options), "savedir": str(folder)})
             check(settings)
         except EdgError as error:

@@ -27,7 +27,7 @@ MAX_BYTES = 20_000_000  # of an uploaded file; its pixels are bounded by core/vi
 MAX_PROMPT = 300  # characters
 SEEDS = 2**31
 THUMB = 160  # pixels
-PATIENCE = 1.5  # seconds to wait at the end for the current sampler step
+STOP_TIMEOUT = 1.5  # seconds to wait at the end for the current sampler step
 
 #: (image, prompt, *, progress, watch, **settings) -> a clip with `frames` and `record`, see edg.api
 Animate = Callable[..., Any]
@@ -152,11 +152,11 @@ class DemoBackend:
         return self.uploads.folder
 
     def close(self) -> None:
-        """Stop all jobs, wait up to PATIENCE for their sampler steps, and remove the folder."""
+        """Stop all jobs, wait up to STOP_TIMEOUT for their sampler steps, and remove the folder."""
         running = list(self._running.items())
         for _, stop in running:
             stop.set()
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + STOP_TIMEOUT
         for thread, _ in running:
             thread.join(max(0.0, end - time.monotonic()))
         self.uploads.close()

@@ -19,10 +19,10 @@ HEAD = {
     "quickly": '"quickly"',
     "direction": "direction correct",
     "intact": "colour and shape intact",
-    "told": "motion along the prompt, px/frame",
+    "along": "motion along the prompt, px/frame",
     "first_frame": "first-frame error",
 }
-PANELS = ("speed", "direction", "intact", "told")
+PANELS = ("speed", "direction", "intact", "along")
 
 
 @dataclass(frozen=True)

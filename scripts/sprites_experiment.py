@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Does the method work? Base, fine-tunes, merges and decoupled runs on held-out images of the sprites world.
+"""Compare base, fine-tunes, merges and decoupled runs on held-out images of the sprites world.
 
     python scripts/sprites_experiment.py --quick     # 16 images, one seed, one fine-tune, 10 steps
     python scripts/sprites_experiment.py             # the table and the plots of docs/sprites.md
@@ -84,10 +84,10 @@ class Task:
         return self.out / "rows" / f"{self.name}_{self.seed}.json"
 
     def key(self) -> dict[str, Any]:
-        """What the row's figures depend on."""
+        """The settings that the row's figures depend on."""
         options = {k: v if k != "analytic_init" else sha256_file(v) for k, v in self.arm.options.items()}
         names = ("seed", "count", "images_seed", "steps", "guidance", "batch", "made_of")
-        key = {"options": options, "told": self.arm.told} | {n: getattr(self, n) for n in names}
+        key = {"options": options, "told": self.arm.with_motion} | {n: getattr(self, n) for n in names}
         return json.loads(json.dumps(key))
 
 
@@ -121,7 +121,7 @@ def sample(task: Task, chosen: list[SpriteClip]) -> np.ndarray:
     options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
     requests = [
         Request(
-            f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), task.seed,
+            f"{k:02d}", caption(words_of(clip, "tuned" if arm.with_motion else "base")), task.seed,
             clip.frames, 32, 32, options, image_of(task.out, k),
         )
         for k, clip in enumerate(chosen)

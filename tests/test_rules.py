@@ -12,7 +12,7 @@ TREES = {
 ENVIRONMENT = {"core/dist.py", "core/files.py", "cli/fetch.py"}
 # Architectures' own names for their parts.
 SHARED_NAMES = {"Block", "Downsample", "Upsample"}
-PENDING_NAMES = {"Video", "Table", "ClipSpec", "Linear", "Samples", "Step", "Plan"}  # to be renamed
+PENDING_NAMES = {"Video", "Table", "ClipSpec", "Linear", "Samples", "Plan"}  # to be renamed
 
 
 def is_environ(node):

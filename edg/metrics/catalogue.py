@@ -87,8 +87,8 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class Metric:
-    """better: "higher", or "" where neither is. needs: fields of ClipFeatures and FeatureExtractors. of: the
-    value, None where the metric does not apply to a clip."""
+    """A metric of a clip. better: "higher", or "" where neither is. needs: fields of ClipFeatures and
+    FeatureExtractors. of: the value, None where the metric does not apply to a clip."""
 
     unit: str
     better: str

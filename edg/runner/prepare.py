@@ -61,7 +61,7 @@ class Job:
     ) -> Any:
         """The model; the one in `keep` where it is the same, which it replaces where not. note: called with
         lines worth a note."""
-        from edg.core.device import dtype_name, check_memory
+        from edg.core.device import check_memory, dtype_name
 
         placement = self.placement
         how = [str(placement.device), dtype_name(placement.dtype), placement.batch_size]

@@ -48,7 +48,7 @@ RADIUS = (4.8, 5.5)  # of the circle of equal area, px
 
 @dataclass(frozen=True)
 class Sprite:
-    """What is on frame 0. x, y: centroid in px; radius: of the circle of equal area in px; shade: (level,
+    """The shape on frame 0. x, y: centroid in px; radius: of the circle of equal area in px; shade: (level,
     dx, dy) of the background, a grey plane `level + dx * (x - 0.5) + dy * (y - 0.5)` over the unit square."""
 
     colour: str
@@ -83,7 +83,7 @@ class SpriteClip:
 
 @dataclass(frozen=True)
 class Words:
-    """What a caption says; direction and pace are None where it is silent."""
+    """The words of a caption; direction and pace are None where it has none."""
 
     colour: str
     shape: str
@@ -92,7 +92,7 @@ class Words:
 
 
 def caption(words: Words) -> str:
-    """`a red circle`, or `a red circle moves left quickly` when direction and pace are told."""
+    """`a red circle`, or `a red circle moves left quickly` with direction and pace."""
     text = f"a {words.colour} {words.shape}"
     if words.direction is not None:
         text += f" moves {words.direction}"
@@ -114,17 +114,17 @@ def parse_caption(text: str) -> Words:
     return Words(*picked)
 
 
-def all_captions(told: bool) -> list[str]:
-    """Every caption: the motion-free ones (18), or those that tell direction and pace (144)."""
+def all_captions(with_motion: bool) -> list[str]:
+    """Every caption: those without motion (18), or those with direction and pace (144)."""
     things = [(c, s) for c in COLOURS for s in SHAPES]
-    if not told:
+    if not with_motion:
         return [caption(Words(c, s)) for c, s in things]
     return [caption(Words(c, s, d, p)) for c, s in things for d in DIRECTIONS for p in PACES]
 
 
 def words_of(clip: SpriteClip, split: str = "tuned") -> Words:
-    """What a caption of this clip says in a split: nothing of the motion in "base", else the direction and
-    the pace whose range of speeds is the nearer one."""
+    """The words of a clip's caption in a split: no motion in "base", else the direction and the pace
+    whose range of speeds is nearer."""
     s, m, ranges = clip.sprite, clip.motion, SPEEDS[split]
     if len(ranges) == 1:
         return Words(s.colour, s.shape)
@@ -133,7 +133,7 @@ def words_of(clip: SpriteClip, split: str = "tuned") -> Words:
 
 
 def half_extents(shape: str, radius: float) -> tuple[float, float, float, float]:
-    """How far the shape reaches from its centroid: (left, right, up, down) in px."""
+    """Distances of the outline from the centroid: (left, right, up, down) in px."""
     if shape == "circle":
         return (radius,) * 4
     long, short = (radius * np.sqrt(np.pi * ratio) / 2 for ratio in (ASPECT, 1 / ASPECT))

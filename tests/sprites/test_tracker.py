@@ -93,4 +93,4 @@ def test_a_shape_that_leaves_the_picture_is_followed_up_to_there(speed):
         moved = SpriteClip(clip.sprite, Motion(clip.motion.direction, speed))
         found = judge(uint8(render(moved)[0]), moved)
         assert found.speed == pytest.approx(speed, abs=0.1) and found.intact and found.direction
-        assert found.told == pytest.approx(speed, abs=0.1)
+        assert found.along == pytest.approx(speed, abs=0.1)

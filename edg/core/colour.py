@@ -1,4 +1,9 @@
-"""Conversion of pictures of any colour space to 8-bit sRGB."""
+"""Conversion of pictures of any colour space to 8-bit sRGB.
+
+Transparency is blended on white, CMYK and palettes become RGB, 16-bit grey is scaled by 1/257, float grey is
+taken as 0..1. A colour profile inside the file (ICC), or a PNG's primaries and gamma (cHRM, gAMA), is
+followed; one that is sRGB anyway leaves every value as it is, and one that cannot be used is ignored.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Drop the pages of large one-pass files from the page cache (posix_fadvise)."""
+"""Drop the pages of large one-pass files from the page cache (posix_fadvise).
+
+The pages are used again at once. New ones would have to be cleared first (in a virtual machine even got from
+the host, which can take longer than the merge itself), and would push out the cached files of others.
+"""
 
 from __future__ import annotations
 

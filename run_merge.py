@@ -90,10 +90,10 @@ def recipe_from(args):
 
 
 def merge(argv: list[str] | None) -> int:
-    from edg.cli.main import need_working_directory
+    from edg.cli.main import check_working_directory
     from edg.cli.merge import merge_and_report
 
-    need_working_directory()
+    check_working_directory()
     args = parse(argv)
     out = Path(args.basedir) / (args.outdir or Path(args.ckptdir) / "merge")
     return merge_and_report(recipe_from(args), out, full=True, format=args.format, overwrite=args.overwrite)

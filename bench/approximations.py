@@ -31,7 +31,7 @@ from edg.core.video import write_image  # noqa: E402
 from edg.merging import merge  # noqa: E402
 from edg.networks.latent_video.presets import SPRITES  # noqa: E402
 from edg.sprites import WEIGHTS  # noqa: E402
-from edg.sprites.world import Clip, caption, held_out, render, words_of  # noqa: E402
+from edg.sprites.world import SpriteClip, caption, held_out, render, words_of  # noqa: E402
 from edg.systems.base import Placement, Request, Silent  # noqa: E402
 from edg.systems.edg.generate import generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
@@ -105,7 +105,7 @@ def load(rows: Sequence[Row], folder: Path, device: str, batch: int) -> dict[str
     }
 
 
-def images_of(clips: Sequence[Clip], folder: Path) -> list[Path]:
+def images_of(clips: Sequence[SpriteClip], folder: Path) -> list[Path]:
     """The clips' first frames, as files."""
     paths = [folder / f"{k:03d}.png" for k in range(len(clips))]
     for path, clip in zip(paths, clips, strict=True):
@@ -132,7 +132,7 @@ def measure(rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> None
         print(f"{part.stop} of {len(clips)} images", file=sys.stderr, flush=True)
 
 
-def request(clip: Clip, image: Path, seed: int, options: SamplingOptions) -> Request:
+def request(clip: SpriteClip, image: Path, seed: int, options: SamplingOptions) -> Request:
     return Request(image.stem, caption(words_of(clip)), seed, clip.frames, 32, 32, options, image)
 
 

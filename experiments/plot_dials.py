@@ -1,4 +1,4 @@
-"""What turning a dial did to every figure: a table, and small multiples with intervals."""
+"""Effect of a dial on every figure: a table, and small multiples with intervals."""
 
 from __future__ import annotations
 

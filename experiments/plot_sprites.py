@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edg.sprites.world import Clip, render
+from edg.sprites.world import SpriteClip, render
 from experiments.plots import Curve, panels, scatter
 from experiments.scoring import SHARES, Estimate
 
@@ -19,10 +19,10 @@ HEAD = {
     "quickly": '"quickly"',
     "direction": "direction correct",
     "intact": "colour and shape intact",
-    "told": "motion along the prompt, px/frame",
+    "along": "motion along the prompt, px/frame",
     "first_frame": "first-frame error",
 }
-PANELS = ("speed", "direction", "intact", "told")
+PANELS = ("speed", "direction", "intact", "along")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _curves(path: Path, lines: Mapping[str, Mapping[float, Row]], axis: str) -> 
 
 def sheet(
     videos: Mapping[str, np.ndarray],
-    clips: Sequence[Clip],
+    clips: Sequence[SpriteClip],
     chosen: Sequence[int] = (0, 2, 4, 7),
     zoom: int = 2,
 ) -> Image.Image:

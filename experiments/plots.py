@@ -1,4 +1,4 @@
-"""Plots of figures with their intervals: one against another, and along an axis. matplotlib lives here."""
+"""Plots of figures with their intervals: one against another, and along an axis, by matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sampled clips of the sprites world are judged: one clip by the tracker, many clips with intervals."""
+"""Scores of sampled clips of the sprites world: one clip by the tracker, many clips with intervals."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import numpy as np
 
 from edg.metrics.table import bootstrap
 from edg.sprites.tracker import track
-from edg.sprites.world import DIRECTIONS, Clip, render, words_of
+from edg.sprites.world import DIRECTIONS, SpriteClip, render, words_of
 
-FIGURES = ("speed", "slowly", "quickly", "direction", "intact", "told", "first_frame")
+FIGURES = ("speed", "slowly", "quickly", "direction", "intact", "along", "first_frame")
 SHARES = ("direction", "intact")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One clip. speed: px/frame; direction: whether it is the caption's; intact: whether colour and shape are
-    kept; told: px/frame along the caption's direction (against it: below 0), 0 for a clip that is not intact;
-    first_frame: mean absolute error of frame 0 against the given image, in levels of 255."""
+    """Scores of one clip.
+
+    speed: px/frame.
+    direction: True if it is the caption's.
+    intact: True if colour and shape are kept.
+    along: px/frame along the caption's direction (against it: below 0), 0 for a clip that is not intact.
+    first_frame: mean absolute error of frame 0 against the given image, in levels of 255.
+    """
 
     speed: float
     direction: bool
     intact: bool
-    told: float
+    along: float
     first_frame: float
     pace: str
 
@@ -44,7 +49,7 @@ class Estimate:
     high: float
 
 
-def judge(video: np.ndarray, clip: Clip) -> Judgement:
+def judge(video: np.ndarray, clip: SpriteClip) -> Judgement:
     """Judge a sampled video, uint8 (T, H, W, 3), against the clip whose first frame and caption it has."""
     found = track(video, clip.sprite)
     image = np.round(render(clip)[0][0] * 255)
@@ -52,7 +57,7 @@ def judge(video: np.ndarray, clip: Clip) -> Judgement:
         speed=found.speed,
         direction=found.direction == clip.motion.direction,
         intact=found.intact,
-        told=float(found.velocity @ DIRECTIONS[clip.motion.direction]) if found.intact else 0.0,
+        along=float(found.velocity @ DIRECTIONS[clip.motion.direction]) if found.intact else 0.0,
         first_frame=float(np.abs(video[0].astype(np.float32) - image).mean()),
         pace=words_of(clip).pace or "",
     )

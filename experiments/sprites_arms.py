@@ -1,8 +1,8 @@
-"""What scripts/sprites_experiment.py compares: every row as parameter sets in their order of use.
+"""Arms of scripts/sprites_experiment.py: every row as parameter sets in their order of use.
 
 A point on the line through base and fine-tune is base + s (fine-tune - base): s = 0 is the base, 1 the
-fine-tune, below 0 walks away from it (the paper's extrapolation), above 1 goes past it. In some modules
-only, the rest stays the fine-tune's.
+fine-tune, below 0 extrapolates away from it (as in the paper), above 1 goes past it. With modules, the rest
+stays the fine-tune's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AWAY = (-2.0, -1.0, -0.5, -0.19)  # the release's dyn is at -0.19 on average
 PAST = (0.5, 1.5)
 SWITCHES = (900, 700, 500, 300, 100)
 STARTS = (960, 920)
-HEARS = ("adapter", "*.attn2.to_k.*", "*.attn2.to_v.*")  # what the text enters by
+TEXT_LAYERS = ("adapter", "*.attn2.to_k.*", "*.attn2.to_v.*")  # layers that the text enters by
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "mute": ("everything except the text layers", ("unet", "image_proj")),
     "temporal": ("the temporal transformers", ("temporal", "init_attn")),
@@ -32,39 +32,39 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A parameter set made from others: inputs by name, the base first; a plain name is a file."""
+class MergedSet:
+    """A parameter set merged from others: inputs by name, the base first; a plain name is a file."""
 
     name: str
-    inputs: tuple[tuple[str, str | Merged], ...]
+    inputs: tuple[tuple[str, str | MergedSet], ...]
     steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
 class Arm:
     """One row. group: what it is plotted with; at: its place on the group's axis, the s or T. options: of
-    sampling. told: whether the caption tells the motion."""
+    sampling. with_motion: the caption names the motion."""
 
     title: str
-    sets: tuple[str | Merged, ...]
+    sets: tuple[str | MergedSet, ...]
     group: str
     at: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    told: bool = True
+    with_motion: bool = True
 
 
-def point(tune: str, s: float, modules: str = "") -> Merged:
+def point(tune: str, s: float, modules: str = "") -> MergedSet:
     """The point s of the line, in all the network or in some MODULES."""
     move = Linear(weights=(1 - s, s), where=MODULES[modules][1] if modules else ())
     stay = Copy(of="tuned")
-    steps = (Copy(of="tuned", where=HEARS), move, stay) if modules else (move,)
-    return Merged(f"{tune}_{modules}{s:+g}", (("base", "base"), ("tuned", tune)), steps)
+    steps = (Copy(of="tuned", where=TEXT_LAYERS), move, stay) if modules else (move,)
+    return MergedSet(f"{tune}_{modules}{s:+g}", (("base", "base"), ("tuned", tune)), steps)
 
 
-def released(tune: str) -> tuple[Merged, Merged]:
+def released(tune: str) -> tuple[MergedSet, MergedSet]:
     """dyn and con by the release's recipe."""
     dyn, con = (
-        Merged(f"{tune}_{name}", (("base", "base"), ("tuned", tune)), load_recipe("edg").outputs[name])
+        MergedSet(f"{tune}_{name}", (("base", "base"), ("tuned", tune)), load_recipe("edg").outputs[name])
         for name in ("dyn", "con")
     )
     return dyn, con
@@ -75,7 +75,7 @@ def arms(tunes: Collection[str], noise: str) -> dict[str, Arm]:
     naive, (dyn, con) = "naive" in tunes, released("slow")
     tunes = [tune for tune in tunes if tune != "naive"]
     rows = {
-        "base": Arm("base, caption without motion", ("base",), "base", told=False),
+        "base": Arm("base, caption without motion", ("base",), "base", with_motion=False),
         "base_told": Arm("base", ("base",), "base"),
     }
     if naive:
@@ -109,7 +109,7 @@ def arms(tunes: Collection[str], noise: str) -> dict[str, Arm]:
     return rows | by_module(tunes)
 
 
-def one_for_two(dyn: Merged, con: Merged) -> dict[str, Arm]:
+def one_for_two(dyn: MergedSet, con: MergedSet) -> dict[str, Arm]:
     """dyn and con merged into one network, used at all timesteps."""
     both = (("base", "base"), ("dyn", dyn), ("con", con))
     steps = {
@@ -119,7 +119,7 @@ def one_for_two(dyn: Merged, con: Merged) -> dict[str, Arm]:
         "dare": ("DARE, 70 % dropped", TaskArithmetic(of=("dyn", "con"), drop_rate=0.7)),
     }
     return {
-        name: Arm(f"dyn and con merged: {title}", (Merged(name, both, (step,)),), "merge")
+        name: Arm(f"dyn and con merged: {title}", (MergedSet(name, both, (step,)),), "merge")
         for name, (title, step) in steps.items()
     }
 
@@ -151,7 +151,9 @@ def by_module(tunes: list[str]) -> dict[str, Arm]:
     return rows
 
 
-def switched(title: str, T: int, first: str | Merged, then: str | Merged, group: str = "decoupled") -> Arm:
+def switched(
+    title: str, T: int, first: str | MergedSet, then: str | MergedSet, group: str = "decoupled"
+) -> Arm:
     """The first set while t > T, then the other."""
     return Arm(title, (first, then), group, T if group == "switch" else None, {"switch_at": (T,)})
 
@@ -161,7 +163,7 @@ def recipes(rows: Iterable[Arm], path_of: Callable[[str], Path]) -> list[Recipe]
     name. One recipe for all sets of the same inputs."""
     wanted: dict[tuple[tuple[str, str], ...], dict[str, tuple[Step, ...]]] = {}
 
-    def want(what: str | Merged) -> str:
+    def want(what: str | MergedSet) -> str:
         if isinstance(what, str):
             return what
         inputs = tuple((name, want(source)) for name, source in what.inputs)
@@ -180,7 +182,7 @@ def recipes(rows: Iterable[Arm], path_of: Callable[[str], Path]) -> list[Recipe]
 def files_of(rows: Iterable[Arm]) -> set[str]:
     """The plain sets that the rows are made from: base and fine-tunes."""
 
-    def plain(what: str | Merged) -> set[str]:
+    def plain(what: str | MergedSet) -> set[str]:
         if isinstance(what, str):
             return {what}
         return {name for _, source in what.inputs for name in plain(source)}
@@ -188,13 +190,13 @@ def files_of(rows: Iterable[Arm]) -> set[str]:
     return {name for row in rows for what in row.sets for name in plain(what)}
 
 
-def made_of(what: str | Merged, sha_of: Callable[[str], str]) -> Any:
-    """What a set is: the hash of a plain one, the inputs and steps of a merged one."""
+def made_of(what: str | MergedSet, sha_of: Callable[[str], str]) -> Any:
+    """The content of a set: the hash of a plain one, the inputs and steps of a merged one."""
     if isinstance(what, str):
         return sha_of(what)
     inputs = {name: made_of(source, sha_of) for name, source in what.inputs}
     return {"inputs": inputs, "steps": [{"op": step.op, **dataclasses.asdict(step)} for step in what.steps]}
 
 
-def name_of(what: str | Merged) -> str:
-    return what.name if isinstance(what, Merged) else what
+def name_of(what: str | MergedSet) -> str:
+    return what.name if isinstance(what, MergedSet) else what

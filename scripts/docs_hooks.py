@@ -1,4 +1,4 @@
-"""What mkdocs.yml hooks into the build: links that leave docs/.
+"""Hooks of mkdocs.yml: links that leave docs/.
 
 In the repository a page of docs/ links to `../bench/RESULTS.md`; on the site that is the page `results.md`.
 Any other file of the repository is named, not linked: the site does not hold it.

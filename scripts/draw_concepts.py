@@ -29,7 +29,7 @@ from edg.merging import merge
 from edg.merging.recipe import Recipe
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.tracker import track
-from edg.sprites.world import Clip, caption, held_out, render, words_of
+from edg.sprites.world import SpriteClip, caption, held_out, render, words_of
 from edg.systems.base import Placement, Request
 from edg.systems.edg.clip_state import decode, start, to_frames
 from edg.systems.edg.generate import condition_sets, denoiser, generate
@@ -57,35 +57,35 @@ def merged(folder: Path) -> dict[str, Path]:
     return {item.output: item.path for item in made} | SHIPPED
 
 
-class Studio:
+class Renderer:
     """Clips of held-out images, by the project's own sampler, without guidance."""
 
     def __init__(self, folder: Path, steps: int, seed: int):
         self.folder, self.steps, self.seed, self.files = folder, steps, seed, merged(folder)
 
-    def prepare(self, clip: Clip, sets: Sequence[str], T: Sequence[int] = (), told: str = "tuned"):
+    def prepare(self, clip: SpriteClip, sets: Sequence[str], T: Sequence[int] = (), split: str = "tuned"):
         settings = {"switch_at": tuple(T), "steps": self.steps, "guidance_scale": 1.0}
         first = Image.fromarray(to_levels(render(dataclasses.replace(clip, frames=1))[0])[0])
         first.save(self.folder / "image.png")
         options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
         image = self.folder / "image.png"
-        request = Request("0", caption(words_of(clip, told)), self.seed, clip.frames, 32, 32, options, image)
+        request = Request("0", caption(words_of(clip, split)), self.seed, clip.frames, 32, 32, options, image)
         weights = {f"{k}_{name}": open_weights(self.files[name]) for k, name in enumerate(sets)}
         return load_sets(SPRITES, weights, PLACEMENT), request
 
-    def film(self, clip: Clip, sets: Sequence[str], T: Sequence[int] = ()) -> np.ndarray:
+    def film(self, clip: SpriteClip, sets: Sequence[str], T: Sequence[int] = ()) -> np.ndarray:
         """uint8 (T, H, W, 3)"""
         model, request = self.prepare(clip, sets, T)
         return next(generate(model, [request])).frames
 
     @torch.no_grad()
-    def stages(self, clip: Clip, count: int = 5) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    def stages(self, clip: SpriteClip, count: int = 5) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """`count` times (timestep, the latent, the clean clip that the base takes it for), decoded."""
-        model, request = self.prepare(clip, ["base"], told="base")
+        model, request = self.prepare(clip, ["base"], split="base")
         state, options, found = start(model, request), request.options, []
         [(use, steps)] = plan_of_sets(model, options)
-        told = condition_sets(model, use, [state], options)
-        denoise = denoiser(model, use, told, steps, options)
+        conditions = condition_sets(model, use, [state], options)
+        denoise = denoiser(model, use, conditions, steps, options)
         chosen = {round(k) for k in np.linspace(0, len(steps) - 1, count)}
 
         def noise(step, shape):
@@ -110,7 +110,7 @@ def to_levels(frames: np.ndarray) -> np.ndarray:
     return np.round(frames * 255).astype(np.uint8)
 
 
-def draw(path: Path, rows: Mapping[str, np.ndarray], clip: Clip, halves: bool = False) -> None:
+def draw(path: Path, rows: Mapping[str, np.ndarray], clip: SpriteClip, halves: bool = False) -> None:
     """Rows of frames, uint8 (T, H, W, 3), their names in front, the shape's speed behind, on nothing.
     halves: what is left and what is right are two clips, without a speed."""
     count, height, width = next(iter(rows.values())).shape[:3]
@@ -133,7 +133,7 @@ def draw(path: Path, rows: Mapping[str, np.ndarray], clip: Clip, halves: bool = 
     print(path, flush=True)
 
 
-def enlarged(frame: np.ndarray, clip: Clip) -> Image.Image:
+def enlarged(frame: np.ndarray, clip: SpriteClip) -> Image.Image:
     """A frame ZOOM times as large, with a cross where the shape begins."""
     large = Image.fromarray(frame)
     large = large.resize((large.width * ZOOM, large.height * ZOOM), Image.Resampling.NEAREST)
@@ -143,14 +143,14 @@ def enlarged(frame: np.ndarray, clip: Clip) -> Image.Image:
     return large
 
 
-def denoising(studio: Studio, clip: Clip, out: Path) -> None:
+def denoising(studio: Renderer, clip: SpriteClip, out: Path) -> None:
     """Frames 0, 2, 5, 7 of the latent, then the same of what it is taken for."""
     some = [0, 2, 5, 7]
     rows = {f"t = {t}": np.concatenate([a[some], b[some]]) for t, a, b in studio.stages(clip)}
     draw(out / "denoising.png", rows, clip, halves=True)
 
 
-def switched(studio: Studio, clip: Clip, out: Path) -> None:
+def switched(studio: Renderer, clip: SpriteClip, out: Path) -> None:
     dyn = point("slow", -1.5, "conv").name
     rows = {
         "base": studio.film(clip, ["base"]),
@@ -161,7 +161,7 @@ def switched(studio: Studio, clip: Clip, out: Path) -> None:
     draw(out / "switch.png", rows, clip)
 
 
-def line(studio: Studio, clip: Clip, out: Path) -> None:
+def line(studio: Renderer, clip: SpriteClip, out: Path) -> None:
     names = {s: f"s = {s:g}" + {0: ", base", 1: ", tuned"}.get(s, "") for s in LINE}
     draw(out / "line.png", {names[s]: studio.film(clip, [point("slow", s).name]) for s in LINE}, clip)
 
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     clip = held_out(4000, args.image + 1)[args.image]
     print(caption(words_of(clip)))
     with tempfile.TemporaryDirectory() as folder:
-        studio = Studio(Path(folder), args.steps, args.seed)
+        studio = Renderer(Path(folder), args.steps, args.seed)
         for name in args.only:
             PICTURES[name](studio, clip, args.out)
     return 0

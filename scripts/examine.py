@@ -1,4 +1,4 @@
-"""What lies in a folder of results: which files are whole, torn, or left over by a killed run. And a command
+"""Examine a folder of results: files that are complete, torn, or left over by a killed run. And a command
 that can be killed with all that it has started. For torture.py and soak.py, which call it.
 """
 

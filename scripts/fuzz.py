@@ -108,7 +108,7 @@ class Run:
     """Calls a target with inputs as a file in memory, and counts."""
 
     def __init__(self, target: str, counts: Path):
-        self.call, self.counts, self.told = TARGETS[target], counts, time.monotonic()
+        self.call, self.counts, self.reported = TARGETS[target], counts, time.monotonic()
         self.fd = os.memfd_create("input")
         self.path = f"/proc/self/fd/{self.fd}"
         self.total = {"executions": 0, "bytes": 0, "slowest_seconds": 0.0, "most_megabytes": 0.0}
@@ -130,8 +130,8 @@ class Run:
             total["most_megabytes"] = max(total["most_megabytes"], round(megabytes, 1))
             assert seconds <= MAX_SECONDS, f"{seconds:.1f} s for {size} bytes"
             assert megabytes <= MAX_MEGABYTES, f"{megabytes:.0f} MB for {size} bytes"
-        if time.monotonic() - self.told > 0.5:
-            self.told = time.monotonic()
+        if time.monotonic() - self.reported > 0.5:
+            self.reported = time.monotonic()
             self.counts.write_text(json.dumps(total | {"peak_megabytes": round(_peak(), 1)}))
 
 

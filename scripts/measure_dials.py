@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What `--motion` and `--hold` do to the embedded model, measured on held-out images of the sprites world.
+"""Measure the effect of `--motion` and `--hold` on the embedded model, on held-out images of the sprites.
 
     python scripts/measure_dials.py            # over strength and T -> configs/dials/sprites.yaml
     python scripts/measure_dials.py --check    # over the dials, on other images -> docs/img/dials.png
@@ -233,8 +233,8 @@ def main(argv: list[str] | None = None) -> int:
     for word in WORDS:
         dial = getattr(dials, word)
         ends = dial.range()
-        told = f"{ends[0].at:g} to {ends[-1].at:g}" if ends else "nothing certain"
-        print(f"{word}: {dial.figure}, over {dial.moves}: {told}")
+        found = f"{ends[0].at:g} to {ends[-1].at:g}" if ends else "nothing certain"
+        print(f"{word}: {dial.figure}, over {dial.moves}: {found}")
     print(f"{args.dials}, {args.out}/curves.md, curves.png")
     return 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Does the method work? Base, fine-tunes, merges and decoupled runs on held-out images of the sprites world.
+"""Compare base, fine-tunes, merges and decoupled runs on held-out images of the sprites world.
 
     python scripts/sprites_experiment.py --quick     # 16 images, one seed, one fine-tune, 10 steps
     python scripts/sprites_experiment.py             # the table and the plots of docs/sprites.md
@@ -44,7 +44,7 @@ from edg.merging import merge
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
-from edg.sprites.world import Clip, caption, clips, held_out, render, words_of
+from edg.sprites.world import SpriteClip, caption, clips, held_out, render, words_of
 from edg.systems.base import Placement, Request
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
@@ -84,10 +84,10 @@ class Task:
         return self.out / "rows" / f"{self.name}_{self.seed}.json"
 
     def key(self) -> dict[str, Any]:
-        """What the row's figures depend on."""
+        """The settings that the row's figures depend on."""
         options = {k: v if k != "analytic_init" else sha256_file(v) for k, v in self.arm.options.items()}
         names = ("seed", "count", "images_seed", "steps", "guidance", "batch", "made_of")
-        key = {"options": options, "told": self.arm.told} | {n: getattr(self, n) for n in names}
+        key = {"options": options, "told": self.arm.with_motion} | {n: getattr(self, n) for n in names}
         return json.loads(json.dumps(key))
 
 
@@ -114,14 +114,14 @@ def do(task: Task) -> float:
     return time.monotonic() - start
 
 
-def sample(task: Task, chosen: list[Clip]) -> np.ndarray:
+def sample(task: Task, chosen: list[SpriteClip]) -> np.ndarray:
     """uint8 (N, T, H, W, 3): every clip's first frame and caption, animated by the project's own sampler."""
     arm = task.arm
     settings = {"switch_at": (), "steps": task.steps, "guidance_scale": task.guidance, **arm.options}
     options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
     requests = [
         Request(
-            f"{k:02d}", caption(words_of(clip, "tuned" if arm.told else "base")), task.seed,
+            f"{k:02d}", caption(words_of(clip, "tuned" if arm.with_motion else "base")), task.seed,
             clip.frames, 32, 32, options, image_of(task.out, k),
         )
         for k, clip in enumerate(chosen)
@@ -142,7 +142,7 @@ def image_of(out: Path, k: int) -> Path:
     return out / "images" / f"{k:02d}.png"
 
 
-def write_images(out: Path, chosen: list[Clip]) -> None:
+def write_images(out: Path, chosen: list[SpriteClip]) -> None:
     image_of(out, 0).parent.mkdir(parents=True, exist_ok=True)
     for k, clip in enumerate(chosen):
         frame = render(dataclasses.replace(clip, frames=1))[0][0]

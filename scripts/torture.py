@@ -254,8 +254,8 @@ class Signals:
         self._look(code, [number] if second is None else [number, signal.SIGTERM + signal.SIGINT - number])
 
     def _look(self, code: int | None, numbers: list[int]) -> None:
-        answers, told = self.answers, self.log.read_text(errors="replace")
-        forced = "did not answer" in told
+        answers, text = self.answers, self.log.read_text(errors="replace")
+        forced = "did not answer" in text
         answers.forced += forced
         if code == 0:
             answers.rounds += 1
@@ -263,7 +263,7 @@ class Signals:
             answers.ended += 1  # below 0: before the command had begun, or after its end
         elif code != -signal.SIGKILL:
             answers.other_codes += 1
-            print(f"ended with {code} after {numbers}:\n{told[-2000:]}")
+            print(f"ended with {code} after {numbers}:\n{text[-2000:]}")
         state = examine(self.out) if self.out.exists() else State()
         for name, reason in state.torn.items():
             answers.torn += 1

@@ -1,6 +1,7 @@
-"""`edg completion SHELL`: what a shell needs to complete commands, flags and their values.
+"""`edg completion SHELL`: a script with which a shell completes commands, flags and their values.
 
-It is made from the parsers of the commands themselves, so that it knows what they know. To use it:
+It is made from the parsers of the commands. argcomplete would start Python at every TAB, 0.2 s each time;
+this script needs neither Python nor the package. To use it:
 
     bash   eval "$(edg completion bash)"              in ~/.bashrc
     zsh    eval "$(edg completion zsh)"               in ~/.zshrc, after compinit

@@ -7,23 +7,15 @@ one.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import signal
-import socket
-import threading
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edg.core.arguments import Parser, whole
 from edg.core.errors import EdgError, MachineError
-from edg.core.process import stopping
+from edg.demo.jobs import DemoModel, Slider
 
 EXAMPLES = 8
-GRACE = 3.0  # seconds after a signal for the orderly end
-STOPS = (signal.SIGINT, signal.SIGTERM)
 LOOPBACK = "127.0.0.1"
 ABOUT_SPRITES = (
     "It ships with `edg` and knows nothing but its own small world: one shape on grey, 32x32, told to move "
@@ -34,6 +26,8 @@ PUBLISHED = {
     "base": "dynamicrafter_512_v1/model.ckpt",
     "tuned": "dynamicrafter_cil_512_v1/timenoise.ckpt",
 }
+STARTS = {"motion": 0.7, "hold": 0.85}  # first values of the dials
+MAX_STEPS = 100
 
 
 def add_arguments(parser: Parser) -> None:
@@ -49,118 +43,33 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--low-memory", action="store_true", help="for small GPUs, see edg sample")
 
 
-def demo(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Serve the page until a signal. Raises MachineError."""
     if find_spec("gradio") is None:
         raise MachineError("edg demo needs the package gradio", fix="pip install 'edg[demo]'")
-    from edg.demo.uploads import Uploads
+    from edg.demo.process import serve
 
-    listener = listen(args.host, args.port)
-    with listener, Uploads() as uploads, uploads.temporary(), Ending(uploads.folder) as ending:
-        stopping.check()  # of a signal that came before
-        with studio_of(args, uploads) as studio:
-            os.environ |= environment(studio.folder)
-            from edg.demo.server import server
-
-            host, port = listener.getsockname()[:2]
-            page = server(studio, host, examples(studio.name), args.host)
-            if ending.number:
-                ending.now()
-            print(f"edg demo: {studio.name} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-            if not host.startswith("127."):
-                print(
-                    f"warning: whoever reaches {host}:{port} can use this machine; there is no password",
-                    flush=True,
-                )
-            threading.Thread(target=import_ahead, daemon=True).start()
-            page.run(sockets=[listener])
+    serve(lambda: demo_model(args), args.host, args.port, ready)
     return 0
 
 
-class Ending:
-    """SIGINT and SIGTERM as a flag while it is entered: the page looks at it, and a second signal interrupts
-    nothing that tidies up. Who got one ends on leaving, or `GRACE` seconds after it, whatever its threads
-    do."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.number = folder, 0
-        self._left = threading.Event()
-
-    def __enter__(self) -> Ending:
-        self._before = {number: signal.signal(number, self._flag) for number in STOPS}
-        told, self._tell = os.pipe()
-        os.set_blocking(self._tell, False)
-        # Written to by the interpreter itself, so also while the main thread is busy elsewhere.
-        self._woken = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(told,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.number:
-            self.now()
-        self._left.set()
-        signal.set_wakeup_fd(self._woken)
-        os.close(self._tell)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def now(self) -> None:
-        """End the process. The interpreter would look through all that torch imported, for seconds, and wait
-        for threads that are in a step which nothing can stop."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os._exit(128 + (self.number or signal.SIGTERM))
-
-    def _flag(self, number: int, frame: object) -> None:
-        self.number = self.number or number
-
-    def _watch(self, told: int) -> None:
-        while (byte := os.read(told, 1)) and byte[0] not in STOPS:
-            pass
-        if byte and not self._left.wait(GRACE):
-            self.number = self.number or byte[0]
-            self.now()
-        os.close(told)  # not before: a second signal is written too
+def ready(model: DemoModel, address: str) -> None:
+    print(f"edg demo: {model.name} at {address}  (Ctrl-C ends it)", flush=True)
 
 
-def import_ahead() -> None:
-    """What takes seconds to import, before the first visitor asks for a clip; who asks is told what fails."""
-    from edg.networks.latent_video.clip_encoders import open_clip
-
-    with suppress(Exception):
-        open_clip()
+# ---- the model ---------------------------------------------------------------------------------------------
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises MachineError."""
-    try:
-        return socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
-        raise MachineError(
-            f"cannot listen on {host}:{port}: {error}", fix="another --port, 0 for any"
-        ) from error
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """What Gradio reads while it is imported: it tells nobody anything, and keeps its files in `folder`."""
-    return {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
-    }
-
-
-def studio_of(args: argparse.Namespace, uploads: Any = None) -> Any:
-    """The model and the base beside it. Of published weights one network at a time is in memory. uploads:
-    `edg.demo.uploads.Uploads`, by default a new one."""
+def demo_model(args: argparse.Namespace) -> DemoModel:
+    """The model, and the base for comparison. Of published weights one network at a time is in memory. Raises
+    MachineError."""
     from edg.api import Model
-    from edg.demo.jobs import Studio
     from edg.systems.edg.dials import find_dials
     from edg.systems.edg.files import SPRITES_DEFAULTS
 
     machine = {name: getattr(args, name) for name in ("device", "dtype", "threads", "low_memory")}
     paths = published() if args.model != "sprites" else {}
-    if args.model != "auto" and args.model != "sprites" and not paths:
+    if args.model not in ("auto", "sprites") and not paths:
         raise MachineError(
             f"no weights of {args.model} under $CKPT_PATH", fix="edg fetch dynamicrafter-512 cil-512"
         )
@@ -174,13 +83,20 @@ def studio_of(args: argparse.Namespace, uploads: Any = None) -> Any:
         name, base, kept = "dynamicrafter-512", {"frame_stride": 24, "perframe_ae": True}, {}
         flags = {**base, **sets_of(paths)}
         base_file = paths["base"]
-    model = Model(name, {**(flags if paths else {"preview_decoder": "sprites"}), **machine}, kept)
+    own = flags if paths else {"preview_decoder": "sprites"}  # the others are its defaults
+    model = Model(name, {**own, **machine}, kept)
     beside = Model(None, {**base, **machine, "sets": [f"base={base_file}"]}, kept)
     dials = find_dials(None, name) if "recipe" in flags else None
     steps = dials.sampling.get("ddim_steps", 50) if dials else 50
-    makers = {"edg": model.animate, "base": beside.animate}
-    about = "" if paths else ABOUT_SPRITES
-    return Studio(name, makers, steps, turnable(dials), small=not paths, about=about, uploads=uploads)
+    return DemoModel(
+        name,
+        {"edg": model.animate, "base": beside.animate},
+        (*dial_sliders(dials), Slider("steps", 1, MAX_STEPS, 1, steps, shared=True)),
+        examples(name),
+        about="" if paths else ABOUT_SPRITES,
+        small=not paths,
+        warm_up=warm_up,
+    )
 
 
 def published() -> dict[str, Path]:
@@ -192,7 +108,7 @@ def published() -> dict[str, Path]:
 
 
 def sets_of(paths: dict[str, Path]) -> dict[str, Any]:
-    """What run.sh has merged where it is there, else merged in memory by its recipe."""
+    """The parameter sets that run.sh has merged where they are there, else those to be merged in memory."""
     from edg.core.files import checkpoints
 
     merged = {name: checkpoints() / "merge" / f"{name}.pt" for name in ("dyn", "con")}
@@ -201,14 +117,15 @@ def sets_of(paths: dict[str, Path]) -> dict[str, Any]:
     return {**paths, "recipe": "edg"}
 
 
-def turnable(dials: Any) -> dict[str, str]:
-    """The dials that have a measured curve, with what they turn in words."""
-    found = {}
-    for word in ("motion", "hold") if dials else ():
-        dial = getattr(dials, word)
+def dial_sliders(dials: Any) -> list[Slider]:
+    """A slider for each dial that has a measured curve."""
+    found = []
+    for name, start in STARTS.items() if dials else ():
+        dial = getattr(dials, name)
         if stretch := dial.range():
             ends = sorted((stretch[0].mean, stretch[-1].mean), reverse=dial.wants == "less")
-            found[word] = f"{dial.figure}: {ends[0]:.2f} at 0, {ends[1]:.2f} at 1 (measured)"
+            text = f"{dial.figure}: {ends[0]:.2f} at 0, {ends[1]:.2f} at 1 (measured)"
+            found.append(Slider(name, 0, 1, 0.05, start, text))
     return found
 
 
@@ -220,6 +137,13 @@ def examples(name: str) -> list[tuple[str, str]]:
 
     try:
         pairs = read_folder(default_prompts(*systems.find(name)))
-        return [(str(pair.image.resolve()), pair.prompt) for pair in pairs][:EXAMPLES]
     except EdgError:  # an installation without them
         return []
+    return [(str(pair.image.resolve()), pair.prompt) for pair in pairs[:EXAMPLES]]
+
+
+def warm_up() -> None:
+    """Import the package of the towers."""
+    from edg.networks.latent_video.clip_encoders import open_clip
+
+    open_clip()

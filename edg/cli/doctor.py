@@ -23,7 +23,7 @@ from edg.systems.base import Spec
 GB = 1e9
 PACKAGES = (
     "torch", "torchvision", "numpy", "einops", "jaxtyping", "open_clip_torch", "omegaconf", "safetensors",
-    "pytorch-lightning", "huggingface_hub", "pillow", "av", "imageio", "opencv-python-headless", "decord",
+    "pytorch-lightning", "huggingface_hub", "tqdm", "pillow", "av", "opencv-python-headless", "decord",
 )  # fmt: skip
 TORCHVISION_FIX = (
     "torch and torchvision come from different builds; take both from one index: "
@@ -103,7 +103,7 @@ def software(problems: list[str]) -> Iterator[str]:
 def _consequence(name: str, problems: list[str]) -> str:
     if name == "decord":
         return " (PyAV reads training clips)"
-    if name in ("imageio", "opencv-python-headless", "huggingface_hub", "pytorch-lightning"):
+    if name in ("opencv-python-headless", "huggingface_hub", "pytorch-lightning"):
         return " (needed by some commands: pip install -r requirements.txt)"
     problems.append(f"{name} is not installed; pip install -r requirements.txt")
     return " (needed: pip install -r requirements.txt)"

@@ -8,7 +8,8 @@ import os
 from edg.core.arguments import as_path
 from edg.core.device import DTYPES
 from edg.core.errors import UsageError, nearest
-from edg.core.log import log, progress_line
+from edg.core.log import log
+from edg.runner.progress import byte_progress
 from edg.weights.export import export
 from edg.weights.tables import HELP as TABLE_HELP
 
@@ -28,7 +29,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export_command(args: argparse.Namespace) -> int:
     """Carry out `edg export`. Raises EdgError; returns the exit code."""
-    progress = None if args.quiet else progress_line("exporting")
+    progress = None if args.quiet else byte_progress("exporting")
     infos = export(
         args.file,
         args.out,

@@ -58,7 +58,7 @@ COMMANDS = {
     "demo": Command(
         "a page on this machine where images are made to move",
         "edg.cli.demo:add_arguments",
-        "edg.cli.demo:demo",
+        "edg.cli.demo:run",
         SINGLE,
     ),
     "train": Command(
@@ -74,8 +74,8 @@ COMMANDS = {
     ),
     "report": Command(
         "runs -> one page that shows their clips side by side, with scores and recipes",
-        "edg.report.page:add_arguments",
-        "edg.report.page:report",
+        "edg.cli.report:add_arguments",
+        "edg.cli.report:run",
         SINGLE,
     ),
     "export": Command(
@@ -86,8 +86,8 @@ COMMANDS = {
     ),
     "score": Command(
         "a folder of clips -> numbers: motion, consistency, alignment, distances",
-        "edg.runner.score:add_arguments",
-        "edg.runner.score:score",
+        "edg.cli.score:add_arguments",
+        "edg.cli.score:run",
         SINGLE,
     ),
     "verify": Command(
@@ -207,7 +207,7 @@ def _run(argv: list[str], program: str) -> int:
     if COMMANDS[name].single_process and world_from_environment().size > 1:
         fix = COMMANDS[name].single_process
         raise UsageError(f"edg {name} in several processes", expected="one", fix=fix)
-    need_working_directory()
+    check_working_directory()
     # before what runs is imported: mistakes are told at once
     args = parser_of(name, program, rest).parse_args(rest)
     return _stoppable(COMMANDS[name], args)
@@ -227,7 +227,7 @@ def _stoppable(command: Command, args: Any) -> int:
             raise
 
 
-def need_working_directory() -> None:
+def check_working_directory() -> None:
     """Raise MachineError where the folder that relative paths start from is gone."""
     try:
         os.getcwd()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from edg.core.arguments import as_path, named_path, whole
 from edg.core.errors import UsageError, visible
-from edg.core.log import progress_line
 from edg.merging.recipe import open_inputs
+from edg.runner.progress import byte_progress
 from edg.weights.tables import HELP as TABLE_HELP
 from edg.weights.tables import by_input
 
@@ -102,7 +102,12 @@ def merge_and_report(
         return 0
     began = time.monotonic()
     made = merge.run(
-        recipe, out, full=full, format=format, strict=strict, progress=None if quiet else progress_line()
+        recipe,
+        out,
+        full=full,
+        format=format,
+        strict=strict,
+        progress=None if quiet else byte_progress("merging"),
     )
     seconds = time.monotonic() - began
     for item in made:

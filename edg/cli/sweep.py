@@ -29,7 +29,7 @@ from edg.core.errors import EdgError, SomeFailedError, UsageError, nearest
 from edg.core.files import lock_folder, remove_leftovers, write_json
 from edg.core.log import log
 from edg.core.options import Declared, NamedPath, declared, names
-from edg.core.paths import need_name
+from edg.core.paths import check_name
 from edg.core.process import stopping
 from edg.core.shipped import shipped
 from edg.core.written import plain, text_of
@@ -64,7 +64,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One point of the grid: its folder, all its options, and the settings of `edg sample`."""
 
     folder: Path
@@ -141,7 +141,7 @@ def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def points(plan: Sweep) -> list[Point]:
+def points(plan: Sweep) -> list[SweepPoint]:
     """The grid's points, their options checked. Raises EdgError naming the point."""
     from edg.runner.prepare import check
 
@@ -150,7 +150,7 @@ def points(plan: Sweep) -> list[Point]:
     if (count := math.prod(map(len, plan.grid.values()))) > MOST_POINTS:
         raise UsageError(f"a grid of {count:,} points", expected=f"at most {MOST_POINTS:,}")
     plan = _as_written(plan, kinds)
-    found: dict[str, Point] = {}
+    found: dict[str, SweepPoint] = {}
     same: dict[str, str] = {}
     for values in itertools.product(*plan.grid.values()):
         chosen = dict(zip(plan.grid, values, strict=True))
@@ -160,7 +160,7 @@ def points(plan: Sweep) -> list[Point]:
             raise UsageError(f"two points are called {name}", expected="values that differ in their names")
         folder = Path(plan.out) / name
         try:
-            need_name(name, "a point's name")
+            check_name(name, "a point's name")
             settings = SampleConfig.from_values({**values_of(options), "savedir": str(folder)})
             check(settings)
         except EdgError as error:
@@ -168,7 +168,7 @@ def points(plan: Sweep) -> list[Point]:
         other = same.setdefault(_meaning(settings), name)
         if other != name:
             raise UsageError(f"{other} and {name} are the same point", expected="every point once")
-        found[name] = Point(folder, options, settings)
+        found[name] = SweepPoint(folder, options, settings)
     return list(found.values())
 
 
@@ -249,7 +249,7 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 # ---- making ------------------------------------------------------------------------------------------------
 
 
-def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]:
+def run_all(found: Sequence[SweepPoint], check: Callable[[], None]) -> dict[str, str]:
     """Sample every point; what failed, with its reason. Points that follow each other with the same sets
     share one network. check: raises when the sweep's folder has been removed, which ends it."""
     failed: dict[str, str] = {}
@@ -264,7 +264,7 @@ def run_all(found: Sequence[Point], check: Callable[[], None]) -> dict[str, str]
     return failed
 
 
-def _make(point: Point, keep: dict[str, Any]) -> None:
+def _make(point: SweepPoint, keep: dict[str, Any]) -> None:
     """Sample a point. Its point.json stays what it was where the clips that lie there are of other settings.
     Raises EdgError."""
     from edg.runner.prepare import prepare
@@ -295,20 +295,19 @@ def _named(what: str, failed: dict[str, str]) -> Iterator[None]:
         log(f"  {what} failed: {failed[what]}")
 
 
-def end(plan: Sweep, made: Sequence[Point]) -> dict[str, str]:
+def end(plan: Sweep, made: Sequence[SweepPoint]) -> dict[str, str]:
     """Scores of every point, and the report over all of them in OUT/report; what failed, with its reason."""
     runs = {str(point): point.config.outdir for point in made}
     failed: dict[str, str] = {}
     if not runs:
         return failed
     from edg.report.page import write_report
-    from edg.runner import score
+    from edg.runner.score import score
+    from edg.runner.score_models import ScoreConfig
 
-    parser = Parser(prog="edg score")
-    score.add_arguments(parser)
     for name, run in runs.items():
         with _named(f"scores of {name}", failed):
-            score.score(parser.parse_args([str(run)]))
+            score(ScoreConfig(run))
     with _named("report", failed):
         log(f"report: {write_report(list(runs.values()), Path(plan.out) / 'report')}")
     return failed

@@ -1,4 +1,5 @@
-"""argparse with manners: the nearest name for a misspelt one, `-` and `_` alike, errors as UsageError."""
+"""Command line parsing: argparse with the nearest name for a misspelt one, `-` and `_` alike, errors as
+UsageError."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def boolean(text: str) -> bool:
 
 
 def as_path(text: str) -> str:
-    """A path as it was written, see `user_path`: the type of every flag that names a file or a folder."""
+    """The type of a flag that names a file or a folder: a path as written, see `user_path`."""
     try:
         return user_path(text)
     except UsageError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edg.core import pagecache
 from edg.core.errors import MachineError, UsageError
-from edg.core.files import OPEN, PATIENCE, lock, remove_leftovers
+from edg.core.files import LOCK_TIMEOUT, OPEN, lock, remove_leftovers
 from edg.core.hashing import hash_value
 from edg.core.process import stopping
 
@@ -45,8 +45,8 @@ class AtomicFile:
             raise machine_error(self.path, error) from error
 
     def _wait(self) -> None:
-        """Wait until nobody else writes the file, or for PATIENCE; then MachineError. Leftovers go."""
-        end = time.monotonic() + PATIENCE
+        """Wait until nobody else writes the file, or for LOCK_TIMEOUT; then MachineError. Leftovers go."""
+        end = time.monotonic() + LOCK_TIMEOUT
         while True:
             remove_leftovers(self.path.parent)
             others = [path for path in self.path.parent.iterdir() if path.name.startswith(self._prefix)]

@@ -1,6 +1,6 @@
-"""Pictures in whatever colours their files have -> 8-bit sRGB.
+"""Conversion of pictures of any colour space to 8-bit sRGB.
 
-Transparency is laid on white, CMYK and palettes become RGB, 16-bit grey is scaled by 1/257, float grey is
+Transparency is blended on white, CMYK and palettes become RGB, 16-bit grey is scaled by 1/257, float grey is
 taken as 0..1. A colour profile inside the file (ICC), or a PNG's primaries and gamma (cHRM, gAMA), is
 followed; one that is sRGB anyway leaves every value as it is, and one that cannot be used is ignored.
 """
@@ -42,7 +42,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def profile_note(image: Image.Image) -> str:
-    """Why the colour profile of an opened picture is not followed; "" where it is, or where there is none."""
+    """The reason why a picture's colour profile cannot be used, "" where it can or there is none."""
     profile, reason = _profile(image)
     if profile is None:
         return reason

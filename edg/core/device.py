@@ -1,4 +1,4 @@
-"""Which device and which precision: decided once, at the edge, and passed down."""
+"""Choice of device and precision, made once by the command and passed down."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def dtype_for(name: str, kind: str) -> torch.dtype:
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this machine's processor has instructions for matrix products in that dtype, as far as torch
-    knows: where it has none, 16 bits are slower than 32."""
+    """True if the processor has instructions for matrix products in that dtype, as far as torch knows:
+    without them 16 bits are slower than 32."""
     import torch
 
     known = getattr(torch.cpu, "get_capabilities", dict)()  # not of every torch that edg runs with
@@ -163,7 +163,7 @@ def memory_of(device: torch.device) -> tuple[int, int]:
 
 
 def out_of_memory(error: BaseException, device: torch.device) -> MachineError:
-    """What to tell of work that did not fit, although it came in the smallest pieces."""
+    """The error for work that did not fit, although it came in the smallest pieces."""
     total, free = memory_of(device)
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return MachineError(
@@ -174,7 +174,7 @@ def out_of_memory(error: BaseException, device: torch.device) -> MachineError:
     )
 
 
-def need_memory(size: int, device: torch.device, what: str) -> None:
+def check_memory(size: int, device: torch.device, what: str) -> None:
     """Raise MachineError when `size` bytes can never fit on the device, whatever else is running."""
     total = memory_of(device)[0]
     if total and size > total:

@@ -1,4 +1,5 @@
-"""Several processes, or one: the same program with and without torchrun."""
+"""Processes of a run: the same program with and without torchrun. Environment variables of the process are
+read here."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from edg.core.errors import EdgError, MachineError, UsageError
 T = TypeVar("T")
 # Ranks wait for each other only at the start and at the end of a run, which may take hours. A rank that dies
 # is noticed by torchrun, which ends the others; this limit is for a rank that hangs.
-PATIENCE = timedelta(hours=24)
+GROUP_TIMEOUT = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class World:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Raise MachineError when another rank has died, or hangs for longer than the group's patience."""
+    """Raise MachineError when another rank has died, or hangs for longer than the group's timeout."""
     try:
         yield
     except RuntimeError as error:
@@ -86,7 +87,7 @@ def _others() -> Iterator[None]:
 
 
 def world_from_environment() -> World:
-    """What torchrun says (RANK, WORLD_SIZE, LOCAL_RANK), or a world of one."""
+    """The world that torchrun describes (RANK, WORLD_SIZE, LOCAL_RANK), or a world of one."""
     try:
         numbers = [int(os.environ.get(name, default)) for name, default in _VARIABLES]
     except ValueError as error:
@@ -97,6 +98,11 @@ def world_from_environment() -> World:
 def rank_label() -> str:
     """ "[rank 1] " in front of a line where there are several processes, else ""."""
     return f"[rank {os.environ.get('RANK', '0')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+
+
+def terminal_type() -> str:
+    """The kind of terminal (TERM), "dumb" where none is named."""
+    return os.environ.get("TERM", "dumb")
 
 
 def is_first_rank() -> bool:
@@ -118,10 +124,10 @@ _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 @contextmanager
-def world(device: str = "cpu", patience: timedelta = PATIENCE) -> Iterator[World]:
+def world(device: str = "cpu", timeout: timedelta = GROUP_TIMEOUT) -> Iterator[World]:
     """The world of this process; with more than one a group is opened (gloo, on cuda nccl as well).
 
-    patience: how long a rank that has come to a meeting waits for the others. Raises MachineError when there
+    timeout: how long a rank that has come to a meeting waits for the others. Raises MachineError when there
     is no group to be had (the port is in use, the others do not come).
     """
     here = world_from_environment()
@@ -132,11 +138,11 @@ def world(device: str = "cpu", patience: timedelta = PATIENCE) -> Iterator[World
 
     with_nccl = device.startswith("cuda") and dist.is_nccl_available()
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
         # torchrun keeps its store when it restarts all ranks: without a prefix they find dead ones' addresses
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if with_nccl else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise MachineError(

@@ -16,10 +16,9 @@ KINDS = {
 
 
 class EdgError(ValueError):
-    """A user's mistake or a machine's limit, told in one line.
+    """A user's mistake or a limit of the machine, reported in one line.
 
-    given: what we were handed. expected: what would have been right. fix: what to do now. Of each at most
-    LONGEST characters are kept.
+    given: the input. expected: the right one. fix: advice. Of each at most LONGEST characters are kept.
     """
 
     exit_code = USAGE
@@ -31,7 +30,7 @@ class EdgError(ValueError):
         super().__init__("; ".join(part for part in parts if part))
 
     def as_dict(self) -> dict[str, Any]:
-        """What `--json` tells a program, see docs/troubleshooting.md."""
+        """The error for `--json`, see docs/troubleshooting.md."""
         told = {"kind": KINDS.get(self.exit_code, "usage"), "exit_code": self.exit_code}
         return told | {"given": self.given, "expected": self.expected, "fix": self.fix}
 
@@ -72,7 +71,7 @@ class SomeFailedError(EdgError):
 
 
 def require(condition: object, given: str, expected: str = "", fix: str = "") -> None:
-    """Raise UsageError unless the condition holds."""
+    """Raise UsageError(given, expected, fix) unless the condition holds."""
     if not condition:
         raise UsageError(given, expected=expected, fix=fix)
 
@@ -81,7 +80,8 @@ NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of Python, of an accelerator, or of the CPU, which torch tells by a plain RuntimeError."""
+    """True for an error of Python, of an accelerator, or of the CPU (a plain RuntimeError of torch) that
+    says that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error) if isinstance(error, RuntimeError) else ""

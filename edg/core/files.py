@@ -1,4 +1,5 @@
-"""Files that are there completely or not at all: temporary file, fsync, rename; folder locks; hashes."""
+"""Files that are written completely or not at all (temporary file, fsync, rename), locks of folders, and the
+folders that environment variables name."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 from edg.core.errors import BadFileError, MachineError
 from edg.core.log import log
-from edg.core.paths import need_name, user_path
+from edg.core.paths import check_name, user_path
 from edg.core.process import stopping
 
 TEMPORARY = ".edg-tmp"
@@ -26,7 +27,7 @@ OPEN = ".edg-tmp."  # in the name of one that is locked while it is written: .NA
 DAY = 86400
 FORMER = ".former"  # of a temporary folder: in it lies what a new folder takes the place of
 LOCK = ".edg.lock"
-PATIENCE = 20.0  # seconds to wait for the holder of a lock, which may be a killed run on its way out
+LOCK_TIMEOUT = 20.0  # seconds to wait for the holder of a lock, which may be a killed run on its way out
 SMALL = 16 << 20  # bytes of a record or of settings
 _BEGAN = time.time()
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -58,7 +59,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises MachineError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    need_name(path)
+    check_name(path)
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,8 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` that goes at the end; of a killed process, at the next start there."""
+    """A folder inside `folder` that is removed at the end; that of a killed process, at the next start
+    there."""
     path = _temporary(folder / "-")
     path.mkdir()
     try:
@@ -90,9 +92,9 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success its files are flushed and it takes the place of
-    `path`, whose former content goes. On any exception `path` stays as it was; killed in between, it is put
-    back by `remove_leftovers`. Raises MachineError."""
+    """Yield a temporary folder beside `path`; on success its files are flushed and it replaces `path`. On
+    any exception `path` stays as it was; killed in between, it is put back by `remove_leftovers`. Raises
+    MachineError."""
     path = Path(path)
     temporary = _temporary(path)
     former = temporary.with_suffix(FORMER)
@@ -114,7 +116,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _put_back(former: Path) -> None:
-    """Remove what a new folder took the place of, or put it back where that did not come."""
+    """Remove the replaced folder, or put it back where the new one did not come."""
     if former.is_symlink() or not former.is_dir():
         return remove(former)
     for kept in list(former.iterdir()):
@@ -128,7 +130,7 @@ def _put_back(former: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there and can be removed."""
+    """Remove a file, or a folder with its contents, if it is there and can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -148,8 +150,8 @@ def _sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> int:
-    """Remove temporary files of processes that no longer run (or older than a day); returns how many. The one
-    rule for all that write: `lock_folder` calls it, and who writes single files into a folder."""
+    """Remove temporary files of processes that no longer run (or older than a day); returns how many.
+    Called by `lock_folder`, and by all that write single files into a folder."""
     stale = [path for path in Path(folder).glob(f"{TEMPORARY}-*") if _is_stale(path)]
     for path in stale:
         (_put_back if path.suffix == FORMER else remove)(path)
@@ -157,7 +159,7 @@ def remove_leftovers(folder: str | Path) -> int:
 
 
 def _remove_unlocked(path: Path) -> bool:
-    """Remove a temporary file that its writer would hold locked (weights/atomic.py); whether it was one."""
+    """Remove a temporary file that its writer would hold locked (`atomic_file`); True if it was one."""
     if not path.name.rpartition(OPEN)[2].isdecimal() or path.is_symlink() or not path.is_file():
         return False
     with suppress(OSError):
@@ -196,7 +198,7 @@ def _alive(pid: int) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8, atomically. What stands for a byte of a file name that is no text becomes its escape
+    """Write UTF-8, atomically. A byte of a file name that is no text is written as its escape
     (`\\udcff`), which JSON reads back."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -227,7 +229,7 @@ def read_small(path: str | Path, most: int = SMALL) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON in `path`; BadFileError when it is torn or not JSON."""
+    """Read a JSON file. Raises BadFileError when it is torn or not JSON."""
     try:
         return json.loads(read_small(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -235,9 +237,9 @@ def read_json(path: str | Path) -> Any:
 
 
 def ensure_writable(folder: str | Path) -> Path:
-    """Make `folder` and prove that a file can be written in it. Raises MachineError."""
+    """Make `folder` and check that a file can be written in it. Raises MachineError."""
     folder = Path(folder)
-    need_name(folder)
+    check_name(folder)
     probe = folder / f"{TEMPORARY}-{_host()}-{os.getpid()}-probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -254,16 +256,17 @@ def ensure_writable(folder: str | Path) -> Path:
 
 
 @contextmanager
-def lock_folder(folder: str | Path, patience: float | None = None) -> Iterator[Callable[[], None]]:
-    """Hold `folder`, made where it is not there, for this process; leftovers of dead ones in it go. The lock
-    goes with the process, so a killed run leaves nothing behind. Yields `check` of `same_folder`.
+def lock_folder(folder: str | Path, timeout: float | None = None) -> Iterator[Callable[[], None]]:
+    """Hold the lock of `folder`, made if missing, for this process; leftovers of dead processes in it are
+    removed. The lock ends with the process, so a killed run leaves nothing behind. Yields `check` of
+    `same_folder`.
 
-    patience: seconds to wait for another holder (PATIENCE), which is logged once. Raises MachineError
-    naming it when it has the folder still, or when the folder cannot be written.
+    timeout: seconds to wait for another holder (LOCK_TIMEOUT), which is logged once. Raises MachineError
+    naming it when it still has the folder, or when the folder cannot be written.
     """
-    folder, patience = ensure_writable(folder), PATIENCE if patience is None else patience
+    folder, timeout = ensure_writable(folder), LOCK_TIMEOUT if timeout is None else timeout
     with _open_lock(folder / LOCK) as file, same_folder(folder) as check:
-        end, named = time.monotonic() + patience, False
+        end, named = time.monotonic() + timeout, False
         while not _locked(file):
             file.seek(0)
             holder = file.read(200).strip() or "another process"
@@ -272,7 +275,7 @@ def lock_folder(folder: str | Path, patience: float | None = None) -> Iterator[C
                     f"{folder} is locked by {holder}", fix="wait for that run or choose another folder"
                 )
             if not named:
-                log(f"{folder} is locked by {holder}; waiting up to {patience:g} s for it to end")
+                log(f"{folder} is locked by {holder}; waiting up to {timeout:g} s for it to end")
                 named = True
             stopping.check()
             time.sleep(0.2)
@@ -322,8 +325,8 @@ def _numbers(folder: Path) -> list[tuple[int, int] | None]:
 
 
 def _open_lock(path: Path) -> IO[str]:
-    """The lock's file, for reading and writing. What somebody else has put in its place, a link or a pipe, is
-    not touched: MachineError."""
+    """Open the lock file for reading and writing. Raises MachineError for a link, a pipe or the like in
+    its place, which is not touched."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -338,7 +341,7 @@ def _open_lock(path: Path) -> IO[str]:
 
 
 def lock(handle: int) -> bool:
-    """Take the lock of an open file, which goes with the process; False on a file system without locks.
+    """Take the lock of an open file, which ends with the process; False on a file system without locks.
     Raises BlockingIOError when another process has it."""
     import fcntl
 
@@ -361,6 +364,11 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
+def cache_folder() -> Path:
+    """The user's cache folder of the package."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "edg"
+
+
 def checkpoints() -> Path:
-    """Where checkpoints are looked for: $CKPT_PATH, else ./ckpt."""
+    """The folder of checkpoints: $CKPT_PATH, else ./ckpt."""
     return Path(user_path(os.environ.get("CKPT_PATH") or "ckpt", "CKPT_PATH"))

@@ -1,16 +1,15 @@
-"""A film file as a player shows it: which stream, which frames at which times, upright, in square pixels.
+"""Decoding of video files to frames as a player shows them: the right stream, upright, in square pixels, in
+sRGB.
 
-The packets of a file are listed once (nothing is decoded), then frames are decoded from the keyframe before.
+The packets of a file are listed once without decoding; frames are then decoded from the keyframe before.
 
 - stream: never a cover picture; of several, the one marked as default, else the first.
-- place: the display matrix with its reflections (or a tag `rotate`, where there is no matrix), the sample
-  aspect ratio: the shorter side of a pixel is stretched, nothing is thrown away. Ratios beyond 1:10 are not
-  believed.
-- colour: the matrix and range that are tagged. Untagged is limited range, BT.709 from 720 lines on, else
-  BT.601; lines as they are shown before the film is turned, as browsers count them. HDR is not tone-mapped:
-  there is a warning.
-- alpha: laid on white, as with pictures, also that beside the pictures of a webm.
-- time: frames of a film whose rate changes are chosen by their times, see `evenly`.
+- geometry: the display matrix with its reflections (or the tag `rotate`, without a matrix) and the sample
+    aspect ratio: the shorter side of a pixel is stretched. Ratios beyond 1:10 are ignored.
+- colour: the tagged matrix and range. Untagged is limited range, BT.709 from 720 lines on, else BT.601; lines
+    are counted before the rotation, as browsers do. HDR is not tone-mapped, with a warning.
+- alpha: blended on white, as with pictures, also the separate alpha of a webm.
+- time: with a variable frame rate, frames are chosen by their times, see `evenly`.
 """
 
 from __future__ import annotations
@@ -68,15 +67,17 @@ class _Packet(NamedTuple):
 
 
 class Film:
-    """A film file, opened.
+    """An opened video file. Raises BadFileError when it cannot be read.
 
-    frames: how many it shows.      fps: frames per second, mean where the rate changes.
-    times: float64 (frames,), seconds from the first frame on.      end: when the last one ends.
-    steady: frames come at one rate.      size: (H, W) as shown.
-    warnings: what a user should know of it, complete once all frames are decoded.
+    frames: number of frames.
+    fps: frames per second, the mean of a variable rate.
+    times: float64 (frames,), seconds from the first frame on.
+    end: end of the last frame.
+    steady: True for a constant frame rate.
+    size: (H, W) as shown.
+    warnings: complete once all frames are decoded.
     plain: any decoder would read the same: one stream, a container that seeks exactly, every frame shown
-    after the keyframe that it follows, upright, square pixels, 8 bits, colour of BT.601.
-    Raises BadFileError when the file cannot be read.
+        after its keyframe, upright, square pixels, 8 bits, colour of BT.601.
     """
 
     name = "pyav"
@@ -174,7 +175,7 @@ class Film:
 
     @property
     def web_ending(self) -> str:
-        """ ".mp4" or ".webm" where browsers play the file as it is and show the same frames, "" where not."""
+        """ ".mp4" or ".webm" if browsers play the file as it is and show the same frames, else ""."""
         at_zero = self._times is not None and self._offset * self.fps < 0.5
         same = self._ordinary and self.steady and at_zero and self._first[0]
         return self._web if same else ""
@@ -236,7 +237,7 @@ class Film:
         if frame.color_trc in _HDR:
             self._warn(HDR)
         width, height = _stretched(frame.width, frame.height, self._ratio)
-        video.need_reasonable_clip(self.path, count, (width, height))
+        video.check_clip_size(self.path, count, (width, height))
         picture = _rgb(frame, codec, height, self._formatter)
         if (width, height) != (frame.width, frame.height):
             picture = video.resize_picture(picture, width, height)
@@ -309,7 +310,7 @@ def _shown_stream(streams: Sequence[VideoStream], found: dict[int, list[_Packet]
 
 
 def _whole(packets: list[_Packet]) -> list[_Packet]:
-    """Without those at the end that the file was cut in."""
+    """The packets up to where the file was cut."""
     end = len(packets)
     while end and packets[end - 1].corrupt:
         end -= 1
@@ -317,7 +318,7 @@ def _whole(packets: list[_Packet]) -> list[_Packet]:
 
 
 def _decodable(packets: Sequence[_Packet]) -> list[_Packet]:
-    """Without what stands before the first keyframe, or is shown before it: a recording that begins in the
+    """The packets from the first keyframe on that are not shown before it: a recording may begin in the
     middle of a broadcast."""
     first = next((n for n, one in enumerate(packets) if one.key and one.time is not None), None)
     if first is None:
@@ -427,7 +428,7 @@ def _matrix(frame: VideoFrame, lines: int) -> int:
 
 
 def _rgb(frame: VideoFrame, codec: str, lines: int, formatter) -> np.ndarray:
-    """uint8 (h, w, 3) of a frame in any pixel format."""
+    """Convert a frame of any pixel format to uint8 (h, w, 3)."""
     format = frame.format
     colours = {}
     if not (format.is_rgb or frame.colorspace == _RGB):

@@ -1,8 +1,8 @@
-"""A clip as files: mp4 (H.264), mov (ProRes), gif, webp, or png, a folder of frames; each with tags inside.
-Read are also films and animations that others made, and their folders of numbered frames.
+"""Clips as files: mp4 (H.264), mov (ProRes), gif, webp, or png, a folder of frames; each with metadata
+inside. Videos, animations and folders of numbered frames by other programs are read, too.
 
-Tags are texts by name (prompt, seed, ...): container metadata in mp4 and mov, a text chunk each in png, and
-one JSON text in gif (its comment) and webp (EXIF ImageDescription).
+Metadata are texts by name (prompt, seed, ...): container metadata in mp4 and mov, text chunks in png, one
+JSON text in gif (its comment) and webp (EXIF ImageDescription).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edg.core.colour import to_rgb
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
 from edg.core.files import atomic_folder, atomic_path
 from edg.core.hashing import sha256_file
-from edg.core.video import need_reasonable_clip, read_frames, read_metadata, write_video
+from edg.core.video import check_clip_size, read_frames, read_metadata, write_video
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,18 +56,18 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def place(folder: Path, stem: str, format: str) -> Path:
-    """Where a clip of that format lies: STEM.mp4, ...; png is the folder STEM."""
+def clip_path(folder: Path, stem: str, format: str) -> Path:
+    """The path of a clip in a format: STEM.mp4, ...; png is the folder STEM."""
     return folder / stem if format == "png" else folder / f"{stem}.{format}"
 
 
-def stem_of(path: Path) -> str:
-    """A clip's name without what tells its format: `place` turned round."""
+def clip_stem(path: Path) -> str:
+    """The name of a clip without its format: the reverse of `clip_path`."""
     return path.name if path.is_dir() else path.stem
 
 
 def is_clip(path: Path) -> bool:
-    """Whether this is a video, an animation, or a folder of frames. A webp that stands still is a picture."""
+    """True for a video, an animation, or a folder of frames. A webp of one frame is a picture."""
     if path.name.startswith("."):
         return False
     if path.is_dir():
@@ -77,7 +77,7 @@ def is_clip(path: Path) -> bool:
 
 
 def _is_animated(path: Path) -> bool:
-    """Whether a webp, png or avif moves, by its first chunks, without decoding anything."""
+    """True if a webp, png or avif is animated, by its first chunks, without decoding anything."""
     if not path.is_file():  # a pipe would be waited for
         return False
     try:
@@ -112,7 +112,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def _series(paths: Sequence[Path]) -> dict[tuple[str, str] | None, dict[int, list[Path]]]:
-    """(what is before the number, what is behind it) -> number -> files; None -> those without a number."""
+    """(Text before the number, text after it) -> number -> files; None -> those without a number."""
     found: dict[tuple[str, str] | None, dict[int, list[Path]]] = {}
     for path in sorted(paths):
         parts = NUMBERED.fullmatch(path.stem)
@@ -122,8 +122,8 @@ def _series(paths: Sequence[Path]) -> dict[tuple[str, str] | None, dict[int, lis
 
 
 def _has_frames(folder: Path) -> bool:
-    """Whether a folder holds pictures that are numbered in one way. One with texts is a folder of prompts,
-    one with films or animations is a folder of clips."""
+    """True if a folder holds pictures that are numbered in one way. One with texts is a folder of
+    prompts, one with videos or animations a folder of clips."""
     try:
         if any(path.suffix.lower() in (".txt", *VIDEOS) for path in folder.iterdir()):
             return False
@@ -135,9 +135,9 @@ def _has_frames(folder: Path) -> bool:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The frames of a folder by their numbers, whatever stands around these and wherever they begin.
+    """The frames of a folder in the order of their numbers, whatever the text around these.
 
-    Raises BadFileError, with the cause: no frames, other pictures among them, a number that is missing or
+    Raises BadFileError with the reason: no frames, other pictures among them, a number that is missing or
     there twice.
     """
     try:
@@ -169,7 +169,7 @@ def frame_files(folder: Path) -> list[Path]:
 
 
 def check_speed(formats: Sequence[str], fps: float, crf: int) -> None:
-    """Raise UsageError for frames per second or a quality that a file of these formats cannot have."""
+    """Raise UsageError for a frame rate or a quality that a file of these formats cannot have."""
     if not (isinstance(fps, Real) and 0.1 <= fps <= 240):
         raise UsageError(f"--fps {fps!r}", expected="0.1 <= fps <= 240")
     if "gif" in formats and fps > GIF_FPS:
@@ -181,7 +181,7 @@ def check_speed(formats: Sequence[str], fps: float, crf: int) -> None:
 def write_clip(
     path: str | Path, frames: np.ndarray, format: str, *, fps: float, crf: int, tags: Mapping[str, str]
 ) -> None:
-    """uint8 (T, H, W, 3) to `path`, atomically. crf counts for mp4 alone, 0 as 1. Raises
+    """Write uint8 (T, H, W, 3) to `path`, atomically. crf counts for mp4 alone, 0 as 1. Raises
     UsageError, MachineError."""
     check_speed([format], fps, crf)
     if format in ("mp4", "mov"):
@@ -204,7 +204,7 @@ def write_clip(
 
 
 def durations(count: int, fps: float, unit: int) -> list[int]:
-    """Milliseconds that each frame is shown, whole multiples of `unit`, without drifting from fps."""
+    """Milliseconds of each frame, whole multiples of `unit`, without drifting from fps."""
     ends = [round(1000 * i / fps / unit) * unit for i in range(count + 1)]
     return [max(unit, end - begin) for begin, end in zip(ends, ends[1:], strict=False)]
 
@@ -228,7 +228,7 @@ def _write_folder(path: Path, pictures: Sequence[Image.Image], tags: Mapping[str
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise UsageError where frames would take the place of something else than frames."""
+    """Raise UsageError where a folder of frames would replace something else."""
     strange = path.name if path.is_file() else ""
     if path.is_dir():
         strange = next((one.name for one in path.iterdir() if not FRAME.fullmatch(one.name)), "")
@@ -240,7 +240,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _with_one_palette(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """The frames in 256 colours, the same for all: colours chosen for each frame alone would flicker."""
+    """The frames in 256 colours, the same for all: a palette for each frame would flicker."""
     from PIL import Image
 
     chosen = pictures[:: max(1, len(pictures) // PALETTE_FRAMES)]
@@ -275,16 +275,16 @@ def read_clip(path: str | Path) -> np.ndarray:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a clip is Pillow's. Raises BadFileError for a pipe or a device: it would be waited for."""
+    """True if Pillow reads the clip. Raises BadFileError for a pipe or a device: it would be waited for."""
     if path.exists() and not path.is_file():
         raise BadFileError(f"{path} is not a file")
     return path.suffix.lower() in ANIMATIONS
 
 
 def read_timed(path: str | Path) -> tuple[np.ndarray, float]:
-    """All frames of a clip of any format as uint8 (T, H, W, 3), and its frames per second (0 where a video
-    does not say). Frames that gif or webp have joined, and those of a film whose rate changes, come as often
-    as they are shown. Raises BadFileError."""
+    """All frames of a clip of any format as uint8 (T, H, W, 3), and its frames per second (0 where a
+    video has none). Frames that gif or webp have joined, and those of a variable rate, are repeated as
+    long as they are shown. Raises BadFileError."""
     path = Path(path)
     if path.is_dir():
         return read_clip(path), _rate_of_settings(path)
@@ -299,14 +299,14 @@ def read_timed(path: str | Path) -> tuple[np.ndarray, float]:
 
 
 def _rate_of_settings(path: Path) -> float:
-    """Frames per second by the settings inside a clip."""
+    """Frames per second by the settings in a clip's metadata."""
     with suppress(ValueError, KeyError, TypeError):
         return float(json.loads(read_tags(path)["comment"])["fps"])
     return USUAL_FPS
 
 
 def read_tags(path: str | Path) -> dict[str, str]:
-    """The tags in a clip of any format ({} when there are none). Raises BadFileError."""
+    """The metadata of a clip of any format ({} when there are none). Raises BadFileError."""
     path = Path(path)
     if path.is_dir():
         path, *others = frame_files(path)
@@ -331,12 +331,12 @@ def read_tags(path: str | Path) -> dict[str, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture's file, its first picture decoded. Raises BadFileError."""
+    """Open a picture file and decode its first picture. Raises BadFileError."""
     from PIL import Image
 
     try:
         with Image.open(_source(path), formats=video.PICTURES) as picture:
-            need_reasonable_clip(path, getattr(picture, "n_frames", 1), picture.size)
+            check_clip_size(path, getattr(picture, "n_frames", 1), picture.size)
             picture.load()
             yield picture
     except EdgError:
@@ -346,8 +346,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _source(path: Path) -> Path | BytesIO:
-    """A file for Pillow. A webp's frames may be opaque, each on a part of a clear canvas: the file is marked
-    as one with alpha, without which Pillow makes the canvas black."""
+    """A file for Pillow. A webp's frames may be opaque, each on a part of a clear canvas: the file is
+    marked as one with alpha, without which Pillow makes the canvas black."""
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF" or path.stat().st_size > LARGEST_WEBP:
             return path
@@ -376,16 +376,15 @@ def _stacked(path: Path, pictures: Iterable[np.ndarray]) -> np.ndarray:
     found: list[np.ndarray] = []
     for picture in pictures:
         found.append(picture)
-        need_reasonable_clip(path, len(found), picture.shape[1::-1])
+        check_clip_size(path, len(found), picture.shape[1::-1])
     sizes = {picture.shape for picture in found}
     if len(sizes) > 1:
         raise BadFileError(f"the frames of {path} are of {len(sizes)} sizes", expected="one")
     return np.stack(found)
 
 
-def digest(path: str | Path) -> str:
-    """sha256 of a clip's file; of a folder, over the names and digests of what is in it. Raises
-    BadFileError."""
+def clip_sha256(path: str | Path) -> str:
+    """SHA-256 of a clip's file; of a folder, over the names and hashes of its files. Raises BadFileError."""
     path = Path(path)
     if not path.is_dir():
         return sha256_file(path)

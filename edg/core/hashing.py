@@ -1,4 +1,4 @@
-"""Hashes of values and files, remembered in the user's cache folder while a file stays as it is."""
+"""Hashes of values and files, cached in the user's cache folder while a file stays as it is."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from edg.core.errors import BadFileError, MachineError
-from edg.core.files import remove_leftovers, write_text
+from edg.core.files import cache_folder, remove_leftovers, write_text
 from edg.core.process import stopping
 
 
 def hash_value(value: Any) -> str:
-    """sha256 of a JSON-like value, independent of the order of its keys."""
+    """SHA-256 of a JSON-like value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -43,9 +43,8 @@ def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
 
 
 def cached_sha256(path: str | Path) -> str:
-    """sha256 of a large file, remembered in the user's cache folder while its size and time stay the same.
-
-    A file that changes while it is hashed is not remembered. Raises BadFileError when it cannot be read."""
+    """SHA-256 of a large file, cached while its size and time stay the same. A file that changes while it
+    is hashed is not cached. Raises BadFileError when it cannot be read."""
     path = Path(path)
     try:
         path = path.resolve()
@@ -64,9 +63,10 @@ def cached_sha256(path: str | Path) -> str:
 
 
 def remember_sha256(path: str | Path, digest: str, status: os.stat_result) -> None:
-    """Tell `cached_sha256` a digest that is known already.
+    """Cache a known hash for `cached_sha256`.
 
-    status: of the file when the bytes were read, not now: the path may hold another file by then."""
+    status: of the file when the bytes were read, not now: the path may hold another file by then.
+    """
     with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
         note = _sha256_note(Path(path).resolve(), status)
         remove_leftovers(note.parent)
@@ -74,31 +74,32 @@ def remember_sha256(path: str | Path, digest: str, status: os.stat_result) -> No
 
 
 def remember(kind: str, key: Any, text: str) -> None:
-    """Keep a text in the user's cache folder under a JSON-like key."""
+    """Cache a text under a JSON-like key."""
     with suppress(OSError, MachineError):  # a cache that cannot be written is only slower
-        write_text(_cache_folder() / kind / hash_value(key)[:32], text)
+        write_text(cache_folder() / kind / hash_value(key)[:32], text)
 
 
 def recall(kind: str, key: Any) -> str:
-    """The text that `remember` kept under this key, "" where there is none."""
+    """The cached text of a key, "" where there is none."""
     with suppress(OSError, ValueError):
-        return (_cache_folder() / kind / hash_value(key)[:32]).read_text(encoding="utf-8")
+        return (cache_folder() / kind / hash_value(key)[:32]).read_text(encoding="utf-8")
     return ""
 
 
 def file_state(status: os.stat_result) -> tuple[int, int, int]:
-    """(inode, size, time of change): what tells a file from an altered or replaced one."""
+    """(inode, size, time of change): differs for an altered or replaced file."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def kept_state(status: os.stat_result) -> tuple[int, int, int, int]:
-    """`file_state` for what is kept from one command to the next: who sets the time of change back cannot set
-    back that of the inode."""
+    """`file_state` for what is cached between commands, with the change time of the inode, which cannot
+    be set back."""
     return *file_state(status), status.st_ctime_ns
 
 
 def stamp(path: Path) -> tuple:
-    """What tells whether a file, or what lies in a folder, was touched; () where there is nothing."""
+    """The states of a file, or of the files of a folder: differs when one was touched; () where there is
+    nothing."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         return tuple((file.name, *kept_state(file.stat())) for file in files)
@@ -109,9 +110,4 @@ def stamp(path: Path) -> tuple:
 def _sha256_note(path: Path, status: os.stat_result) -> Path:
     inode, size, changed, inode_changed = kept_state(status)
     key = hash_value([str(path), size, changed, inode, inode_changed])[:32]
-    return _cache_folder() / "sha256" / key
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "edg"
+    return cache_folder() / "sha256" / key

@@ -7,13 +7,11 @@ handlers of its own.
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from edg.core.dist import rank_label
+from edg.core.dist import rank_label, terminal_type
 from edg.core.errors import visible
 
 WIPE = "\r\x1b[K"
@@ -70,25 +68,4 @@ def write(text: str) -> None:
 
 def on_terminal() -> bool:
     """True if stderr is a terminal that can clear a line."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
-def progress_line(what: str = "merging") -> Callable[[int, int], None] | None:
-    """A percentage that rewrites itself on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-    shown = [-1]
-
-    def show(done: int, total: int) -> None:
-        percent = 100 * done // max(total, 1)
-        if percent != shown[0]:
-            shown[0] = percent
-            end = "\n" if done >= total else ""
-            print(
-                f"\r{what} {percent:3d} %  {done / 1e9:.1f} of {total / 1e9:.1f} GB",
-                end=end,
-                file=sys.stderr,
-                flush=True,
-            )
-
-    return show
+    return sys.stderr.isatty() and terminal_type() != "dumb"

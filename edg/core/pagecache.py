@@ -1,7 +1,7 @@
-"""Files of which nothing is read twice pass through the page cache without staying there.
+"""Drop the pages of large one-pass files from the page cache (posix_fadvise).
 
-Their pages are used again at once. New ones would have to be cleared first (in a virtual machine even got
-from the host, which can take longer than the merge itself), and would push out what others have cached.
+The pages are used again at once. New ones would have to be cleared first (in a virtual machine even got from
+the host, which can take longer than the merge itself), and would push out the cached files of others.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ STEP = 64 << 20
 
 
 def too_large(size: int) -> bool:
-    """Whether a file takes more than a quarter of the memory, too much to be kept for whoever comes next."""
+    """True for a file of more than a quarter of the memory, too large to stay in the page cache."""
     return hasattr(os, "posix_fadvise") and 4 * size > memory()[0]
 
 
 def forget(fd: int, start: int, count: int) -> None:
-    """Give the pages of a range back; those not on the disk yet stay."""
+    """Drop the pages of a range; those not on the disk yet stay."""
     os.posix_fadvise(fd, start, count, os.POSIX_FADV_DONTNEED)
 
 
 class Flusher:
-    """Brings a file that grows to the disk in the background, and forgets what is there."""
+    """Flushes a growing file to the disk in the background, and drops its pages."""
 
     def __init__(self, fd: int):
         self.fd, self.done, self.running = fd, 0, Future()
@@ -33,7 +33,7 @@ class Flusher:
         self.pool = ThreadPoolExecutor(1, "edg-flush")
 
     def reached(self, end: int) -> None:
-        """Everything below `end` is written. Raises OSError when bringing it to the disk failed."""
+        """Report that everything below `end` is written. Raises OSError when a flush has failed."""
         if end - self.done >= STEP and self.running.done():
             self.running.result()
             self.running = self.pool.submit(self._flush, self.done, end - self.done)
@@ -44,6 +44,6 @@ class Flusher:
         forget(self.fd, start, count)
 
     def finish(self) -> None:
-        """Wait for the last. Raises OSError as `reached` does."""
+        """Wait for the last flush. Raises OSError as `reached` does."""
         self.pool.shutdown()
         self.running.result()

@@ -1,4 +1,4 @@
-"""Paths and names as a user gives them: `~` is the home folder, and what no file can be called is refused."""
+"""Paths and names as a user gives them: `~` is the home folder, and impossible file names are refused."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def user_path(given: Any, what: str = "the path") -> str:
     """
     if not isinstance(given, (str, os.PathLike)) or isinstance(text := os.fspath(given), bytes):
         raise UsageError(f"{what} is {given!r}", expected="a path")
-    need_name(text, what)
+    check_name(text, what)
     if not text.startswith("~"):  # Path drops the `./` that tells a file `~` from the home folder
         return os.path.abspath(text) if str(Path(text)).startswith("~") else text
     home = os.path.expanduser(text)
     if home.startswith("~"):
         literal = f"./{text} for a file of that name"
         raise UsageError(f"{what} is {text!r}", expected="a user's home folder", fix=literal)
-    need_name(home, what)
+    check_name(home, what)
     return home
 
 
-def need_name(given: str | os.PathLike, what: str = "the path") -> None:
-    """Raise UsageError for a path that no file system takes, whatever lies there."""
+def check_name(given: str | os.PathLike, what: str = "the path") -> None:
+    """Raise UsageError for a path that no file system takes."""
     text = os.fspath(given)
     if not text:
         raise UsageError(f"{what} is empty", expected="a path")

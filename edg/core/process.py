@@ -1,6 +1,6 @@
-"""How a process ends: when the one that started it ends, and when a signal asks for it.
+"""The end of a process: with the process that started it, and by signals.
 
-    python -m edg.core.process PID COMMAND...      # COMMAND ends when its parent, process PID, ends
+python -m edg.core.process PID COMMAND...      # COMMAND ends when its parent, process PID, ends
 
 The former is for Linux only (prctl); elsewhere nothing happens.
 """
@@ -27,11 +27,12 @@ TWICE = 1.0  # seconds within which a second one is the same: a launcher hands o
 
 
 class Stopping:
-    """SIGTERM and SIGINT of this process, put off to where the work looks at them.
+    """SIGTERM and SIGINT of this process, postponed to where the work checks for them.
 
-    An exception out of a signal handler may strike between any two instructions, also where this thread holds
-    the lock of a pool, for which all then wait for ever. Inside `postponed` a signal is only noted, and loops
-    call `check`, which does what the former handler would have done: raise. number: of the first, 0 for none.
+    An exception out of a signal handler may strike between any two instructions, also where this thread
+    holds the lock of a pool, for which all then wait for ever. Inside `postponed` a signal is only noted,
+    and loops call `check`, which raises as the former handler would have. number: of the first signal, 0
+    for none.
     """
 
     def __init__(self) -> None:
@@ -42,8 +43,8 @@ class Stopping:
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
-        """Note signals; what came is raised at the end at the latest. Does nothing in another thread, nor for
-        a signal that is ignored or ends the process without a handler."""
+        """Note signals, and raise for them at the end at the latest. Does nothing in another thread,
+        nor for a signal that is ignored or ends the process without a handler."""
         if threading.current_thread() is not threading.main_thread():
             yield
         elif self._former:
@@ -68,13 +69,13 @@ class Stopping:
                 self._former, self.number = {}, 0
 
     def note(self, number: int, frame: Any) -> None:
-        """The handler."""
+        """Note a signal (the handler)."""
         self.number = self.number or number
         if self._raise:
             self.check()
 
     def check(self) -> None:
-        """Raise what the noted signal stands for (KeyboardInterrupt, SystemExit), in the main thread only."""
+        """Raise for a noted signal (KeyboardInterrupt, SystemExit), in the main thread only."""
         if (
             self.number in self._former
             and not self._unhurried
@@ -84,8 +85,8 @@ class Stopping:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise out of the handler again: where there is one thread and no look at the flag for seconds, as
-        in imports. Does nothing in another thread. The signal stays noted."""
+        """Raise out of the handler again: where there is one thread and no check for seconds, as in
+        imports. Does nothing in another thread. The signal stays noted."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -98,8 +99,8 @@ class Stopping:
 
     @contextmanager
     def unhurried(self) -> Iterator[None]:
-        """Leave it to the caller to look at `number`: `check` raises nothing, and only a second signal forces
-        the end, as what is to be finished first may take long."""
+        """Let the caller look at `number` itself: `check` raises nothing, and only a second signal
+        forces the end, as the last work may take long."""
         self._unhurried += 1
         try:
             yield
@@ -107,9 +108,9 @@ class Stopping:
             self._unhurried -= 1
 
     def force(self, report: Callable[[int], None]) -> None:
-        """Start a thread that ends this process GRACE seconds after a signal, SECOND seconds after another
-        one, where it has not ended by itself: whatever it waits for, it does not hang. Temporary files are
-        removed at the next start. report(signal) comes before."""
+        """Start a thread that ends this process GRACE seconds after a signal, SECOND seconds after
+        another one, if it has not ended by itself. Temporary files are removed at the next start.
+        report(signal) comes before."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -141,8 +142,8 @@ stopping = Stopping()  # one, as the signals of a process are
 def die_with_parent(parent: int | None = None) -> None:
     """Get SIGTERM when the parent ends, however it ends; at once when it is gone already.
 
-    parent: its id where the caller knows it, else whoever is the parent now. What this process executes in
-    its place (exec) inherits it, its children do not. Source: prctl(2), PR_SET_PDEATHSIG.
+    parent: its id where the caller knows it, else the current parent. A program that this process
+    executes in its place (exec) inherits it, children do not. Source: prctl(2), PR_SET_PDEATHSIG.
     """
     if not sys.platform.startswith("linux"):
         return

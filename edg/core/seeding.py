@@ -1,4 +1,4 @@
-"""Randomness that belongs to an item, never to a process: every generator is named by what it is for."""
+"""Random numbers that depend on an item, never on a process: every generator is named by its purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contact sheet: a picture of several clips, one row for each, under its label."""
+"""Contact sheets: pictures of several clips, one row each, under its label."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def contact_sheet(clips: Iterable[tuple[str, np.ndarray]], columns: int = 6, width: int = 160) -> np.ndarray:
-    """One row per clip, `columns` evenly spaced frames `width` pixels wide under its label; uint8 (H, W, 3).
+    """Draw one row per clip, `columns` evenly spaced frames `width` pixels wide under its label; uint8
+    (H, W, 3).
 
     clips: (label, uint8 frames (T, H, W, 3)); an iterator is read one clip at a time.
     """
@@ -39,8 +40,8 @@ def _sheet_row(label: str, frames: np.ndarray, columns: int, width: int, gap: in
 
 
 def _clipped(label: str, font: FreeTypeFont | ImageFont, width: float) -> str:
-    """The label in one line of at most `width` pixels. No more of it is looked at than may have room: a
-    character takes a pixel at least, and there are no ten blanks for one that is seen."""
+    """The label in one line of at most `width` pixels. Only as much of it is looked at as may fit: a
+    character takes a pixel at least, and there are fewer than ten blanks for each."""
     most = int(width)
     seen = "".join(c if c.isprintable() else " " for c in label[: 10 * most])
     line = " ".join(seen.split())

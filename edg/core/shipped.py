@@ -1,4 +1,4 @@
-"""Files that come with the package: `configs/` and `prompts/`, in a clone beside it, in a wheel inside it."""
+"""Files that come with the package: `configs/` and `prompts/`, beside it in a clone, inside it in a wheel."""
 
 from __future__ import annotations
 

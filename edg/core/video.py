@@ -1,6 +1,6 @@
-"""Pictures and frames to and from files. Frames are uint8 (T, H, W, 3), networks see [-1, 1].
+"""Reading and writing of pictures and videos. Frames are uint8 (T, H, W, 3); networks take [-1, 1].
 
-What a picture file becomes: the first picture of an animation, EXIF rotation applied, in sRGB on white (see
+Of a picture file the first picture is read, with its EXIF rotation applied, in sRGB on white (see
 core/colour.py).
 """
 
@@ -47,8 +47,8 @@ REPEATABLE = {"threads": "1", "mbtree": "0"}
 
 
 def picture_bytes(path: str | Path) -> bytes:
-    """A picture file's bytes, read once: they are decoded and hashed, whatever lies there later.
-    Raises BadFileError when it is missing, not a file, empty or too large."""
+    """The bytes of a picture file, read once, so that what is decoded is what is hashed. Raises
+    BadFileError when it is missing, not a file, empty or too large."""
     path = Path(path)
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -148,10 +148,10 @@ def _too_large(path: Path, size: str) -> BadFileError:
 def fit_image(
     image: np.ndarray, height: int, width: int, crop: bool = False, pad: bool = False
 ) -> torch.Tensor:
-    """uint8 (H, W, 3) to float32 (3, height, width) in [-1, 1].
+    """Resize uint8 (H, W, 3) to float32 (3, height, width) in [-1, 1].
 
-    Neither: resized to exactly this size, the aspect ratio is not kept (released; antialiased bilinear).
-    crop: resized to cover the size, then cut in the centre. pad: resized to lie within it, on black.
+    By default to exactly this size without keeping the aspect ratio (as released; antialiased bilinear).
+    crop: resized to cover the size, then cut at the centre. pad: resized to lie within it, on black.
     """
     import torch
     from PIL import Image
@@ -175,7 +175,7 @@ def fit_image(
 
 
 def on_white(picture: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 4), red, green, blue and alpha, as (H, W, 3) on white."""
+    """Blend uint8 (H, W, 4), RGBA, on white: (H, W, 3)."""
     from PIL import Image
 
     return np.asarray(to_rgb(Image.fromarray(picture)))
@@ -208,6 +208,8 @@ def _resize(
 
 
 # ---- frames out --------------------------------------------------------------------------------------------
+# By PyAV: the PyAV plugin of imageio keeps metadata, but has no public way to set options of the encoder, so
+# quality, matrix, primaries, transfer curve and range would be lost (measured: pixels differ by up to 109).
 
 
 def to_uint8(video: torch.Tensor, loop: bool = False) -> np.ndarray:
@@ -228,8 +230,8 @@ PRECISE = "out_range=tv:flags=area+accurate_rnd+full_chroma_inp+bitexact"
 
 @dataclass(frozen=True)
 class Movie:
-    """A kind of file: its container, encoder and pixels, and the matrix and curve that its frames are
-    converted to and that it names, in FFmpeg's words. Players guess what is not named from the height."""
+    """A kind of video file: container, encoder and pixel format, and the matrix and transfer curve of its
+    frames, in FFmpeg's words. All are tagged: players guess what is not from the height."""
 
     container: str
     encoder: str
@@ -264,12 +266,11 @@ def write_video(
     comment: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """uint8 (T, H, W, 3) to an H.264 mp4 (yuv420p), or to ProRes 422 HQ where the name ends in .mov,
-    atomically, with its colours named. `comment` becomes the file's comment tag, `tags` further ones. crf 0
-    counts as 1.
+    """Write uint8 (T, H, W, 3) as an H.264 mp4 (yuv420p), or as ProRes 422 HQ where the name ends in
+    .mov, atomically and with its colours tagged. comment, tags: metadata. crf 0 counts as 1.
 
-    The same frames give the same file, whatever the number of cores.
-    Raises UsageError for an odd height or width, MachineError when it cannot be written.
+    The same frames give the same file, whatever the number of cores. Raises UsageError for an odd height
+    or width, MachineError when it cannot be written.
     """
     import av
 
@@ -316,8 +317,8 @@ def _encode(
 
 
 def _converter(movie: Movie, width: int, height: int, time_base: Fraction) -> Graph:
-    """A graph that takes frames of rgb24 and gives them as the movie has them, named as such: ProRes writes
-    what its frames name, x264 what its stream does."""
+    """A filter graph from rgb24 to the movie's frames, tagged as such: ProRes writes the tags of its
+    frames, x264 those of its stream."""
     import av
     from av.filter import Graph
 
@@ -336,8 +337,8 @@ def _converter(movie: Movie, width: int, height: int, time_base: Fraction) -> Gr
 
 
 def open_container(path: str | Path, **options: str) -> InputContainer:
-    """A video file for reading: this file and no other, whatever its name (`tcp:HOST:1.mp4` is an address to
-    FFmpeg) or its content asks for. Raises av.FFmpegError."""
+    """Open a video file and no other, whatever its name (`tcp:HOST:1.mp4` is an address to FFmpeg) or its
+    content asks for. Raises av.FFmpegError."""
     import av
 
     bounds = {"protocol_whitelist": "file", "format_whitelist": FILMS}
@@ -358,8 +359,8 @@ def read_frames(path: str | Path) -> np.ndarray:
 
 
 def read_steady(path: str | Path, most: int) -> tuple[np.ndarray, float]:
-    """As read_clip, in even steps: where the frames of a film come at a changing rate, those that are longer
-    seen come again, up to `most` frames in all (see `films.evenly`)."""
+    """Read a clip at a constant frame rate: frames of a variable rate are repeated, up to `most` in all
+    (see `films.evenly`)."""
     from edg.core.films import evenly
 
     film = open_film(path)
@@ -367,12 +368,12 @@ def read_steady(path: str | Path, most: int) -> tuple[np.ndarray, float]:
     if film.steady:
         return frames, film.fps
     chosen, rate = evenly(film.times, film.end, film.fps, most)
-    need_reasonable_clip(path, len(chosen), (frames.shape[2], frames.shape[1]))
+    check_clip_size(path, len(chosen), (frames.shape[2], frames.shape[1]))
     return frames[chosen], rate
 
 
 def open_film(path: str | Path) -> Film:
-    """A video file, its packets listed. Raises BadFileError."""
+    """Open a video file and list its packets. Raises BadFileError."""
     from edg.core.films import Film
 
     path = Path(path)
@@ -394,15 +395,15 @@ def _all_frames(film: Film) -> np.ndarray:
     return frames
 
 
-def need_reasonable_clip(path: str | Path, frames: int, size: tuple[int, int]) -> None:
-    """Raise BadFileError where so many frames of (width, height) do not belong into memory."""
+def check_clip_size(path: str | Path, frames: int, size: tuple[int, int]) -> None:
+    """Raise BadFileError when so many frames of (width, height) do not fit into memory."""
     _need_reasonable_size(Path(path), size)
     if frames * size[0] * size[1] * 3 > MAX_CLIP:
         raise BadFileError(f"{path} holds over {MAX_CLIP >> 30} GB of frames", expected="a clip")
 
 
 def read_rate(path: str | Path) -> float:
-    """Frames a second of a video file. Raises BadFileError when it does not say."""
+    """Frames per second of a video file. Raises BadFileError when it has none."""
     rate = open_film(path).fps
     if not rate > 0:
         raise BadFileError(f"the video {path} does not say its frames a second")
@@ -410,7 +411,7 @@ def read_rate(path: str | Path) -> float:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The tags of a video file. Raises BadFileError."""
+    """The metadata of a video file. Raises BadFileError."""
     import av
 
     try:
@@ -426,7 +427,7 @@ def read_comment(path: str | Path) -> str:
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """uint8 (H, W, 3) to a picture file (png, jpg, webp by its name), atomically."""
+    """Write uint8 (H, W, 3) as a picture file (png, jpg, webp by its name), atomically."""
     from PIL import Image
 
     with atomic_path(path) as temporary:

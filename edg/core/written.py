@@ -1,5 +1,5 @@
 """Scalars of a YAML file as they were written. YAML 1.1 reads `007`, `2024_06_01`, `12:30`, `1e3` and `on` as
-numbers and truths; where a name or a path is wanted, the text that somebody wrote is the right value."""
+numbers and booleans; where a name or a path is wanted, the written text is the value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Real(float):
 
 
 class Truth(int):
-    """A yes or no that was not written as `true` or `false`."""
+    """A boolean that was not written as `true` or `false`."""
 
     text: str
 
@@ -31,7 +31,7 @@ KINDS = {bool: Truth, int: Whole, float: Real}
 
 
 def plain(value: Any) -> Any:
-    """The number or truth that a scalar stands for; mappings and lists with such values inside, too."""
+    """The number or boolean of a scalar; of mappings and lists, with such values inside."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 def text_of(value: Any) -> Any:
-    """The text that a scalar was written as; what is no scalar stays what it is."""
+    """The text that a scalar was written as; other values are returned unchanged."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
@@ -65,7 +65,8 @@ class Scalars:
         self.mark = re.compile(f"{self.name}(\\d+)\ue0f1")
 
     def marked(self, text: str) -> str:
-        """The YAML text with a mark for every value that could be read as something else than its text."""
+        """The YAML text with a mark in place of every value that could be read as something else than
+        its text."""
         import yaml
 
         found: list[tuple[int, int, str]] = []
@@ -77,8 +78,9 @@ class Scalars:
         return text
 
     def restored(self, value: Any) -> Any:
-        """What was read, with the scalars in place of their marks. Inside of a longer text stands what was
-        written, but for numbers with a point or a power: those OmegaConf writes as Python does."""
+        """A read value with the scalars in place of their marks. Inside a longer text the written
+        text is put, but numbers with a point or a power are put as Python writes them, as OmegaConf
+        does."""
         if isinstance(value, Mapping):
             return {key: self.restored(item) for key, item in value.items()}
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""How much a YAML text stands for, found without making it: aliases, and `${names}` of names, multiply.
+"""The size of a YAML text's content, found without building it: aliases, and `${names}` of names, multiply.
 
 Thirty lines `a2: ${a1}${a1}` are a text of gigabytes; ten aliases of ten aliases, nine times, 10^9 values.
 """
@@ -26,8 +26,9 @@ Place = tuple[str, ...]  # ("model", "layers", "0")
 
 
 def check(text: str, overrides: Sequence[str], path: Any) -> None:
-    """Raise UsageError where `text` of the file `path` stands for too much, or asks for more than names of
-    its own values. overrides: `dotted.key=value`. Raises YAMLError, ValueError and RecursionError, too."""
+    """Raise UsageError where `text` of the file `path` expands to too much, or asks for more than names
+    of its own values. overrides: `dotted.key=value`. Raises YAMLError, ValueError and RecursionError,
+    too."""
     import yaml
 
     given = []
@@ -57,7 +58,7 @@ def _need_at_most(most: int, count: int, what: str, path: Any) -> None:
 
 
 def _values(node: Any, known: dict[int, int]) -> int:
-    """How many values there are in a node, every alias counted as what it is an alias of."""
+    """The number of values in a node, every alias counted in full."""
     if id(node) not in known:
         parts = node.value if isinstance(node.value, list) else ()
         pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
@@ -99,7 +100,7 @@ def _parts(name: str) -> Place:
 
 
 class _Sizes:
-    """(values, characters) that each place stands for, its names followed."""
+    """(values, characters) of each place, with its names expanded."""
 
     def __init__(self, places: dict[Place, Any], given: Sequence[Place], path: Any):
         self.places, self.given, self.path = places, given, path

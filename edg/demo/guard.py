@@ -1,7 +1,7 @@
-"""What a request must be to reach the page of `edg demo`: from the page itself, for a route that the page
-uses, of bounded size, and naming no file but those that were uploaded in this run.
+"""Checks of every HTTP request to `edg demo`: it comes from the page itself, asks for a route that the page
+uses, is of bounded size, and names only files that were uploaded in this run.
 
-It stands before Gradio and knows of it only what its page sends: routes, and the form of an event.
+It stands before Gradio and knows only what Gradio's page sends: routes, and the form of an event.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Refused(Exception):
-    """A request that goes no further: (reason, HTTP status)."""
+    """A refused request: reason and HTTP status."""
 
     def __init__(self, reason: str, status: int):
         super().__init__(reason)
@@ -64,8 +64,9 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware. names: hosts under which the page may be asked for; any_address: also by any IP
-    address (no site can call itself by one, so rebinding a name leads nowhere)."""
+    """ASGI middleware that lets only checked requests through. names: hosts under which the page may be
+    asked for; any_address: also by any IP address (no site can call itself by one, so DNS rebinding leads
+    nowhere)."""
 
     def __init__(self, app: Any, uploads: Uploads, names: frozenset[str], any_address: bool):
         self.app, self.uploads, self.names, self.any_address = app, uploads, names, any_address
@@ -102,8 +103,9 @@ class Guard:
         await (answer or self.app)(scope, receive, guarded)
 
     def check_source(self, scope: Any) -> None:
-        """Raise Refused for what a page of another site asks for: by its name (Host), or from its scripts and
-        forms. A request that changes something names its page, in Origin or Sec-Fetch-Site."""
+        """Raise Refused for a request by a page of another site: by its name (Host), or from its
+        scripts and forms. A request that changes something names its page, in Origin or
+        Sec-Fetch-Site."""
         found: dict[bytes, list[str]] = {}
         for name, value in scope["headers"]:
             found.setdefault(name.lower(), []).append(value.decode("latin-1").lower())
@@ -122,7 +124,7 @@ class Guard:
                 raise Refused("from another page", 403)
 
     def is_ours(self, host: str) -> bool:
-        """Decide by a Host header: a name and perhaps a port."""
+        """True if a Host header, a name and perhaps a port, is one of this page."""
         match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:@/\[\]]+)(:\d{1,5})?", host)
         if match is None:
             return False
@@ -136,7 +138,8 @@ class Guard:
         return self.any_address
 
     def check_route(self, scope: Any) -> None:
-        """Raise Refused for what the page does not use, and for files that are not for visitors."""
+        """Raise Refused for a route that the page does not use, and for files that are not for
+        visitors."""
         routes = {"GET": READ, "HEAD": READ, "POST": SENT}.get(scope["method"])
         if routes is None:
             raise Refused("no such method", 405)
@@ -147,8 +150,8 @@ class Guard:
             raise Refused("no file of this page", 403)
 
     async def upload(self, scope: Any, receive: Receive) -> Path:
-        """The file that a request brings, kept. It is on no disk by name before it is whole, so that one that
-        breaks off leaves nothing."""
+        """Receive an upload and keep it. It has a name on the disk only when it is complete, so that
+        one that breaks off leaves nothing."""
         length = length_of(scope, MAX_BYTES + MAX_FORM)
         try:
             await run_in_threadpool(self.uploads.reserve, length)
@@ -186,7 +189,7 @@ def names_of(*hosts: str) -> tuple[frozenset[str], bool]:
 
 
 def length_of(scope: Any, most: int) -> int:
-    """Bytes of a body as its header has them. Raises Refused for none, several, and more than `most`."""
+    """Length of a body by its header, in bytes. Raises Refused for none, several, and more than `most`."""
     lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
     if len(lengths) != 1 or not re.fullmatch(rb"[0-9]{1,12}", lengths[0]) or int(lengths[0]) > most:
         raise Refused(f"at most {MAX_BYTES // 10**6} MB at once, {MAX_FORM // 1000} kB beside a file", 413)
@@ -207,7 +210,7 @@ async def in_time(work: Awaitable[Any]) -> Any:
 
 
 def bounded(receive: Receive, most: int) -> Receive:
-    """`receive` that raises Refused when a body is longer than its header says."""
+    """A `receive` that raises Refused when a body is longer than its header says."""
     left = most
 
     async def counted() -> MutableMapping[str, Any]:
@@ -222,7 +225,7 @@ def bounded(receive: Receive, most: int) -> Receive:
 
 
 def with_body(scope: Any, receive: Receive, body: bytes) -> tuple[Any, Receive]:
-    """A request with this body in the place of the one that was read."""
+    """The request with another body."""
     rest = [
         (name, value)
         for name, value in scope["headers"]
@@ -246,8 +249,8 @@ def with_body(scope: Any, receive: Receive, body: bytes) -> tuple[Any, Receive]:
 
 
 def checked_event(body: bytes, uploads: Uploads) -> bytes:
-    """An event written anew from what the page's events have: numbers, texts, and files that were uploaded in
-    this run. So it reads in one way only, whoever reads it. Raises Refused."""
+    """An event with only the parts that the page's events have: numbers, texts, and files that were
+    uploaded in this run. It is written anew, so every reader reads the same. Raises Refused."""
     try:
         sent = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -284,7 +287,7 @@ def _index(value: Any, name: str) -> int:
 
 
 def _value(value: Any, uploads: Uploads) -> Any:
-    """A number, a text, or the name of an upload without what else was said of it."""
+    """A number, a text, or the name of an upload without its other fields."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float) and math.isfinite(value):

@@ -1,7 +1,7 @@
-"""The page of `edg demo`, the one room for Gradio: what is typed becomes wishes, moments become the page.
+"""The page of `edg demo` in Gradio.
 
-Whoever imports this has set `environment` first: Gradio reads it while it is imported. What reaches Gradio
-has passed `guard.py`.
+Gradio reads environment variables while it is imported: set `process.gradio_environment` first. Every request
+passes guard.py before it reaches Gradio.
 """
 
 from __future__ import annotations
@@ -16,17 +16,25 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from edg.core.errors import EdgError, UsageError
-from edg.demo import view as html
+from edg.core.errors import EdgError, UsageError, require
+from edg.demo import view
 from edg.demo.guard import Guard, names_of
-from edg.demo.jobs import MAX_BYTES, MAX_PROMPT, MAX_STEPS, SEEDS, Made, Moment, Studio, Wish
+from edg.demo.jobs import (
+    MAX_BYTES,
+    MAX_PROMPT,
+    SEEDS,
+    DemoBackend,
+    DemoModel,
+    DemoRequest,
+    DemoResult,
+    Update,
+)
 
 HISTORY = 24  # clips that a visitor keeps
 WAITING = 64  # events in the queue
-VISITS = 1000  # tabs of which something is kept
+VISITS = 1000  # tabs with a state
 CONNECTIONS = 600  # at once; a tab has up to six
-DIALS = {"motion": 0.7, "hold": 0.85}  # where they stand to begin with
-FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the machine: nothing is fetched
+FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the visitor's own: nothing is fetched
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of events
 FIXED = {"interactive": False, "visible": False}  # until there is something
 SHELF = {
@@ -38,15 +46,13 @@ SHELF = {
 }
 
 
-def server(
-    studio: Studio, host: str, examples: Sequence[tuple[str, str]] = (), name: str = ""
-) -> uvicorn.Server:
-    """A server of the page, ready to `run(sockets=[...])` until a signal. host: the address that it listens
-    on; name: what else it is called; examples: (image, prompt)."""
+def server(backend: DemoBackend, host: str, name: str = "") -> uvicorn.Server:
+    """A server of the page, ready to `run(sockets=[...])` until a signal. host: the address it listens on;
+    name: another name of it."""
     quiet = "critical"  # Gradio logs what fails in an event; uvicorn would log what the end cuts off
     config = uvicorn.Config(
-        app(studio, host, examples, name),
-        loop="asyncio",  # leaves the wakeup descriptor of signals to `edg/cli/demo.py`
+        app(backend, host, name),
+        loop="asyncio",  # leaves the wakeup descriptor of signals to process.py
         ws="none",
         log_level=quiet,
         limit_concurrency=CONNECTIONS,
@@ -55,13 +61,13 @@ def server(
     return uvicorn.Server(config)
 
 
-def app(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = (), name: str = "") -> FastAPI:
+def app(backend: DemoBackend, host: str, name: str = "") -> FastAPI:
     """The page behind its guard."""
     names, any_address = names_of(host, name)
-    guard = Middleware(Guard, uploads=studio.uploads, names=names, any_address=any_address)
+    guard = Middleware(Guard, uploads=backend.uploads, names=names, any_address=any_address)
     return gr.mount_gradio_app(
         FastAPI(middleware=[guard], docs_url=None, redoc_url=None, openapi_url=None),
-        page(studio, _kept(studio, examples)),
+        page(backend, _uploaded_examples(backend)),
         path="/",
         footer_links=[],
         run_history=False,
@@ -71,17 +77,17 @@ def app(studio: Studio, host: str, examples: Sequence[tuple[str, str]] = (), nam
         pwa=False,
         mcp_server=False,
         theme=theme(),
-        css=html.CSS,
+        css=view.CSS,
     )
 
 
-def _kept(studio: Studio, examples: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The examples as uploads of this run."""
-    kept = []
-    for image, prompt in examples:
+def _uploaded_examples(backend: DemoBackend) -> list[tuple[str, str]]:
+    """The examples, with their images as uploads of this run."""
+    found = []
+    for image, prompt in backend.model.examples:
         with open(image, "rb") as file:
-            kept.append((str(studio.uploads.put(Path(image).name, file, lasting=True)), prompt))
-    return kept
+            found.append((str(backend.uploads.put(Path(image).name, file, lasting=True)), prompt))
+    return found
 
 
 def theme() -> gr.themes.Base:
@@ -94,25 +100,27 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
-def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
-    """What is on the page and what its buttons do."""
-    visit = Visit(studio, examples)
-    small = ["small"] if studio.small else []
+def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
+    """The page with its events."""
+    events, model = Events(backend, examples), backend.model
+    small = ["small"] if model.small else []
 
-    def forget(made: list[Made]) -> None:  # no method: Gradio copies it, with the networks that hang on it
-        for each in made:
-            studio.forget(each)
+    def remove(
+        results: list[DemoResult],
+    ) -> None:  # a method would be copied with the networks
+        for result in results:
+            backend.remove(result)
 
     with gr.Blocks(title="edg: still images that move", analytics_enabled=False) as blocks:
         gr.Markdown("# edg: still images that move")
-        gr.Markdown(f"An image and a prompt become a short clip. Model: `{studio.name}`. {studio.about}")
-        made = gr.State([], delete_callback=forget)
+        gr.Markdown(f"An image and a prompt become a short clip. Model: `{model.name}`. {model.about}")
+        results = gr.State([], delete_callback=remove)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                inputs = _inputs(studio, *(examples[0] if examples else (None, "")), small)
+                inputs = _inputs(model, *(examples[0] if examples else (None, "")), small)
             with gr.Column(scale=3, min_width=300):
-                stage = gr.HTML(html.hint("The clip appears here."), elem_id="stage")
-                words = gr.HTML(elem_id="words")
+                stage = gr.HTML(view.hint_html("The clip appears here."), elem_id="stage")
+                status = gr.HTML(elem_id="status")
                 with gr.Row():
                     go = gr.Button("Animate", variant="primary", elem_id="go")
                     halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="halt")
@@ -135,29 +143,29 @@ def page(studio: Studio, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
             **SHELF,
         )
         image, prompt, *_ = inputs
-        shown, buttons = [stage, words, saved], [go, halt]
-        image.upload(visit.look, image, [image, words], preprocess=False, **QUIET)
-        shelf.select(visit.example, None, [image, prompt], **QUIET)
-        history.select(visit.again, made, [*shown, *inputs], **QUIET)
-        go.click(visit.enter, None, [stage, words, *buttons], queue=False, **QUIET).then(
-            visit.make,
-            [made, *inputs],
-            [*shown, history, made],
+        shown, buttons = [stage, status, saved], [go, halt]
+        image.upload(events.check, image, [image, status], preprocess=False, **QUIET)
+        shelf.select(events.example, None, [image, prompt], **QUIET)
+        history.select(events.restore, results, [*shown, *inputs], **QUIET)
+        go.click(events.enqueue, None, [stage, status, *buttons], queue=False, **QUIET).then(
+            events.generate,
+            [results, *inputs],
+            [*shown, history, results],
             concurrency_limit=1,
-            preprocess=False,  # opens the image with whatever decoder it asks for
+            preprocess=False,  # Gradio would open the image with any decoder
             **QUIET,
-        ).then(visit.leave, None, buttons, queue=False, **QUIET)
-        halt.click(visit.stop, None, halt, queue=False, **QUIET)
-        blocks.unload(visit.gone)
-    # Gradio looks whether a file was uploaded only after `launch`, which a mounted page has no use for. The
-    # guard has looked before; this is a second lock on the same door.
+        ).then(events.finish, None, buttons, queue=False, **QUIET)
+        halt.click(events.stop, None, halt, queue=False, **QUIET)
+        blocks.unload(events.cancel)
+    # Gradio checks that a file was uploaded only after `launch`, which a mounted page does not call. The
+    # guard has checked it; this is a second check.
     blocks.has_launched = True
     blocks.state_session_capacity = VISITS
     return blocks.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
 
 
-def _inputs(studio: Studio, image: str | None, prompt: str, classes: list[str]) -> list[Any]:
-    """image, prompt, seed, steps, compare and a slider for each dial."""
+def _inputs(model: DemoModel, image: str | None, prompt: str, classes: list[str]) -> list[Any]:
+    """Fields of the page: image, prompt, seed, compare, and a slider for each setting."""
     picture = gr.Image(
         image,
         label="Image",
@@ -172,107 +180,114 @@ def _inputs(studio: Studio, image: str | None, prompt: str, classes: list[str]) 
     text = gr.Textbox(
         prompt, label="Prompt", max_length=MAX_PROMPT, elem_id="prompt", placeholder="what moves, and how"
     )
-    dials = [
-        gr.Slider(0, 1, DIALS[word], step=0.05, label=word.capitalize(), info=told, elem_id=word)
-        for word, told in studio.dials.items()
-    ]
-    with gr.Row():
-        steps = gr.Slider(1, MAX_STEPS, studio.steps, step=1, label="Steps", min_width=120, elem_id="steps")
-        seed = gr.Number(
-            123, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120, elem_id="seed"
+    sliders = [
+        gr.Slider(
+            slider.low, slider.high, slider.start, step=slider.step, label=slider.name.capitalize(),
+            info=slider.help or None, elem_id=slider.name,
         )
-    compare = gr.Checkbox(
-        False, label="Beside the base model", visible=len(studio.makers) > 1, elem_id="compare"
+        for slider in model.sliders
+    ]  # fmt: skip
+    seed = gr.Number(
+        123, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120, elem_id="seed"
     )
-    return [picture, text, seed, steps, compare, *dials]
+    _, *others = model.animate
+    beside = f"Beside the {' and '.join(others)} model"
+    compare = gr.Checkbox(False, label=beside, visible=bool(others), elem_id="compare")
+    return [picture, text, seed, compare, *sliders]
 
 
-class Visit:
-    """What the page's events do. A visitor is known by the session of the browser's tab."""
+class Events:
+    """Handlers of the page's events. A visitor is known by the session of the browser's tab."""
 
-    def __init__(self, studio: Studio, examples: Sequence[tuple[str, str]]):
-        self.studio, self.examples = studio, examples
+    def __init__(self, backend: DemoBackend, examples: Sequence[tuple[str, str]]):
+        self.backend, self.examples = backend, examples
         self.stops: dict[str, threading.Event] = {}
 
-    def look(self, image: Mapping[str, Any]):
-        """An upload, as the browser names it: an image, or the reason why it is none."""
+    def check(self, image: Mapping[str, Any]):
+        """Check an upload: keep the image, or show why it is none."""
         try:
-            self.studio.check_image(Path(image["path"]))
+            self.backend.check_image(Path(image["path"]))
         except EdgError as error:
-            return None, html.words(Moment("", error=str(error)))
+            return None, view.status_html(Update("", error=str(error)))
         return gr.skip(), ""
 
     def example(self, event: gr.SelectData):
+        """Put an example into the fields."""
         return self.examples[event.index] if event.index < len(self.examples) else [gr.skip()] * 2
 
-    def enter(self, request: gr.Request):
-        """The button: in the queue, and from now on it can be stopped."""
+    def enqueue(self, request: gr.Request):
+        """Show that the request waits, and let it be stopped."""
         self.new_stop(request)
-        waiting = html.words(Moment("waiting for its turn"))
+        waiting = view.status_html(Update("waiting for its turn"))
         busy = gr.Button(interactive=False), gr.Button(interactive=True)
-        return html.hint("The first preview comes after a few steps."), waiting, *busy
+        return view.hint_html("The first preview comes after a few steps."), waiting, *busy
 
-    def make(self, request: gr.Request, made: list[Made], *inputs: Any) -> Iterator[Any]:
-        """(stage, words, files, history, clips) again and again until the clip is there."""
+    def generate(self, request: gr.Request, results: list[DemoResult], *inputs: Any) -> Iterator[Any]:
+        """Yield (stage, status, files, history, results) until the clip is finished."""
         try:
-            wish = self.wish(*inputs)
+            wanted = self.read_request(*inputs)
         except EdgError as error:
-            return (yield html.hint(""), html.words(Moment("", error=str(error))), *[gr.skip()] * 3)
+            shown = view.hint_html(""), view.status_html(Update("", error=str(error)))
+            return (yield *shown, *[gr.skip()] * 3)
         stop = self.stops.get(request.session_hash) or self.new_stop(request)
-        for moment in self.studio.make(wish, stop):
-            stage = html.pictures(moment) if moment.frames or moment.made else gr.skip()
+        for update in self.backend.generate(wanted, stop):
+            stage = view.clips_html(update) if update.frames or update.result else gr.skip()
             more = [gr.skip()] * 3
-            if moment.made:
-                for old in made[HISTORY - 1 :]:
-                    self.studio.forget(old)
-                made = [moment.made, *made[: HISTORY - 1]]
-                more = [_files(moment.made), _gallery(made), made]
-            yield stage, html.words(moment, wish), *more
+            if update.result:
+                for old in results[HISTORY - 1 :]:
+                    self.backend.remove(old)
+                results = [update.result, *results[: HISTORY - 1]]
+                more = [_files(update.result), _gallery(results), results]
+            yield stage, view.status_html(update, wanted), *more
 
-    def wish(self, image: Any, prompt: Any, seed: Any, steps: Any, compare: Any, *turned: Any) -> Wish:
-        """The wish out of the page's fields, as the browser sent them. Raises UsageError."""
-        if not isinstance(image, Mapping):
-            raise UsageError("put in an image first")
+    def read_request(self, image: Any, prompt: Any, seed: Any, compare: Any, *values: Any) -> DemoRequest:
+        """The request in the page's fields, as the browser sent them. Raises UsageError."""
+        require(isinstance(image, Mapping), "put in an image first")
         try:
-            dials = {word: float(value) for word, value in zip(self.studio.dials, turned, strict=True)}
-            numbers = int(seed or 0), int(steps)
+            pairs = zip(self.backend.model.sliders, values, strict=True)
+            settings = {slider.name: slider.convert(value) for slider, value in pairs}
+            number = int(seed or 0)
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError("a field is not a number", fix="load the page again") from error
-        return Wish(Path(image["path"]), str(prompt or ""), *numbers, dials, bool(compare))
+        return DemoRequest(Path(image["path"]), str(prompt or ""), number, settings, bool(compare))
 
     def new_stop(self, request: gr.Request) -> threading.Event:
-        """A new flag that ends the visitor's wish."""
+        """Make the flag that stops the visitor's request."""
         while len(self.stops) >= VISITS:  # of tabs that are gone
             self.stops.pop(next(iter(self.stops)), None)
         stop = self.stops[request.session_hash] = threading.Event()
         return stop
 
-    def leave(self, request: gr.Request):
+    def finish(self, request: gr.Request):
+        """Enable the button for the next request."""
         self.stops.pop(request.session_hash, None)
         return gr.Button(interactive=True), gr.Button(interactive=False)
 
     def stop(self, request: gr.Request):
-        self.gone(request)
+        """Stop the request at the press of the button."""
+        self.cancel(request)
         return gr.Button(interactive=False)
 
-    def gone(self, request: gr.Request) -> None:
-        """The tab was closed, or stop was pressed."""
+    def cancel(self, request: gr.Request) -> None:
+        """Stop the request of a visitor, also of one who closed the tab."""
         if stop := self.stops.get(request.session_hash):
             stop.set()
 
-    def again(self, made: list[Made], event: gr.SelectData):
-        """A clip of the history with its settings: (stage, words, files, inputs)."""
-        if event.index >= len(made):
-            return [gr.skip()] * (8 + len(self.studio.dials))
-        chosen = made[event.index]
-        wish = chosen.wish
-        settings = [str(wish.image), wish.prompt, wish.seed, wish.steps, wish.compare, *wish.dials.values()]
-        return html.show(chosen), html.words(Moment("", made=chosen), wish), _files(chosen), *settings
+    def restore(self, results: list[DemoResult], event: gr.SelectData):
+        """Show a clip of the history with its settings: (stage, status, files, inputs)."""
+        if event.index >= len(results):
+            return [gr.skip()] * (7 + len(self.backend.model.sliders))
+        result = results[event.index]
+        request = result.request
+        fields = [str(request.image), request.prompt, request.seed, request.compare]
+        status = view.status_html(Update("", result=result), request)
+        return view.result_html(result), status, _files(result), *fields, *request.settings.values()
 
 
-def _files(made: Made) -> gr.File:
-    return gr.File(value=[str(path) for path in made.files], visible=True)
+def _files(result: DemoResult) -> gr.File:
+    return gr.File(value=[str(path) for path in result.files], visible=True)
 
 
-def _gallery(made: Sequence[Made]) -> gr.Gallery:
-    return gr.Gallery(value=[(str(each.thumb), html.label(each.wish)) for each in made], visible=True)
+def _gallery(results: Sequence[DemoResult]) -> gr.Gallery:
+    shown = [(str(result.thumb), view.request_line(result.request)) for result in results]
+    return gr.Gallery(value=shown, visible=True)

@@ -1,6 +1,6 @@
-"""The folder of a running `edg demo`: what visitors uploaded and what was made for them, gone with the run.
+"""The temporary folder of `edg demo`: uploads of visitors and their clips, removed at the end.
 
-What may be named or asked for is a list, not a place: a file that merely lies in the folder is nobody's.
+Files that may be named or asked for are in a list: a file that merely lies in the folder is not served.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DAY = 86_400  # seconds that an upload is kept
 
 
 class Uploads:
-    """A folder that only this process and its user use; those of demos that were killed are removed first."""
+    """A folder for this process and its user alone; those of killed demos are removed first."""
 
     def __init__(self):
         sweep()
@@ -49,7 +49,7 @@ class Uploads:
 
     @contextmanager
     def temporary(self) -> Iterator[None]:
-        """Put what this process needs for a while into the folder too: it goes, or is swept, with it."""
+        """Put temporary files of this process into the folder, too."""
         before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
         try:
             yield
@@ -57,7 +57,8 @@ class Uploads:
             tempfile.tempdir = before
 
     def reserve(self, size: int) -> None:
-        """Room for an upload of `size` bytes until `release`. Raises MachineError where there is none."""
+        """Reserve room for an upload of `size` bytes until `release`. Raises MachineError where there
+        is none."""
         with self._counting:
             self._forget_old()
             number, kept = measure(self.folder)
@@ -70,7 +71,7 @@ class Uploads:
             self._coming -= size
 
     def put(self, name: str, file: BinaryIO, lasting: bool = False) -> Path:
-        """Keep an upload under a name like the one it came with, where nobody guesses it. lasting: for the
+        """Keep an upload under a name like its own, at a path that nobody guesses. lasting: for the
         whole run. Raises OSError."""
         path = self.new_folder() / file_name(name)
         try:
@@ -88,19 +89,19 @@ class Uploads:
         return folder
 
     def show(self, paths: Iterable[Path]) -> None:
-        """Files in the folder that may be asked for."""
+        """Allow visitors to ask for files in the folder."""
         self._shown.update(map(str, paths))
 
     def is_upload(self, path: str) -> bool:
-        """True for what was uploaded in this run (and for the examples), in exactly this spelling."""
+        """True for uploads of this run (and the examples), in exactly this spelling."""
         return path in self._named and _is_plain(path)
 
     def is_shown(self, path: str) -> bool:
-        """True for what may be handed out: uploads, examples, clips."""
+        """True for files that may be handed out: uploads, examples, clips."""
         return (path in self._named or path in self._shown) and _is_plain(path)
 
     def forget(self, folder: Path) -> None:
-        """Remove a folder in the folder."""
+        """Remove a folder inside the folder, with its entries."""
         inside = f"{folder}{os.sep}"
         self._named = {path: when for path, when in self._named.items() if not path.startswith(inside)}
         self._shown = {path for path in self._shown if not path.startswith(inside)}
@@ -119,15 +120,15 @@ class Uploads:
 
 
 def sweep() -> None:
-    """Remove what demos of this user that were killed have left behind. A running one holds its lock; what
-    has no lock file, is a link or belongs to somebody else is not ours to remove."""
+    """Remove the folders of killed demos of this user. A running one holds its lock; folders without a
+    lock file, links and folders of other users stay."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # also BlockingIOError: it lives
             _remove_if_dead(path)
 
 
 def file_name(name: str) -> str:
-    """A name for an upload like the one it came with: letters, digits, "._-, "; no folder, none hidden."""
+    """A safe name like that of the upload: letters, digits, "._-, "; no folder, not hidden."""
     last = name.replace("\\", "/").rpartition("/")[2]
     kept = "".join(letter for letter in last if letter.isalnum() or letter in "._-, ").strip(". ")
     stem, dot, ending = kept.rpartition(".")
@@ -137,7 +138,7 @@ def file_name(name: str) -> str:
 
 
 def measure(folder: Path) -> tuple[int, int]:
-    """(files, bytes) in a folder."""
+    """(files, bytes) of a folder."""
     sizes = []
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # removed meanwhile
@@ -157,8 +158,8 @@ def _is_plain(path: str) -> bool:
 
 
 def _claim() -> tuple[Path, int | None]:
-    """A new folder and its lock, which goes with the process. A demo that starts at the same moment may take
-    it for a dead one's before it is locked: then another one."""
+    """Make a new folder and its lock, which ends with the process. A demo that starts at the same moment
+    may remove it before it is locked: then another one is made."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -187,7 +188,7 @@ def _remove_if_dead(path: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a demo's folder, its lock last, so that one that is killed meanwhile is swept later."""
+    """Remove a demo's folder, its lock last, so that a removal that is killed is completed later."""
     with suppress(OSError):
         for child in folder.iterdir():
             if child.name == LOCK:

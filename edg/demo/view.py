@@ -1,4 +1,4 @@
-"""What the page of `edg demo` shows of a moment, as HTML; whatever somebody typed is escaped."""
+"""HTML of the page of `edg demo`; text that somebody typed is escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from edg.demo.jobs import Made, Moment, Wish
+from edg.demo.jobs import DemoRequest, DemoResult, Update
 
 SMALL = 128  # pixels; narrower clips are enlarged without being smoothed
 CSS = """
@@ -28,49 +28,49 @@ CSS = """
 .shelf .caption-label {white-space: normal; max-width: 100%; left: 0; right: 0; font-size: .75rem}
 .shelf .thumbnail-item:not(:hover, :focus-visible) .caption-label {opacity: 0}
 #files .label-clear-button {display: none}
-#words .bar {height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden}
-#words .bar div {height: 100%; background: var(--color-accent)}
-#words p {margin: 8px 0 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums}
-#words .wish {color: var(--body-text-color-subdued)}
-#words .error {font-weight: 600}
+#status .bar {height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden}
+#status .bar div {height: 100%; background: var(--color-accent)}
+#status p {margin: 8px 0 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums}
+#status .request {color: var(--body-text-color-subdued)}
+#status .error {font-weight: 600}
 """
 
 
-def pictures(moment: Moment) -> str:
-    """The clips beside each other: as predicted so far, or finished and playing."""
-    if moment.made:
-        return show(moment.made)
-    return _row(_figure(name, _film(frames), True) for name, frames in moment.frames.items())
+def clips_html(update: Update) -> str:
+    """Clips side by side: as predicted so far, or finished and playing."""
+    if update.result:
+        return result_html(update.result)
+    return _row(_figure(name, _animation(frames), True) for name, frames in update.frames.items())
 
 
-def show(made: Made) -> str:
-    """Finished clips beside each other, playing."""
-    small = made.width < SMALL
-    return _row(_figure(name, _video(path.read_bytes()), small) for name, path in made.clips.items())
+def result_html(result: DemoResult) -> str:
+    """Finished clips side by side, playing."""
+    small = result.width < SMALL
+    return _row(_figure(name, _video(path.read_bytes()), small) for name, path in result.clips.items())
 
 
-def hint(text: str) -> str:
-    """A line where the clip will be."""
+def hint_html(text: str) -> str:
+    """A line in the place of the clip."""
     return _row([f'<div class="empty">{escape(text)}</div>'])
 
 
-def words(moment: Moment, wish: Wish | None = None) -> str:
-    """How far it is, and what was asked for."""
-    done = f'<p class="wish">{escape(label(wish))}</p>' if wish else ""
-    if moment.made:
-        lines = moment.made.warnings
-        return done + "".join(f'<p class="warning" role="status">{escape(line)}</p>' for line in lines)
-    if moment.error:
-        return f'<p class="error" role="alert">{escape(moment.error)}</p>'
-    width = f"{100 * moment.share:.1f}%"
+def status_html(update: Update, request: DemoRequest | None = None) -> str:
+    """The progress of a request, its warnings or its error, and the request itself."""
+    asked = f'<p class="request">{escape(request_line(request))}</p>' if request else ""
+    if update.result:
+        lines = update.result.warnings
+        return asked + "".join(f'<p class="warning" role="status">{escape(line)}</p>' for line in lines)
+    if update.error:
+        return f'<p class="error" role="alert">{escape(update.error)}</p>'
+    width = f"{100 * update.share:.1f}%"
     bar = f'<div class="bar"><div style="width: {width}" role="progressbar" aria-label="{width}"></div></div>'
-    return f'{bar}<p role="status">{escape(moment.words)}</p>{done}'
+    return f'{bar}<p role="status">{escape(update.text)}</p>{asked}'
 
 
-def label(wish: Wish) -> str:
-    """A wish in a line."""
-    dials = "".join(f", {word} {turned:g}" for word, turned in wish.dials.items())
-    return f"{wish.prompt or 'no prompt'} (seed {wish.seed}, steps {wish.steps}{dials})"
+def request_line(request: DemoRequest) -> str:
+    """A request in one line."""
+    settings = "".join(f"{name} {value:g}, " for name, value in request.settings.items())
+    return f"{request.prompt or 'no prompt'} ({settings}seed {request.seed})"
 
 
 def _row(figures: Iterable[str]) -> str:
@@ -83,8 +83,8 @@ def _figure(name: str, inner: str, small: bool) -> str:
     )
 
 
-def _film(frames: np.ndarray) -> str:
-    """Small frames uint8 (T, h, w, 3) as an image that plays."""
+def _animation(frames: np.ndarray) -> str:
+    """Small frames uint8 (T, h, w, 3) as an animated image."""
     from PIL import Image
 
     first, *rest = [Image.fromarray(frame) for frame in np.ascontiguousarray(frames)]

@@ -1,4 +1,4 @@
-"""Analytic-Init (Zhao et al. 2024): where sampling from M < 1000 begins, and its estimate from data."""
+"""Analytic-Init (Zhao et al. 2024): the start of sampling from M < 1000, and its estimate from data."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Moments:
         self._join(len(x), mean, squares, within)
 
     def merge(self, other: Moments) -> None:
-        """Take in what another one has seen (of another rank, say)."""
+        """Add the samples of another estimate (of another rank, for example)."""
         if other.mean is not None and other.squares is not None:
             self._join(other.count, other.mean, other.squares, other.within)
 

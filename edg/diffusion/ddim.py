@@ -1,4 +1,4 @@
-"""DDIM (Song et al. 2021): a plan of steps, and a loop that yields after each of them."""
+"""DDIM (Song et al. 2021): a list of steps, and a loop that yields after each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edg.diffusion.schedule import Schedule, Spacing, timesteps
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplerStep:
     """One step of a plan: from timestep t to the next less noisy one.
 
     index: 0 for the first executed (noisiest) step of the whole plan, also in a part of it.
@@ -34,12 +34,12 @@ class Step:
 class State:
     """After a step: the latent x it leads to, and the (rescaled) x0 that was predicted on the way."""
 
-    step: Step
+    step: SamplerStep
     x: Latents
     x0: Latents
 
 
-Noise = Callable[[Step, Sequence[int]], Latents]  # (step, shape) -> N(0, 1) of that shape
+Noise = Callable[[SamplerStep, Sequence[int]], Latents]  # (step, shape) -> N(0, 1) of that shape
 
 
 def ddim_plan(
@@ -49,7 +49,7 @@ def ddim_plan(
     eta: float = 1.0,
     start: int = 1000,
     released: bool = False,
-) -> list[Step]:
+) -> list[SamplerStep]:
     """The steps of a run, the first executed (noisiest) first.
 
     start: M, sampling begins at timestep M - 1; it changes the timesteps alone. eta: 0 is deterministic, 1
@@ -73,10 +73,10 @@ def ddim_plan(
         scale = schedule.scale_arr.double().cpu().numpy()[visited]
     scale_prev = np.append(scale[0], scale[:-1])
     columns = zip(*(a.tolist() for a in (visited, alpha, alpha_prev, sigma, scale, scale_prev)), strict=True)
-    return [Step(index, *values) for index, values in enumerate(reversed(list(columns)))]
+    return [SamplerStep(index, *values) for index, values in enumerate(reversed(list(columns)))]
 
 
-def ddim(denoise_x0: Denoiser, x: Latents, plan: Sequence[Step], noise: Noise) -> Iterator[State]:
+def ddim(denoise_x0: Denoiser, x: Latents, plan: Sequence[SamplerStep], noise: Noise) -> Iterator[State]:
     """Walk a plan, or a part of it, from x, yielding after each step.
 
     Walking plan[:k] and then plan[k:] is bit-equal to walking it at once.
@@ -91,7 +91,7 @@ def ddim(denoise_x0: Denoiser, x: Latents, plan: Sequence[Step], noise: Noise) -
         yield State(step, x, x0)
 
 
-def ddim_step(x: Latents, x0: Latents, step: Step, noise: Latents) -> tuple[Latents, Latents]:
+def ddim_step(x: Latents, x0: Latents, step: SamplerStep, noise: Latents) -> tuple[Latents, Latents]:
     """(next x, rescaled x0) of Song et al. 2021, equation 12:
 
         x <- sqrt(a_prev) x0 + sqrt(1 - a_prev - sigma^2) eps + sigma noise

@@ -1,4 +1,5 @@
-"""Guidance: predictions of one network under several conditions, combined. Raw predictions (v or eps)."""
+"""Classifier-free guidance: the combination of one network's predictions under several conditions.
+Predictions are raw (v or eps)."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ Branches = Callable[[Latents, Timesteps], Float[Tensor, "k b *shape"]]
 
 
 def guidance_weights(scale: float, image_scale: float | None = None) -> dict[str, float]:
-    """What the prediction under each condition counts; those that count nothing are left out, never "full".
+    """Weights of the predictions under each condition; zero weights are left out, but never that of
+    "full".
 
-    full: text and image; image: empty text and the image; null: neither. scale: s, image_scale: s_img.
-    v = v0 + s (v_full - v0) (Ho and Salimans 2022, equation 6, with s = 1 + w), or with an image scale
-    v = v0 + s_img (v_img - v0) + s (v_full - v_img) (Brooks et al. 2023, InstructPix2Pix, equation 3).
+    full: text and image; image: empty text and the image; null: neither. scale: s, image_scale: s_img. v
+        = v0 + s (v_full - v0) (Ho and Salimans 2022, equation 6, with s = 1 + w), or with an image scale
+        v = v0 + s_img (v_img - v0) + s (v_full - v_img) (Brooks et al. 2023, InstructPix2Pix, equation
+        3).
     """
     if image_scale is None:
         weights = {"full": scale, "null": 1 - scale}
@@ -29,24 +32,25 @@ def guidance_weights(scale: float, image_scale: float | None = None) -> dict[str
 
 
 def guided(branches: Branches, weights: Sequence[float], rescale: float = 0.0) -> Denoiser:
-    """v = sum_k w_k v_k, then `rescale_noise` against v_0.
+    """A denoiser that returns v = sum_k w_k v_k, then `rescale_noise` against v_0.
 
-    weights: one for each condition; where there is only one, 1, nothing is rescaled. The combination is
+    weights: one for each condition; if there is only one, 1, nothing is rescaled. The combination is
     computed in x's dtype, whatever the network's own.
     """
 
     def combined(x: Latents, t_B: Timesteps) -> Latents:
-        told = branches(x, t_B).to(x.dtype)
-        v = sum(weight * prediction for weight, prediction in zip(weights, told, strict=True))
-        return v if list(weights) == [1] else rescale_noise(v, told[0], rescale)
+        predictions = branches(x, t_B).to(x.dtype)
+        v = sum(weight * prediction for weight, prediction in zip(weights, predictions, strict=True))
+        return v if list(weights) == [1] else rescale_noise(v, predictions[0], rescale)
 
     return combined
 
 
 def in_interval(guided: Denoiser, alone: Denoiser, low: float, high: float) -> Denoiser:
-    """`guided` while low <= t <= high, elsewhere `alone`: a network told the first condition and no other.
+    """A denoiser that is `guided` while low <= t <= high, and elsewhere `alone`, the prediction under the
+    first condition.
 
-    Every sample is judged by its own t. Source: Kynkäänniemi et al. 2024, equation 6, their noise levels as
+    t is that of each sample. Source: Kynkäänniemi et al. 2024, equation 6, their noise levels as
     timesteps.
     """
 
@@ -64,15 +68,16 @@ def in_interval(guided: Denoiser, alone: Denoiser, low: float, high: float) -> D
 
 
 def side_by_side(*denoisers: Denoiser) -> Branches:
-    """The predictions of k denoisers, each of which knows one condition, one after the other."""
+    """The predictions of k denoisers, one for each condition, stacked."""
     return lambda x, t_B: torch.stack([denoise(x, t_B) for denoise in denoisers])
 
 
 def rescale_noise(guided: Latents, reference: Latents, amount: float) -> Latents:
-    """g (v std(reference) / std(v)) + (1 - g) v: the guided prediction at the conditional one's contrast.
+    """Rescale the guided prediction to the contrast of the conditional one: g (v std(reference) / std(v))
+    + (1 - g) v.
 
-    amount: g in 0..1. std is unbiased, over all but the batch dimension.
-    Source: Lin et al. 2024, equations 15 and 16.
+    amount: g in 0..1. std is unbiased, over all but the batch dimension. Source: Lin et al. 2024,
+    equations 15 and 16.
     """
     if amount == 0:
         return guided

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from edg.diffusion.ddim import State, Step, ddim_step
+from edg.diffusion.ddim import SamplerStep, State, ddim_step
 from edg.diffusion.prediction import Denoiser, Latents
 
 
 def dpmpp(
     denoise_x0: Denoiser,
     x: Latents,
-    plan: Sequence[Step],
+    plan: Sequence[SamplerStep],
     before: Sequence[State] = (),
     reach: float = 1.0,
 ) -> Iterator[State]:
@@ -37,7 +37,7 @@ def dpmpp(
 def unipc(
     denoise_x0: Denoiser,
     x: Latents,
-    plan: Sequence[Step],
+    plan: Sequence[SamplerStep],
     before: Sequence[State] = (),
     reach: float = 1.0,
 ) -> Iterator[State]:
@@ -55,7 +55,7 @@ def unipc(
 def walk(
     denoise_x0: Denoiser,
     x: Latents,
-    plan: Sequence[Step],
+    plan: Sequence[SamplerStep],
     before: Sequence[State],
     reach: float,
     corrected: bool,
@@ -78,7 +78,7 @@ def walk(
 
 
 def correction(x0: Latents, last: State, older: State | None, reach: float) -> Latents:
-    """What to add to the x that `last` led to, now that the prediction there is known.
+    """Correction of the x that `last` led to, once the prediction there is known.
 
     A step leads to a mean of x0 over lambda, weighted by exp(lambda). It was predicted with the line through
     two predictions, and is corrected with the parabola through them and the new one.
@@ -96,7 +96,7 @@ def correction(x0: Latents, last: State, older: State | None, reach: float) -> L
 
 
 def corrector_weights(h: float, ratio: float) -> tuple[float, float]:
-    """What counts, in the mean of x0 over a step, of (the change over it, the change over the one before).
+    """Weights, in the mean of x0 over a step, of (the change over it, the change over the one before).
 
     h: the length of the step in lambda; ratio: that over the one before. (1/2, 0) for 0, a step of first
     order: the trapezoidal rule in signal / noise, which is finite also where lambda begins at -inf. UniC-2's
@@ -111,18 +111,18 @@ def corrector_weights(h: float, ratio: float) -> tuple[float, float]:
     return first - bent, ratio * bent
 
 
-def extrapolation(step: Step, last: State, reach: float) -> float:
-    """How much of the last difference of two predictions leads from the later one to the middle of a step."""
+def extrapolation(step: SamplerStep, last: State, reach: float) -> float:
+    """Weight of the last difference of two predictions in the prediction at the middle of a step."""
     return min(relative_length(step, last.step), reach) / 2
 
 
-def relative_length(step: Step, previous: Step) -> float:
+def relative_length(step: SamplerStep, previous: SamplerStep) -> float:
     """h / h_previous in lambda; 0, for a step of first order, where one is not finite and positive."""
     h, before = length(step), length(previous)
     return h / before if 0 < h < math.inf and 0 < before < math.inf else 0.0
 
 
-def length(step: Step) -> float:
+def length(step: SamplerStep) -> float:
     """h = lambda after the step - lambda before it, lambda = log(signal / noise) (section 4.1)."""
     return log_ratio(step.alpha_prev, step.scale_prev) - log_ratio(step.alpha, step.scale)
 

@@ -1,4 +1,4 @@
-"""What a network predicts, and how to get from one of eps, v, x0 to another.
+"""Prediction types of a network (eps, v, x0), and the conversions between them.
 
 With signal s = sqrt(abar_t) and noise rate n = sqrt(1 - abar_t): x = s x0 + n eps and v = s eps - n x0
 (Salimans and Ho 2022, appendix D). Samplers know x0 alone: wrap the network once, before the loop.
@@ -57,7 +57,7 @@ def eps_from_x0(x0: Latents, x: Latents, signal: Rate, noise: Rate) -> Latents:
 def target(
     x0: Latents, eps: Latents, signal: Rate, noise: Rate, parameterization: Parameterization
 ) -> Latents:
-    """What a network of this kind should predict for x = s x0 + n eps; v = s eps - n x0."""
+    """The training target of a prediction type for x = s x0 + n eps; v = s eps - n x0."""
     if parameterization == "v":
         return signal * eps - noise * x0
     if parameterization == "eps":

@@ -97,7 +97,7 @@ def zero_terminal_snr(betas: Float[np.ndarray, " timesteps"]) -> Float[np.ndarra
 
 
 def make_schedule(spec: ScheduleSpec, parameterization: Parameterization = "v") -> Schedule:
-    """All buffers of a schedule, computed in float64 and stored in float32."""
+    """Compute all buffers of a schedule in float64, stored in float32."""
     betas = linear_betas(spec)
     abar = np.cumprod(1 - betas)
     previous = np.append(1.0, abar[:-1])
@@ -129,7 +129,7 @@ def make_schedule(spec: ScheduleSpec, parameterization: Parameterization = "v") 
 def timesteps(
     spacing: Spacing, steps: int, start: int = 1000, released: bool = False
 ) -> Int[np.ndarray, " visited"]:
-    """The timesteps to visit, ascending int64; sampling walks them from the end.
+    """Timesteps to visit, ascending int64; sampling goes through them from the end.
 
     steps: S. start: M, only timesteps below it are used (sampling begins at or below M - 1).
       uniform           0, c, 2c, ... < M, plus 1, c = M // S: may hold more than S entries

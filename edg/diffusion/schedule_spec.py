@@ -1,4 +1,4 @@
-"""What defines a noise schedule; without torch, for whoever only reads specs (`edg info`)."""
+"""Parameters of a noise schedule, without torch: `edg info` only reads them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """What defines a schedule.
+    """Parameters of a noise schedule.
 
     timesteps: length N.
     linear_start, linear_end: first and last beta; their square roots are interpolated linearly.

@@ -1,4 +1,5 @@
-"""Several networks in one run: one after the other (the swap at timestep T), or blended; raw predictions."""
+"""Several networks in one run: one after the other (the swap at timestep T), or blended. Predictions are
+raw."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edg.diffusion.ddim import Step
+from edg.diffusion.ddim import SamplerStep
 from edg.diffusion.prediction import Denoiser, Latents, Timesteps
 
 
 def check_boundaries(sets: int, boundaries: Sequence[float]) -> None:
-    """Raise ValueError unless there is one boundary between each two sets and they fall."""
+    """Raise ValueError unless there is one boundary between each two sets and they decrease."""
     if len(boundaries) != sets - 1:
         raise ValueError(f"{sets} parameter sets need {sets - 1} boundaries, not {len(boundaries)}")
     if any(a <= b for a, b in zip(boundaries, boundaries[1:], strict=False)):
@@ -22,15 +23,15 @@ def check_boundaries(sets: int, boundaries: Sequence[float]) -> None:
 
 
 def set_index(t: int, boundaries: Sequence[float]) -> int:
-    """Which set acts at timestep t: the first k with t > boundaries[k], else the last."""
+    """Index of the set in use at timestep t: the first k with t > boundaries[k], else the last."""
     return next((k for k, boundary in enumerate(boundaries) if t > boundary), len(boundaries))
 
 
 def switch(denoisers: Sequence[Denoiser] | Mapping[str, Denoiser], boundaries: Sequence[float]) -> Denoiser:
-    """Denoiser k while t > boundaries[k] (strictly), the last one below all boundaries.
+    """A denoiser that is number k while t > boundaries[k] (strictly), and the last one below all
+    boundaries.
 
-    Every sample of a batch is judged by its own t; a network is called only where some sample needs it. With
-    two sets and one boundary T this is EDG's: dyn while t > T, then con.
+    t is that of each sample of a batch; a network is called only where some sample needs it.
     """
     ordered = list(denoisers.values()) if isinstance(denoisers, Mapping) else list(denoisers)
     check_boundaries(len(ordered), boundaries)
@@ -48,24 +49,24 @@ def switch(denoisers: Sequence[Denoiser] | Mapping[str, Denoiser], boundaries: S
 
 
 def blend(
-    dyn: Denoiser, con: Denoiser, weight: Callable[[Timesteps], Float[Tensor, " b"]] | None = None
+    first: Denoiser, second: Denoiser, weight: Callable[[Timesteps], Float[Tensor, " b"]] | None = None
 ) -> Denoiser:
-    """w(t) dyn + (1 - w(t)) con at every step; w(t) = t / 1000 by default.
+    """A denoiser that returns w(t) first + (1 - w(t)) second at every step; w(t) = t / 1000 by default.
 
-    Guided with scale s this equals EDG's unused soft switch, whose guidance weights are s t / 1000 for dyn
-    and s (1 - t / 1000) for con around the blended unconditional prediction.
+    Guided with scale s this equals the released, unused soft switch, whose guidance weights are s t /
+    1000 for the first and s (1 - t / 1000) for the second around the blended unconditional prediction.
     """
     share = weight or (lambda t_B: t_B / 1000)
 
     def blended(x: Latents, t_B: Timesteps) -> Latents:
         w = share(t_B).to(x).reshape(-1, *[1] * (x.ndim - 1))
-        return w * dyn(x, t_B) + (1 - w) * con(x, t_B)
+        return w * first(x, t_B) + (1 - w) * second(x, t_B)
 
     return blended
 
 
-def phases(plan: Sequence[Step], boundaries: Sequence[float]) -> list[tuple[int, list[Step]]]:
-    """A plan cut where the set changes: [(set index, its steps)], in order of execution, none empty."""
+def phases(plan: Sequence[SamplerStep], boundaries: Sequence[float]) -> list[tuple[int, list[SamplerStep]]]:
+    """The steps grouped by the set in use: [(set index, its steps)], in order of execution, none empty."""
     check_boundaries(len(boundaries) + 1, boundaries)
     grouped = groupby(plan, key=lambda step: set_index(step.t, boundaries))
     return [(k, list(steps)) for k, steps in grouped]

@@ -1,1 +1,1 @@
-"""Frames in, numbers out: motion, camera, consistency, alignment, distances between sets of clips."""
+"""Metrics of frames: motion, camera, consistency, alignment, distances between sets of clips."""

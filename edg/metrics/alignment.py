@@ -1,4 +1,4 @@
-"""Does the clip show what the text says? Cosines in a space that texts and pictures share, such as CLIP's."""
+"""Agreement of a clip with its prompt: cosines in a space of texts and images, such as CLIP's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from jaxtyping import Float
 
 
 def text_alignment(text: Float[np.ndarray, " d"], frames: Float[np.ndarray, "t d"]) -> float:
-    """The mean over frames of cos(text, frame), in [-1, 1] (CLIPSIM, Wu et al. 2021). Each frame is judged
-    alone: the order of the frames changes nothing, so that motion is hardly seen."""
+    """Mean over frames of cos(text, frame), in [-1, 1] (CLIPSIM, Wu et al. 2021). Frames are compared one
+    by one: their order changes nothing, so motion hardly counts."""
     text, frames = np.asarray(text, np.float64), np.asarray(frames, np.float64)
     lengths = np.linalg.norm(text) * np.linalg.norm(frames, axis=1)
     return float((frames @ text / np.maximum(lengths, 1e-12)).mean())

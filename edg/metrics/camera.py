@@ -1,7 +1,7 @@
-"""How the camera moves: a similarity through the flow of every pair, and VBench's rule on point tracks.
+"""Camera motion: a similarity fitted to the flow of every pair of frames, and VBench's rule on point tracks.
 
-Signs are those of the picture: x to the right, y down, turns from x to y. What stands moves left when the
-camera pans right, and up when it tilts down.
+Signs are those of the picture: x to the right, y down, rotation from x to y. A still scene moves left when
+the camera pans right, and up when it tilts down.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Tracks = Float[np.ndarray, "t 10 10 2"]
 
 @dataclass(frozen=True)
 class GlobalMotion:
-    """What most of the picture does, mean over the pairs. x, y: px/frame at the centre; zoom: % a frame,
-    positive where the picture grows; roll: degrees a frame, clockwise."""
+    """Motion of the larger part of the picture, mean over the pairs. x, y: px/frame at the centre; zoom:
+    % per frame, positive where the picture grows; roll: degrees per frame, clockwise."""
 
     x: float
     y: float
@@ -41,7 +41,7 @@ class GlobalMotion:
 
 
 def global_motion(flow: Flow) -> GlobalMotion:
-    """The mean over pairs of `similarity`."""
+    """Mean over the pairs of `similarity`."""
     shift, growth = np.mean([similarity(pair) for pair in flow], axis=0)
     return GlobalMotion(
         float(shift.real), float(shift.imag), float(100 * growth.real), float(np.degrees(growth.imag))
@@ -73,8 +73,8 @@ def similarity(flow: Float[np.ndarray, "h w 2"]) -> tuple[complex, complex]:
 
 
 def _best_of_pairs(z: np.ndarray, w: np.ndarray) -> tuple[complex, complex]:
-    """Of the similarities through two places each, that with the smallest median residual; the same places
-    always."""
+    """The similarity through two places with the smallest median residual; always the same places are
+    tried."""
     rng = np.random.default_rng(0)
     one, other = np.array([rng.choice(len(z), 2, replace=False) for _ in range(DRAWS)]).T
     c = (w[one] - w[other]) / (z[one] - z[other])
@@ -104,7 +104,7 @@ def tracks(flow: Flow) -> Tracks:
 
 
 def directions(way: np.ndarray, height: int, width: int) -> list[str]:
-    """Where a point went: left, right, up, down, two of them, or static."""
+    """Directions of a point's displacement: left, right, up, down, two of them, or static."""
     limit = STATIC * min(height, width)
     names = [(("left", "right"), way[0]), (("up", "down"), way[1])]
     return [name[int(d > 0)] for name, d in names if abs(d) > limit] or ["static"]
@@ -145,8 +145,8 @@ def asked_motion(prompt: str) -> str | None:
     None."""
     if re.search(r"\b(camera (is )?static|static camera)\b", prompt.lower()):
         return "static"
-    told = re.search(
+    found = re.search(
         r"\bcamera (pan|tilt|zoom)s? (left|right|up|down|in|out)\b", prompt.lower().replace("_", " ")
     )
-    name = f"{told[1]}_{told[2]}" if told else ""
+    name = f"{found[1]}_{found[2]}" if found else ""
     return name if name in {*TOP_BOTTOM.values(), *LEFT_RIGHT.values()} else None

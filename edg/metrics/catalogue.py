@@ -1,4 +1,4 @@
-"""Every metric of a single clip by name: one table that the command, its help and its files are made from."""
+"""The metrics of a single clip by name: one table for the command, its help and its files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from edg.metrics.alignment import text_alignment
 from edg.metrics.camera import GlobalMotion
 from edg.metrics.motion import Flow, Frames
 
-Embed = Callable[[Any], np.ndarray]
+Embed = Callable[[Any], np.ndarray]  # of frames or prompts: (n, D)
 
 
 @dataclass(frozen=True)
-class Tools:
-    """What measures. flow, flow_vbench: frames -> flow, the second possibly of padded pictures. subject:
-    uint8 frames -> (T, D), for consistency; picture, text: frames and prompts into one space, for
-    alignment."""
+class FeatureExtractors:
+    """Functions that metrics compute with.
+
+    flow, flow_vbench: frames -> flow, the second possibly of padded pictures.
+    subject: uint8 frames -> (T, D), for consistency.
+    picture, text: frames and prompts -> (n, D) in one space, for alignment.
+    """
 
     flow: Callable[[Frames], Flow] = motion.flow
     flow_vbench: Callable[[Frames], Flow] | None = None
@@ -31,20 +34,20 @@ class Tools:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """What is measured. image: the input image in the clip's size. reference: the real clip, uint8 (T, H, W,
-    3). Flow and embeddings are computed once, when a metric asks for them."""
+class ClipFeatures:
+    """A clip with its flow and embeddings, each computed once, when a metric asks for it. image: the input
+    image in the clip's size. reference: the real clip, uint8 (T, H, W, 3)."""
 
     frames: Frames
     fps: float
     prompt: str = ""
     image: np.ndarray | None = None
     reference: Frames | None = None
-    tools: Tools = field(default_factory=Tools)
+    extractors: FeatureExtractors = field(default_factory=FeatureExtractors)
 
     @cached_property
     def flow(self) -> Flow:
-        return self.tools.flow(self.frames)
+        return self.extractors.flow(self.frames)
 
     @cached_property
     def global_motion(self) -> GlobalMotion:
@@ -56,13 +59,13 @@ class Clip:
 
     @cached_property
     def subject(self) -> np.ndarray:
-        return self.tools.subject(self.frames)
+        return self.extractors.subject(self.frames)
 
     def dynamic(self) -> float:
         def flow(kept: Frames) -> Flow:
-            if self.tools.flow_vbench is not None:
-                return self.tools.flow_vbench(kept)
-            return self.flow if len(kept) == len(self.frames) else self.tools.flow(kept)
+            if self.extractors.flow_vbench is not None:
+                return self.extractors.flow_vbench(kept)
+            return self.flow if len(kept) == len(self.frames) else self.extractors.flow(kept)
 
         return float(motion.dynamic(self.frames, self.fps, flow))
 
@@ -71,24 +74,26 @@ class Clip:
         return None if asked is None else float(asked in self.camera)
 
     def i2v_subject(self) -> float:
-        return consistency.i2v_subject(self.tools.subject(self.image[None])[0], self.subject)
+        return consistency.i2v_subject(self.extractors.subject(self.image[None])[0], self.subject)
 
     def alignment(self) -> float:
         pictures = (
-            self.subject if self.tools.picture == self.tools.subject else self.tools.picture(self.frames)
+            self.subject
+            if self.extractors.picture == self.extractors.subject
+            else self.extractors.picture(self.frames)
         )
-        return text_alignment(self.tools.text([self.prompt])[0], pictures)
+        return text_alignment(self.extractors.text([self.prompt])[0], pictures)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """better: "higher", or "" where neither is. needs: names of Clip's fields and of Tools'. of: the value,
-    None where the metric says nothing of a clip."""
+    """A metric of a clip. better: "higher", or "" where neither is. needs: fields of ClipFeatures and
+    FeatureExtractors. of: the value, None where the metric does not apply to a clip."""
 
     unit: str
     better: str
     what: str
-    of: Callable[[Clip], float | None]
+    of: Callable[[ClipFeatures], float | None]
     needs: tuple[str, ...] = ()
 
 
@@ -100,10 +105,12 @@ METRICS = {
         "px/frame", "", "mean length of the largest 5 % of the flow",
         lambda c: float(motion.top_motion(c.flow).mean()),
     ),
-    "dynamic_degree": Metric("share", "higher", "VBench's rule: does enough of it move enough", Clip.dynamic),
+    "dynamic_degree": Metric(
+        "share", "higher", "VBench's rule: does enough of it move enough", ClipFeatures.dynamic
+    ),
     "motion_smoothness": Metric(
         "share", "higher", "odd frames against what flow makes of the even ones",
-        lambda c: motion.smoothness(c.frames, c.tools.flow),
+        lambda c: motion.smoothness(c.frames, c.extractors.flow),
     ),
     "temporal_flickering": Metric(
         "share", "higher", "1 - mean difference of neighbouring frames / 255",
@@ -115,7 +122,7 @@ METRICS = {
     "camera_roll": Metric("degrees/frame", "", "global turn, clockwise", lambda c: c.global_motion.roll),
     "camera_motion": Metric(
         "share", "higher", "VBench's rule: the camera does what the prompt asks of it",
-        Clip.asked_camera, ("prompt",),
+        ClipFeatures.asked_camera, ("prompt",),
     ),
     "first_frame_psnr": Metric(
         "dB", "higher", "first frame against the input image",
@@ -126,7 +133,7 @@ METRICS = {
         lambda c: consistency.ssim(c.frames[0], c.image), ("image",),
     ),
     "i2v_subject": Metric(
-        "", "higher", "VBench-I2V's formula: embeddings of input image and frames", Clip.i2v_subject,
+        "", "higher", "VBench-I2V's formula: embeddings of input image and frames", ClipFeatures.i2v_subject,
         ("image", "subject"),
     ),
     "subject_consistency": Metric(
@@ -134,7 +141,8 @@ METRICS = {
         lambda c: consistency.subject_consistency(c.subject), ("subject",),
     ),
     "text_alignment": Metric(
-        "cosine", "higher", "text and frames in CLIP's space", Clip.alignment, ("prompt", "picture", "text")
+        "cosine", "higher", "text and frames in CLIP's space", ClipFeatures.alignment,
+        ("prompt", "picture", "text"),
     ),
     "reference_psnr": Metric(
         "dB", "higher", "frames against those of the real clip",

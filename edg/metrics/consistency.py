@@ -1,8 +1,7 @@
-"""Is it still the same picture? Cosines of embeddings over a clip, and distances of pixels to another
-picture.
+"""Consistency of a clip: cosines of embeddings over its frames, and pixel distances to another picture.
 
-Embeddings are (T, D) for frames and (D,) for a picture, of any length; which network made them decides what
-they see. Cosines below 0 count as 0, as in VBench.
+Embeddings are (T, D) for frames and (D,) for a picture, by any network. Cosines below 0 count as 0, as in
+VBench.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ K1, K2 = 0.01, 0.03
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of the rows of a and b, clipped at 0."""
+    """Cosines of the rows of a and b, clipped at 0."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.clip((a * b).sum(axis=-1) / np.maximum(lengths, 1e-12), 0, None)

@@ -1,4 +1,4 @@
-"""Distances between two sets of clips, by the features that a network makes of each. All in float64."""
+"""Distances between two sets of clips, by features of a network. All in float64."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def top_motion(flow: Flow, share: float = SHARE) -> np.ndarray:
 
 
 def every(fps: float) -> int:
-    """Of a clip with this frame rate VBench keeps every k-th frame, about 8 a second: max(1, round(fps / 8)),
-    where a half is rounded to the even neighbour."""
+    """The k of VBench, which keeps every k-th frame, about 8 per second: max(1, round(fps / 8)), where a
+    half is rounded to the even neighbour."""
     return max(1, round(fps / 8))
 
 

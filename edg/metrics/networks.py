@@ -1,5 +1,5 @@
-"""Networks that a user gives as files. A TorchScript file is code that runs with our rights, so it is opened
-only if its sha256 was named beforehand; a RAFT file is tensors only (raft.py)."""
+"""Networks that a user gives as files. A TorchScript file is code that runs with the user's rights, so it is
+opened only if its SHA-256 was named beforehand; a RAFT file is tensors only (raft.py)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Input:
-    """What a network is fed: frames squeezed to size x size px (antialiased bilinear), then (x - mean) / std
-    per channel with x in 0..1. clips: one call takes (1, 3, T, S, S) and gives one feature; else (T, 3, S, S)
-    gives a feature for each frame. options: keyword arguments of the call."""
+    """Input of a network: frames resized to size x size px (antialiased bilinear), then (x - mean) / std
+    per channel with x in 0..1. clips: one call takes (1, 3, T, S, S) and gives one feature; else (T, 3,
+    S, S) gives a feature for each frame. options: keyword arguments of the call."""
 
     size: int = 224
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)

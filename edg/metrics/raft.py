@@ -96,7 +96,8 @@ def _empty() -> Any:
 
 
 def _tensors(path: str | Path) -> dict[str, Any]:
-    """By torchvision's names. The original holds the shortcut's norm twice, as norm3 and in `downsample`."""
+    """The tensors by torchvision's names. The original holds the shortcut's norm twice, as norm3 and in
+    `downsample`."""
     import torch
 
     try:

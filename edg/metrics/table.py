@@ -19,8 +19,8 @@ DRAWS, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Row:
-    """A clip's scores by metric. None: the metric says nothing of this clip. failed: metric -> reason.
-    sha256: of the clip that was measured ("" where it could not be read)."""
+    """Scores of a clip by metric. None: the metric does not apply to it. failed: metric -> reason.
+    sha256: of the measured file ("" where it could not be read)."""
 
     clip: str
     id: str

@@ -1,19 +1,19 @@
-"""What lies in the folders of runs: clips with their records, scores and recipe. Nothing is decoded here."""
+"""The contents of run folders: clips with their records, scores and recipes. Nothing is decoded here."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edg.core.errors import BadFileError, UsageError
+from edg.core.errors import BadFileError, require
 from edg.core.files import read_json
 from edg.core.hashing import sha256_file
 from edg.data.prompts import leads_out
-from edg.runner.clips import clips_by_name, find_named, one_of_each
+from edg.runner.outputs import clips_by_name, find_named, one_of_each
 
 RESERVED = ("scores", "point")
 OF_A_CLIP = ("id", "prompt", "image_sha256")
@@ -22,10 +22,15 @@ LARGEST, LONGEST = 1e100, 200e6  # a score, whose square is a number too; bytes 
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A clip of a run. id: its record's, or the video's name without an ending. video, record, image: files,
-    None where there is none. settings: of the record. error: why there is no clip. scores: by metric, of the
-    file with the sha256 `scored` ("": nobody says of which)."""
+class ReportClip:
+    """A clip of a run.
+
+    id: of its record, or the stem of the video.
+    video, record, image: files, None where there is none.
+    settings: of the record.
+    error: why there is no clip.
+    scores: metric -> value, of the file with the SHA-256 `scored` ("" where that is unknown).
+    """
 
     id: str
     video: Path | None
@@ -42,33 +47,38 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A folder of clips. recipe: what its records have in common. point: the sweep's point.json. scores:
-    those of scores.json, metric -> {"mean", "low", "high", ...}; rows: how many clips they are of."""
+class ReportRun:
+    """A folder of clips.
+
+    recipe: what its records have in common.
+    point: the sweep's point.json.
+    scores: those of scores.json, metric -> {"mean", "low", "high", ...}.
+    rows: how many clips these are of.
+    """
 
     name: str
     folder: Path
-    clips: Mapping[str, Clip]
+    clips: Mapping[str, ReportClip]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     point: Mapping[str, Any] | None = None
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rows: int = 0
 
 
-def collect(folders: Sequence[Path], problems: dict[str, str]) -> list[Run]:
-    """Read the folders; what is damaged is told in `problems` (file -> why), the rest goes on.
+def collect(folders: Sequence[Path], problems: dict[str, str]) -> list[ReportRun]:
+    """Read the folders; what is damaged is noted in `problems` (file -> reason) and left out.
 
     Raises BadFileError for a folder without clips, UsageError for one that is given twice.
     """
-    homes = [_home(Path(folder)) for folder in folders]
-    if len({home.resolve() for home in homes}) < len(homes):
-        raise UsageError("a run is given twice", fix="name every folder once")
-    points = [_point(home, problems) for home in homes]
-    names = _names(homes, points)
-    return [_run(*one, problems) for one in zip(names, homes, points, strict=True)]
+    folders = [_clip_folder(Path(folder)) for folder in folders]
+    unique = len({folder.resolve() for folder in folders}) == len(folders)
+    require(unique, "a run is given twice", fix="name every folder once")
+    points = [_point(folder, problems) for folder in folders]
+    names = _names(folders, points)
+    return [_run(*one, problems) for one in zip(names, folders, points, strict=True)]
 
 
-def _home(folder: Path) -> Path:
+def _clip_folder(folder: Path) -> Path:
     """The folder that holds the clips: the given one, or the only one inside it that does (`output/1000`)."""
     if not folder.is_dir():
         raise BadFileError(f"{folder} is no folder", expected="a run's folder of clips")
@@ -85,7 +95,7 @@ def _home(folder: Path) -> Path:
 
 
 def _stems(folder: Path, problems: dict[str, str]) -> dict[str, list[Path]]:
-    """Clips and records by their names without an ending, but for links that lead out of the folder."""
+    """Clips and records by stem, without links that lead out of the folder."""
     found = clips_by_name(folder)
     for path in folder.glob("*.json"):
         if path.stem not in RESERVED and path.is_file() and not path.name.startswith("."):
@@ -95,8 +105,8 @@ def _stems(folder: Path, problems: dict[str, str]) -> dict[str, list[Path]]:
 
 
 def _is_ours(path: Path, problems: dict[str, str]) -> bool:
-    """Whether a file, or every frame of a folder, lies in its folder: somebody else's run must not bring
-    this machine's files into a page that is sent around."""
+    """True if a file, or every frame of a folder, lies in its folder: somebody else's run must not bring
+    files of this machine into a page that is passed on."""
     return _is_near(path, problems, path, *(sorted(path.iterdir()) if path.is_dir() else ()))
 
 
@@ -124,7 +134,7 @@ def _json(path: Path, problems: dict[str, str]) -> Any:
 
 
 def _shallow(value: Any, path: Path) -> Any:
-    """The value itself. Raises BadFileError for one that is nested deeper than what walks through it goes."""
+    """The value itself. Raises BadFileError where it is nested deeper than DEEPEST."""
     level = [value]
     for _ in range(DEEPEST):
         level = [part for one in level if isinstance(one, (dict, list)) for part in _parts(one)]
@@ -137,9 +147,9 @@ def _parts(value: dict[str, Any] | list[Any]) -> Any:
     return value.values() if isinstance(value, dict) else value
 
 
-def _names(homes: Sequence[Path], points: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    """A name for each run: its point's, else what tells its path from the others'. All differ."""
-    paths = [list(home.resolve().parts) for home in homes]
+def _names(folders: Sequence[Path], points: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """A name for each run: that of its point, else the part of its path in which it differs. All differ."""
+    paths = [list(folder.resolve().parts) for folder in folders]
     for end in (0, -1):
         while all(len(p) > 1 for p in paths) and len(paths) > 1 and len({p[end] for p in paths}) == 1:
             for parts in paths:
@@ -148,15 +158,15 @@ def _names(homes: Sequence[Path], points: Sequence[Mapping[str, Any] | None]) ->
         words = [part for part in paths[0] if not part.isdigit()]
         paths = [words[-1:]]
     names = [str((point or {}).get("name") or "/".join(p)) for p, point in zip(paths, points, strict=True)]
-    return names if len(set(names)) == len(names) else [str(home) for home in homes]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 # ---- one run -----------------------------------------------------------------------------------------------
 
 
-def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dict[str, str]) -> Run:
+def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dict[str, str]) -> ReportRun:
     scores = _scores_of_clips(folder / "scores.jsonl", problems)
-    clips: dict[str, Clip] = {}
+    clips: dict[str, ReportClip] = {}
     records: list[Mapping[str, Any]] = []
     for stem, paths in _stems(folder, problems).items():
         record = next((path for path in paths if path.suffix == ".json"), None)
@@ -164,7 +174,7 @@ def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dic
         videos = one_of_each([p for p in paths if p != record], value if isinstance(value, dict) else {})
         if record and not _is_record(value):
             if value is not None and not videos:
-                continue  # JSON of somebody else's
+                continue  # another program's JSON
             record, value = (record if value is not None else None), {}
         if value:
             records.append(value)
@@ -172,13 +182,12 @@ def _run(name: str, folder: Path, point: Mapping[str, Any] | None, problems: dic
             clip_id = video.name if video and number else str(value.get("id", stem))
             clip_id = stem if clip_id in clips else clip_id  # a record that was copied
             clips[clip_id] = _clip(clip_id, video, record, value, scores, problems)
-    told = folder / "scores.json"
-    summary = _json(told, problems) if told.is_file() and _is_ours(told, problems) else None
+    file = folder / "scores.json"
+    summary = _json(file, problems) if file.is_file() and _is_ours(file, problems) else None
     metrics = summary.get("metrics") if isinstance(summary, dict) else None
     kept = {str(k): v for k, v in metrics.items() if _is_summary(v)} if isinstance(metrics, dict) else {}
-    return Run(
-        name, folder, clips, _common(records), point, kept, sum(bool(values) for values, _ in scores.values())
-    )
+    rows = sum(bool(values) for values, _ in scores.values())
+    return ReportRun(name, folder, clips, _common(records), point, kept, rows)
 
 
 def _is_record(value: Any) -> bool:
@@ -195,7 +204,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) <= LARGEST
 
 
-def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: dict[str, str]) -> Clip:
+def _clip(
+    clip_id: str, video: Path | None, record: Path | None, value: Mapping[str, Any],
+    scores: Mapping[str, tuple[dict[str, float], str]], problems: dict[str, str],
+) -> ReportClip:  # fmt: skip
     settings = value.get("settings") if isinstance(value.get("settings"), dict) else {}
     error = ""
     if video is None:
@@ -204,11 +216,11 @@ def _clip(clip_id, video, record, value: Mapping[str, Any], scores, problems: di
             problems[str(record)] = f"{record}: its video is missing"
     image = find_named(value["image"], record.parent) if record and value.get("image") else None
     values, scored = scores.get(video.name, ({}, "")) if video else ({}, "")
-    return Clip(clip_id, video, record, settings, image, error, values, scored)
+    return ReportClip(clip_id, video, record, settings, image, error, values, scored)
 
 
 def _scores_of_clips(path: Path, problems: dict[str, str]) -> dict[str, tuple[dict[str, float], str]]:
-    """scores.jsonl: the clip's file name -> its values by metric, and the sha256 of what was measured."""
+    """The rows of scores.jsonl: file name of the clip -> (metric -> value, SHA-256 of the measured file)."""
     found: dict[str, tuple[dict[str, float], str]] = {}
     if not path.is_file() or not _is_ours(path, problems):
         return found
@@ -254,8 +266,8 @@ def _sets(record: Mapping[str, Any]) -> Any:
     }
 
 
-def flatten(value: Mapping[str, Any], skip: Sequence[str] = (), where: str = ""):
-    """(dotted name, value) of nested mappings, those in `skip` left out."""
+def flatten(value: Mapping[str, Any], skip: Sequence[str] = (), where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of nested mappings, without the names in `skip`."""
     for key, inner in value.items():
         name = f"{where}.{key}".lstrip(".")
         if isinstance(inner, Mapping) and inner and name not in skip:
@@ -264,12 +276,12 @@ def flatten(value: Mapping[str, Any], skip: Sequence[str] = (), where: str = "")
             yield name, inner
 
 
-def unchanged(path: Path, expected: str) -> bool:
-    """Whether a file is the one with this sha256 (any, where none is recorded)."""
+def is_unchanged(path: Path, expected: str) -> bool:
+    """True if the file has this SHA-256, or none is recorded."""
     return not expected or sha256_file(path) == expected
 
 
-def in_order(name: str) -> list[Any]:
-    """A key that sorts 2 before 10."""
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Key of the natural sort order: 2 before 10."""
     parts = [(part, part.lstrip("0")) for part in re.split(r"(\d+)", name)]
     return [(0, len(digits), digits) if part.isdecimal() else (1, 0, part) for part, digits in parts]

@@ -1,7 +1,7 @@
-"""A clip -> the pictures that a page shows of it: a strip of frames, a strip of flow, the motion curve.
+"""Pictures of a clip for the comparison page: a strip of frames, a strip of optical flow, the motion curve.
 
-All are named by the content of the clip and lie in the page's media folder: a second report finds them
-without decoding anything. Flow's colour: hue is the direction, brightness the square root of the speed.
+They lie in the page's media folder, named by the hash of the clip, so a second report finds them without
+decoding anything. In flow pictures hue is the direction, brightness the square root of the speed.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ import numpy as np
 
 from edg.core.errors import BadFileError
 from edg.core.files import atomic_path, read_json, write_text
-from edg.core.formats import ANIMATIONS, digest, read_timed
+from edg.core.formats import ANIMATIONS, clip_sha256, read_timed
 from edg.core.hashing import sha256_file
 from edg.core.video import open_film, read_image, read_rate, write_video
 from edg.report.collect import is_number
 
-VERSION = 3  # of everything below: other pictures are made anew
+VERSION = 3  # of these pictures; those of another version are made again
 LIMIT = 0.05  # of the shorter side, per frame: the speed that has full colour
 FRAMES, PAIRS = 8, 24  # at most so many cells in a strip
 CELL = 192  # px, the longer side of a cell
 WORKING_SIDE = 320  # px; flow of larger clips is taken from smaller frames and scaled
 SMALL = 64  # px; pictures up to this are kept without loss
-PLAYED = (".mp4", ".webm")  # by browsers, in step, where codec and pixels are theirs; others become mp4
+PLAYED = (".mp4", ".webm")  # endings of files that browsers may play; others become mp4
 KEY = 32  # hexadecimal digits of a file's sha256
 
 
 def clip_media(video: Path, media: Path) -> dict[str, Any]:
-    """The media of one clip, made where they are not there yet.
+    """The media files of one clip, made where they are missing.
 
     Returns {"key", "video", "strip", "flow": file names, "n", "fps", "w", "h", "cells": flow pictures in the
     strip, "curve": px/frame for each pair}. Raises BadFileError when the video cannot be read.
     """
-    key = digest(video)[:KEY]
+    key = clip_sha256(video)[:KEY]
     facts = _known(media, key)
     return facts or _make(video, media, key)
 
 
 def _known(media: Path, key: str) -> dict[str, Any] | None:
-    """What was written last of all for this clip; None when a file of it is missing, or when it is not what
-    `_make` writes: the folder may be somebody else's."""
+    """The stored facts of this clip, which are written last; None when one of its files is missing, or when
+    they are not as `_make` writes them (the folder may be somebody else's)."""
     with suppress(BadFileError):
         facts = read_json(media / f"{key}.facts.json")
-        if _is_ours(facts, key) and all((media / name).is_file() for name in files_of(facts)):
+        if _is_ours(facts, key) and all((media / name).is_file() for name in media_files(facts)):
             return facts
     return None
 
@@ -63,8 +63,8 @@ def _is_ours(facts: Any, key: str) -> bool:
     return named and flow in ("", f"{key}.flow.webp") and all(map(is_number, numbers))
 
 
-def files_of(facts: dict[str, Any]) -> list[str]:
-    """Names in the media folder that belong to a clip's facts."""
+def media_files(facts: dict[str, Any]) -> list[str]:
+    """Names of the media files that a clip's facts list."""
     return [facts[part] for part in ("video", "strip", "flow") if facts.get(part)]
 
 
@@ -83,24 +83,24 @@ def _make(video: Path, media: Path, key: str) -> dict[str, Any]:
         shown = _shrunk_flow(found[_spread(len(found), PAIRS)])
         facts |= {"flow": f"{key}.flow.webp", "cells": len(shown)}
         facts["curve"] = [round(float(value), 4) for value in pair_motion(found)]
-        _write_picture(media / facts["flow"], _strip(colours(shown, LIMIT * min(height, width))))
+        _write_picture(media / facts["flow"], _strip(flow_colours(shown, LIMIT * min(height, width))))
     write_text(media / f"{key}.facts.json", json.dumps(facts, separators=(",", ":")))
     return facts
 
 
 def _copy(video: Path, media: Path, key: str, frames: np.ndarray, rate: float) -> str:
-    """The clip in the media folder, as a file that browsers play; returns its name."""
+    """Put the clip into the media folder as a file that browsers play; returns its name."""
     moving = video.is_dir() or video.suffix.lower() in ANIMATIONS
     ending = "" if moving else open_film(video).web_ending
     if not ending:
         even = np.pad(frames, ((0, 0), (0, -frames.shape[1] % 2), (0, -frames.shape[2] % 2), (0, 0)), "edge")
         write_video(media / f"{key}.mp4", even, rate)
         return f"{key}.mp4"
-    return place(video, media / f"{key}{ending}")
+    return add_media(video, media / f"{key}{ending}")
 
 
-def place(source: Path, target: Path) -> str:
-    """A file in the media folder, as a hard link where that is possible; returns its name."""
+def add_media(source: Path, target: Path) -> str:
+    """Put a file into the media folder, as a hard link where possible; returns its name."""
     if not target.is_file():
         try:
             os.link(source.resolve(), target)
@@ -111,7 +111,8 @@ def place(source: Path, target: Path) -> str:
 
 
 def image_media(image: Path, media: Path) -> str:
-    """An input image in the media folder, at most 512 px large; returns its name. Raises BadFileError."""
+    """Put an input image, at most 512 px large, into the media folder; returns its name. Raises
+    BadFileError."""
     from PIL import Image
 
     name = f"{sha256_file(image)[:KEY]}.input.webp"
@@ -126,7 +127,8 @@ def image_media(image: Path, media: Path) -> str:
 
 
 def clip_flow(frames: np.ndarray) -> np.ndarray:
-    """uint8 (T, H, W, 3) -> float32 (T-1, h, w, 2) in px/frame of the clip, whatever size it was taken at."""
+    """Optical flow of uint8 frames (T, H, W, 3): float32 (T-1, h, w, 2) in px/frame of the clip; large clips
+    are measured at a smaller size."""
     from edg.metrics.motion import flow
 
     height, width = frames.shape[1:3]
@@ -139,15 +141,15 @@ def clip_flow(frames: np.ndarray) -> np.ndarray:
 
 
 def _shrunk_flow(flow: np.ndarray) -> np.ndarray:
-    """(N, h, w, 2) averaged down to the size of a cell; its lengths stay what they are."""
+    """Flow (N, h, w, 2) averaged down to the size of a cell; its lengths stay in px of the clip."""
     size = _cell_size(*flow.shape[1:3])
     parts = [[_resized(pair[..., axis], size) for axis in (0, 1)] for pair in flow]
     return np.moveaxis(np.array(parts), 1, -1)
 
 
-def colours(flow: np.ndarray, limit: float) -> np.ndarray:
-    """float (..., 2) -> uint8 (..., 3). Hue: 0 red to the right, then by the clock's turn through yellow
-    (down and right), green, blue; value: sqrt(speed / limit) up to 1. What stands still is black."""
+def flow_colours(flow: np.ndarray, limit: float) -> np.ndarray:
+    """Colours of flow, float (..., 2) -> uint8 (..., 3). Hue: 0 red to the right, then clockwise through
+    yellow (down and right), green, blue; value: sqrt(speed / limit) up to 1. No motion is black."""
     u, v = flow[..., 0], flow[..., 1]
     hue = np.arctan2(v, u) / (2 * np.pi) % 1.0
     value = np.sqrt(np.minimum(np.hypot(u, v) / limit, 1.0))
@@ -159,22 +161,22 @@ def colours(flow: np.ndarray, limit: float) -> np.ndarray:
     return np.round(np.stack(parts, axis=-1) * 255).astype(np.uint8)
 
 
-def wheel(size: int = 160) -> np.ndarray:
-    """The colour key, uint8 (size, size, 3): a place's colour is that of flow from the middle to it."""
+def colour_wheel(size: int = 160) -> np.ndarray:
+    """The colour key, uint8 (size, size, 3): each place has the colour of flow from the middle to it."""
     at = (np.arange(size) + 0.5) / size * 2 - 1
-    return colours(np.stack(np.meshgrid(at, at), axis=-1), 1.0)
+    return flow_colours(np.stack(np.meshgrid(at, at), axis=-1), 1.0)
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------
 
 
 def _spread(count: int, most: int) -> np.ndarray:
-    """At most `most` indices below count, evenly spaced, first and last included."""
+    """Up to `most` indices below count, evenly spaced, first and last included."""
     return np.round(np.linspace(0, count - 1, min(count, most))).astype(int)
 
 
 def _strip(pictures: np.ndarray) -> np.ndarray:
-    """(N, H, W, 3) side by side, each at most CELL large."""
+    """Pictures (N, H, W, 3) side by side, each at most CELL large."""
     size = _cell_size(*pictures.shape[1:3])
     return np.concatenate([_resized(picture, size) for picture in pictures], axis=1)
 

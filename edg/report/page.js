@@ -275,7 +275,7 @@ function table() {
     });
     return head;
   });
-  byId("table").append(el("table", { "aria-describedby": "told" },
+  byId("table").append(el("table", { "aria-describedby": "caption" },
     el("thead", {}, el("tr", {}, ...heads)), body));
 }
 
@@ -306,7 +306,7 @@ function recipes() {
     box.append(el("h2", {}, "What differs"), different.length
       ? el("div.wide", {}, el("table.settings", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "setting"), ...data.runs.map((_, r) => el("th", { scope: "col" }, nameOf(r))))),
         el("tbody", {}, ...different.map((name) => el("tr", {}, el("th", { scope: "row" }, name), ...flat.map((one) => el("td", {}, text(one, name))))))))
-      : el("p.quiet", {}, "Nothing that the records tell."));
+      : el("p.quiet", {}, "The records say nothing."));
   }
   box.append(el("h2", {}, "Everything"), ...data.runs.map(recipe));
 }

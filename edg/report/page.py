@@ -1,11 +1,11 @@
-"""`edg report RUN [RUN ...]`: one HTML page that opens from disk, its media beside or inside it."""
+"""The comparison page of runs: one HTML file that opens from disk, its media beside or inside it."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import html
+import io
 import json
 import mimetypes
 import re
@@ -14,38 +14,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edg.core.arguments import Parser, as_path
-from edg.core.errors import BadFileError, SomeFailedError, UsageError
+from edg.core.errors import BadFileError, SomeFailedError, require
 from edg.core.files import ensure_writable, lock_folder, remove_leftovers, temporary_folder, write_text
 from edg.core.hashing import sha256_file
 from edg.core.log import log
-from edg.report.collect import Clip, Run, collect, in_order, unchanged
-from edg.runner.clips import need_picture
+from edg.report.collect import ReportClip, ReportRun, collect, is_unchanged, natural_key
+from edg.runner.outputs import check_picture
 from edg.runner.progress import Meter
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PAGE, MEDIA = "index.html", "media"
 LARGEST = 50e6  # bytes of a page with everything inside
 SCRIPTS = ("figures.js", "player.js", "page.js")
 OURS = re.compile(r"[0-9a-f]{32}\.(mp4|webm|m4v|(strip|flow|input|image)\.webp|(facts|record)\.json)")
-
-
-def add_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", type=as_path, metavar="RUN", help="folders of clips, with or without records"
-    )
-    parser.add_argument("--out", type=as_path, default="report", metavar="FOLDER", help="(report)")
-    parser.add_argument(
-        "--embed", action="store_true", help=f"everything in the one file, up to {LARGEST / 1e6:.0f} MB"
-    )
-
-
-def report(args: argparse.Namespace) -> int:
-    """Run `edg report`; returns the exit code. Raises EdgError."""
-    page = write_report([Path(run) for run in args.runs], Path(args.out), args.embed)
-    print(page)
-    return 0
 
 
 def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
@@ -65,29 +50,31 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
         media = stack.enter_context(temporary_folder(out)) if inside else kept
         ensure_writable(media)
         remove_leftovers(media)
-        _forget(media, lambda path: path.is_symlink())  # whatever somebody else's folder has them lead to
+        _remove_old(media, lambda path: path.is_symlink())  # the folder may be somebody else's
         before = {path.name for path in media.iterdir()}
         data, names = page_data(found, media, problems)
         check()
         write_text(out / PAGE, fill(data, _embedded(media, names) if embed else None))
         if not embed:
-            _forget(media, lambda path: path.name not in names)
+            _remove_old(media, lambda path: path.name not in names)
     fresh = sum(name.endswith(".facts.json") for name in names - before)
     count = sum(len(run.clips) for run in found)
     log(f"{count} clips, {fresh} of them new to {out}, in {time.monotonic() - began:.1f} s")
     if problems:
-        told = f"{len(problems)} file(s) could not be shown, first: {next(iter(problems.values()))}"
-        raise SomeFailedError(told, fix=f"{out / PAGE} shows the rest", failed=problems)
+        given = f"{len(problems)} file(s) could not be shown, first: {next(iter(problems.values()))}"
+        raise SomeFailedError(given, fix=f"{out / PAGE} shows the rest", failed=problems)
     return out / PAGE
 
 
-# ---- what the page shows -----------------------------------------------------------------------------------
+# ---- the data ----------------------------------------------------------------------------------------------
 
 
-def page_data(runs: Sequence[Run], media: Path, problems: dict[str, str]) -> tuple[dict[str, Any], set[str]]:
+def page_data(
+    runs: Sequence[ReportRun], media: Path, problems: dict[str, str]
+) -> tuple[dict[str, Any], set[str]]:
     """The page's data (see page.js), and the names of all files in the media folder that it needs."""
     from edg.report import flow_pictures
-    from edg.report.summary import metrics_of, summaries, trade_offs
+    from edg.report.summary import metric_entries, summaries, trade_offs
 
     meter, total, names = Meter(), sum(len(run.clips) for run in runs), set()
     cells: dict[str, dict[str, Any]] = {}
@@ -97,25 +84,28 @@ def page_data(runs: Sequence[Run], media: Path, problems: dict[str, str]) -> tup
             cells[run.name][clip.id] = _cell(clip, media, problems, names)
             meter("clips", sum(map(len, cells.values())), total)
     meter.close()
-    runs = [_without_old_means(run, cells[run.name]) for run in runs]
+    runs = [_without_stale_means(run, cells[run.name]) for run in runs]
     values = {run.name: {k: c["scores"] for k, c in cells[run.name].items()} for run in runs}
-    metrics = metrics_of(runs, values)
-    ids = sorted({clip_id for run in runs for clip_id in run.clips}, key=in_order)
+    metrics = metric_entries(runs, values)
+    ids = sorted({clip_id for run in runs for clip_id in run.clips}, key=natural_key)
     data = {
         "title": " · ".join(run.name for run in runs),
         "made": time.strftime("%Y-%m-%d %H:%M"),
-        "runs": [_told(run, summaries(run, values[run.name])) for run in runs],
+        "runs": [_run_data(run, summaries(run, values[run.name])) for run in runs],
         "metrics": metrics,
         "plots": trade_offs(runs, values, [metric["name"] for metric in metrics]),
-        "requests": [_request(clip_id, runs, cells, media, names, problems) for clip_id in ids],
+        "requests": [_request(clip_id, runs, cells, media, names) for clip_id in ids],
         "problems": list(problems.values()),
-        "key": {"wheel": _data_url("wheel.png", _png(flow_pictures.wheel())), "limit": flow_pictures.LIMIT},
+        "key": {
+            "wheel": _data_url("wheel.png", _png(flow_pictures.colour_wheel())),
+            "limit": flow_pictures.LIMIT,
+        },
     }
     return data, names
 
 
-def _without_old_means(run: Run, cells: Mapping[str, Mapping[str, Any]]) -> Run:
-    """The run without the means of scores.json where these are of other clips than the page's."""
+def _without_stale_means(run: ReportRun, cells: Mapping[str, Mapping[str, Any]]) -> ReportRun:
+    """The run without the means of scores.json where these are of other clips than those on the page."""
     scored = [clip for clip in run.clips.values() if clip.scores]
     if run.rows == sum(clip.scores.items() <= cells[clip.id]["scores"].items() for clip in scored):
         return run
@@ -124,7 +114,7 @@ def _without_old_means(run: Run, cells: Mapping[str, Mapping[str, Any]]) -> Run:
     return replace(run, scores=about)
 
 
-def _told(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+def _run_data(run: ReportRun, scores: Mapping[str, Any]) -> dict[str, Any]:
     shown = sum(clip.video is not None for clip in run.clips.values())
     return {
         "name": run.name,
@@ -136,14 +126,14 @@ def _told(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cell(clip: Clip, media: Path, problems: dict[str, str], names: set[str]) -> dict[str, Any]:
-    """One clip of one run: {"video", ... of clip_media, "record", "scores", "error"}."""
-    from edg.report.flow_pictures import KEY, clip_media, files_of, place
+def _cell(clip: ReportClip, media: Path, problems: dict[str, str], names: set[str]) -> dict[str, Any]:
+    """The data of one clip of one run: {"video", ... of clip_media, "record", "scores", "error"}."""
+    from edg.report.flow_pictures import KEY, add_media, clip_media, media_files
     from edg.report.summary import MOTION
 
     cell: dict[str, Any] = {"error": clip.error, "scores": dict(clip.scores), "prompt": clip.prompt}
     if clip.record:
-        cell["record"] = place(clip.record, media / f"{sha256_file(clip.record)[:KEY]}.record.json")
+        cell["record"] = add_media(clip.record, media / f"{sha256_file(clip.record)[:KEY]}.record.json")
         names.add(cell["record"])
     if clip.video:
         try:
@@ -151,7 +141,7 @@ def _cell(clip: Clip, media: Path, problems: dict[str, str], names: set[str]) ->
         except BadFileError as error:
             problems[str(clip.video)] = str(error)
             return cell | {"error": str(error), "scores": {}}
-        names.update([*files_of(facts), f"{facts['key']}.facts.json"])
+        names.update([*media_files(facts), f"{facts['key']}.facts.json"])
         cell |= {key: value for key, value in facts.items() if key not in ("version", "key")}
         if clip.scored and clip.scored[:KEY] != facts["key"]:
             cell |= {"scores": {}, "note": "changed since it was scored"}
@@ -160,16 +150,16 @@ def _cell(clip: Clip, media: Path, problems: dict[str, str], names: set[str]) ->
     return cell
 
 
-def _request(clip_id, runs: Sequence[Run], cells, media: Path, names: set[str], problems) -> dict[str, Any]:
-    """One row: {"id", "prompt", "image", "image_error", "cells": by run, None where it lacks the clip}."""
+def _request(
+    clip_id: str, runs: Sequence[ReportRun], cells: Mapping[str, Mapping[str, dict[str, Any]]],
+    media: Path, names: set[str],
+) -> dict[str, Any]:  # fmt: skip
+    """The data of one row: {"id", "prompt", "image", "image_error", "cells": by run, None where it lacks the
+    clip}."""
     clips = [run.clips.get(clip_id) for run in runs]
     there = [clip for clip in clips if clip]
-    row = {
-        "id": clip_id,
-        "prompt": next((c.prompt for c in there if c.prompt), ""),
-        "image": "",
-        "image_error": "",
-    }
+    prompt = next((clip.prompt for clip in there if clip.prompt), "")
+    row: dict[str, Any] = {"id": clip_id, "prompt": prompt, "image": "", "image_error": ""}
     row["cells"] = [cells[run.name].get(clip_id) for run in runs]
     pictured = next((clip for clip in there if clip.settings.get("image_sha256")), None)
     if pictured:
@@ -190,14 +180,14 @@ def _note(cell: dict[str, Any], text: str) -> None:
     cell["note"] = "; ".join(filter(None, [cell.get("note"), text]))
 
 
-def _image(clip: Clip, media: Path) -> dict[str, str]:
+def _image(clip: ReportClip, media: Path) -> dict[str, str]:
     from edg.report.flow_pictures import image_media
 
     try:
         if clip.image is None:
             return {"image_error": "the input image is not where the record says"}
-        need_picture(clip.image)
-        if not unchanged(clip.image, str(clip.settings["image_sha256"])):
+        check_picture(clip.image)
+        if not is_unchanged(clip.image, str(clip.settings["image_sha256"])):
             return {"image_error": f"{clip.image} has changed since"}
         return {"image": image_media(clip.image, media)}
     except BadFileError as error:
@@ -208,10 +198,8 @@ def _image(clip: Clip, media: Path) -> dict[str, str]:
 
 
 def fill(data: Mapping[str, Any], embedded: Mapping[str, str] | None = None) -> str:
-    """The page's text. embedded: name of a media file -> its data URL, None when they lie in the folder.
-
-    Only this style and this script can run: the policy holds their hashes.
-    """
+    """The HTML of the page. embedded: name of a media file -> its data URL, None when they lie in the folder.
+    Its content security policy holds the hashes of its style and script, so no others can run."""
     style = _part("page.css")
     script = '(() => {\n"use strict";\n' + "".join(_part(name) for name in SCRIPTS) + "start();\n})();\n"
     sources = "data:" if embedded is not None else "'self' file: data:"
@@ -230,7 +218,7 @@ def fill(data: Mapping[str, Any], embedded: Mapping[str, str] | None = None) -> 
 
 
 def safe_json(value: Any) -> str:
-    """JSON that stays inside its <script>, whatever the strings in it say."""
+    """JSON that cannot end the <script> it is put in."""
     text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), default=str)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -238,7 +226,7 @@ def safe_json(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
+    """The value with None in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, float):
         return value if abs(value) != float("inf") and value == value else None
     if isinstance(value, Mapping):
@@ -255,28 +243,25 @@ def _digest(text: str) -> str:
 
 
 def _embedded(media: Path, names: set[str]) -> dict[str, str]:
-    """name -> data URL. Raises UsageError beyond what one file may hold."""
+    """Name -> data URL of media files. Raises UsageError above LARGEST bytes."""
     wanted = sorted(name for name in names if not name.endswith(".facts.json"))
     size = sum((media / name).stat().st_size for name in wanted) * 4 / 3
-    if size > LARGEST:
-        raise UsageError(
-            f"the page with its media inside would have {size / 1e6:.1f} MB",
-            expected=f"at most {LARGEST / 1e6:.0f} MB",
-            fix="leave out --embed, or report fewer clips",
-        )
+    require(
+        size <= LARGEST,
+        f"the page with its media inside would have {size / 1e6:.1f} MB",
+        f"at most {LARGEST / 1e6:.0f} MB",
+        "leave out --embed, or report fewer clips",
+    )
     return {name: _data_url(name, (media / name).read_bytes()) for name in wanted}
 
 
 def _data_url(name: str, content: bytes) -> str:
-    kind = {".webp": "image/webp", ".m4v": "video/mp4"}.get(Path(name).suffix) or mimetypes.guess_type(name)[
-        0
-    ]
+    known = {".webp": "image/webp", ".m4v": "video/mp4"}
+    kind = known.get(Path(name).suffix) or mimetypes.guess_type(name)[0]
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _png(picture: Any) -> bytes:
-    import io
-
+def _png(picture: np.ndarray) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
@@ -284,8 +269,8 @@ def _png(picture: Any) -> bytes:
     return file.getvalue()
 
 
-def _forget(media: Path, is_old: Callable[[Path], bool]) -> None:
-    """Remove what an earlier page in this folder has left, but no file of another name than ours."""
+def _remove_old(media: Path, is_old: Callable[[Path], bool]) -> None:
+    """Remove files of an earlier page, known by their names."""
     for path in list(media.iterdir()):
         if OURS.fullmatch(path.name) and is_old(path):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The figures of a report: mean and interval of each run, and one against another with its ellipse."""
+"""Summary statistics of runs: means with intervals, and confidence ellipses of two metrics."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from typing import Any
 import numpy as np
 
 from edg.metrics.table import by_group, interval
-from edg.report.collect import Run, is_number
+from edg.report.collect import ReportRun, is_number
 
 MOTION = "motion_degree"
-MOTION_IS = {"unit": "px/frame", "better": "", "what": "mean length of the optical flow"}
-AGAINST = ("consist", "align")  # parts of the names of what motion is traded for
+ABOUT_MOTION = {"unit": "px/frame", "better": "", "what": "mean length of the optical flow"}
+AGAINST = ("consist", "align")  # parts of the names of metrics that motion is plotted against
 
 
-def metrics_of(runs: Sequence[Run], values: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Every metric that a run has: {"name", "unit", "better", "what"}; motion first, then as scored.
+def metric_entries(runs: Sequence[ReportRun], values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The metrics that a run has: {"name", "unit", "better", "what"}; motion first, then as scored.
 
     values: run -> clip id -> metric -> value.
     """
-    told = {name: one for run in runs for name, one in run.scores.items()}
+    about = {name: one for run in runs for name, one in run.scores.items()}
     scored = [name for run in values.values() for clip in run.values() for name in clip]
-    names = list(dict.fromkeys([*([MOTION] if MOTION in scored else []), *told, *scored]))
-    known = {MOTION: MOTION_IS} | told
+    names = list(dict.fromkeys([*([MOTION] if MOTION in scored else []), *about, *scored]))
+    known = {MOTION: ABOUT_MOTION} | about
     return [
         {"name": name, **{key: str(known.get(name, {}).get(key, "")) for key in ("unit", "better", "what")}}
         for name in names
     ]
 
 
-def summaries(run: Run, values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """metric -> mean and 95 % interval: of scores.json, else by the same `interval` over prompts.
+def summaries(
+    run: ReportRun, values: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float | None]]:
+    """Metric -> mean and 95 % interval: of scores.json, else by the same `interval` over prompts.
 
     values: clip id -> metric -> value.
     """
@@ -46,15 +48,18 @@ def summaries(run: Run, values: Mapping[str, Mapping[str, float]]) -> dict[str, 
     }
 
 
-def by_prompt(run: Run, values: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, float]:
-    """prompt (a clip's id where it has none) -> the mean of its clips."""
+def by_prompt(run: ReportRun, values: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, float]:
+    """Prompt (or the clip's id where it has none) -> mean of its clips."""
     prompts = [run.clips[clip_id].prompt or clip_id for clip_id in values]
     groups = by_group([scores.get(metric) for scores in values.values()], prompts)
     return {prompt: float(np.mean(group)) for prompt, group in groups.items()}
 
 
-def trade_offs(runs: Sequence[Run], values: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Motion (x) against each metric of consistency and alignment (y): the ellipse of every run, or None."""
+def trade_offs(
+    runs: Sequence[ReportRun], values: Mapping[str, Any], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Confidence ellipses of motion (x) against each metric of consistency and alignment (y): of every run,
+    or None."""
     wanted = [name for part in AGAINST for name in names if part in name.lower()]
     plots = []
     for y in dict.fromkeys(wanted):
@@ -69,7 +74,7 @@ def trade_offs(runs: Sequence[Run], values: Mapping[str, Any], names: Sequence[s
 
 
 def ellipse(points: np.ndarray, level: float = 0.95) -> dict[str, Any] | None:
-    """Where the mean of points (N, 2) lies: mean + root (cos a, sin a), by Hotelling's T^2 (1931).
+    """Confidence region of the mean of points (N, 2): mean + root (cos a, sin a), by Hotelling's T^2 (1931).
 
     T^2 has 2 (N-1) / (N-2) times the F distribution with 2 and N-2 degrees, whose quantile is
     (N-2)/2 ((1 - level)^(-2/(N-2)) - 1). Below three points root is None: no region; None without a point.

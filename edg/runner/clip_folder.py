@@ -16,7 +16,7 @@ from typing import Any
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.files import read_small, write_json
-from edg.core.formats import place
+from edg.core.formats import clip_path, read_clip
 from edg.core.hashing import hash_value, sha256_file
 from edg.core.log import log
 from edg.runner import outputs
@@ -51,7 +51,7 @@ class ClipFolder:
     former: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda record: {}
 
     def video(self, request: Request) -> Path:
-        return place(self.outdir, request.id, self.formats[0])
+        return clip_path(self.outdir, request.id, self.formats[0])
 
     def record(self, request: Request) -> Path:
         return self.outdir / f"{request.id}.json"
@@ -87,7 +87,7 @@ def is_finished(folder: ClipFolder, request: Request) -> bool:
     there with other settings, unless the folder overwrites.
     """
     record = outputs.read_record(folder.record(request))
-    there = outputs.intact(folder.outdir, request.id, record)
+    there = outputs.verified_files(folder.outdir, request.id, record)
     if not there:
         return False
     with suppress(BadFileError):  # an image that is gone now makes the clip fail later, with its reason
@@ -97,7 +97,7 @@ def is_finished(folder: ClipFolder, request: Request) -> bool:
         if not folder.overwrite:
             difference = _difference(folder, record, settings)
             raise UsageError(
-                f"{place(folder.outdir, request.id, next(iter(there)))} was made with other settings "
+                f"{clip_path(folder.outdir, request.id, next(iter(there)))} was made with other settings "
                 f"({difference})",
                 fix="use --overwrite to make it again, or another --savedir",
             )
@@ -127,15 +127,16 @@ def _completed(folder: ClipFolder, request: Request, record: dict[str, Any], the
     """Whether the missing formats could be made of the frames that lie there, exact, as png."""
     if "png" not in there:
         return False
-    frames = outputs.frames_of(folder.outdir, request.id, ["png"])
+    frames = read_clip(clip_path(folder.outdir, request.id, "png"))
     missing = [format for format in folder.formats if format not in there]
     try:
-        there = there | outputs.write(folder.outdir, request.id, missing, frames, folder.settings(request))
-        parts = outputs.described(folder.outdir, request.id, folder.formats[0], there, len(frames))
+        settings = folder.settings(request)
+        there = there | outputs.write_clips(folder.outdir, request.id, missing, frames, settings)
+        parts = outputs.files_entry(folder.outdir, request.id, folder.formats[0], there, len(frames))
         write_json(folder.record(request), record | parts)
     except UsageError:  # a size that this format cannot have: made again, it fails with its reason
         return False
-    log(f"made {', '.join(missing)} of the frames in {place(folder.outdir, request.id, 'png')}")
+    log(f"made {', '.join(missing)} of the frames in {clip_path(folder.outdir, request.id, 'png')}")
     return True
 
 

@@ -20,7 +20,7 @@ from edg.core import options
 from edg.core.config import to_dict
 from edg.core.dist import World
 from edg.core.errors import BadFileError, UsageError, require
-from edg.core.files import PATIENCE, ensure_writable
+from edg.core.files import LOCK_TIMEOUT, ensure_writable
 from edg.core.formats import check_speed, parse_formats
 from edg.core.hashing import cached_sha256, hash_value
 from edg.core.log import log
@@ -61,7 +61,7 @@ class Job:
     ) -> Any:
         """The model; the one in `keep` where it is the same, which it replaces where not. note: called with
         lines worth a note."""
-        from edg.core.device import dtype_name, need_memory
+        from edg.core.device import check_memory, dtype_name
 
         placement = self.placement
         how = [str(placement.device), dtype_name(placement.dtype), placement.batch_size]
@@ -73,7 +73,7 @@ class Job:
             keep.clear()
         expected = self.estimate()
         if expected is not None:
-            need_memory(expected.peak_bytes, placement.device, "parameters and activations")
+            check_memory(expected.peak_bytes, placement.device, "parameters and activations")
             if note is not None:
                 note(one_line(expected, placement.device))
         model = self.system.part("load")(self.spec, self.parameters, placement)
@@ -110,7 +110,7 @@ class Job:
             formats=parse_formats(output.format),
             chunk=self.config.placement.chunk,
             overwrite=output.overwrite,
-            patience=PATIENCE,
+            patience=LOCK_TIMEOUT,
             preview=output.preview or getattr(self.selection.options, "preview_decoder", None) is not None,
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 from edg.core.dist import World
 from edg.core.errors import BadFileError, EdgError, MachineError, SomeFailedError
 from edg.core.files import lock_folder, same_folder, write_json
-from edg.core.formats import place
+from edg.core.formats import clip_path, read_clip
 from edg.core.log import log
 from edg.core.paths import file_stem
 from edg.runner import outputs
@@ -114,7 +114,7 @@ def _gone(folder: ClipFolder, requests: Sequence[Request]) -> dict[str, str]:
     return {
         request.id: f"its files were removed from {folder.outdir} while this run went on"
         for request in requests
-        if not all(place(folder.outdir, request.id, format).exists() for format in folder.formats)
+        if not all(clip_path(folder.outdir, request.id, format).exists() for format in folder.formats)
         or not folder.record(request).exists()
     }
 
@@ -206,16 +206,17 @@ def _save(folder: ClipFolder, result: Result, seconds: float, together: int) -> 
         return result.error or "the system gave no frames and no reason"
     warnings = warnings_of(result)
     former = outputs.read_record(folder.record(request))
-    others = outputs.intact(folder.outdir, request.id, former)
+    others = outputs.verified_files(folder.outdir, request.id, former)
     try:
         settings = folder.settings(request)
-        made = outputs.write(folder.outdir, request.id, folder.formats, result.frames, settings)
+        made = outputs.write_clips(folder.outdir, request.id, folder.formats, result.frames, settings)
         record = record_of(folder, request, "done", settings)
         if former.get("settings_hash") == record["settings_hash"]:
             made = others | made
         else:
-            outputs.drop(folder.outdir, request.id, [format for format in others if format not in made])
-        record |= outputs.described(
+            old = [format for format in others if format not in made]
+            outputs.remove_files(folder.outdir, request.id, old)
+        record |= outputs.files_entry(
             folder.outdir, request.id, folder.formats[0], made, len(result.frames)
         ) | {
             "warnings": warnings,
@@ -235,14 +236,14 @@ def _save(folder: ClipFolder, result: Result, seconds: float, together: int) -> 
 def _fail(folder: ClipFolder, request: Request, reason: str) -> str:
     """Record that a clip failed and hand the reason back. No half of it is left; a finished clip stays."""
     log(f"failed {request.id}: {reason}")
-    if outputs.intact(folder.outdir, request.id, outputs.read_record(folder.record(request))):
+    if outputs.verified_files(folder.outdir, request.id, outputs.read_record(folder.record(request))):
         return reason
     try:
         settings = folder.settings(request)
     except BadFileError:
         settings = None
     with suppress(OSError, EdgError):  # on a full disk the failure is only told
-        outputs.drop(folder.outdir, request.id, folder.formats)
+        outputs.remove_files(folder.outdir, request.id, folder.formats)
         write_json(folder.record(request), record_of(folder, request, "failed", settings) | {"error": reason})
     return reason
 
@@ -268,10 +269,10 @@ def _finish(folder: ClipFolder, summary: Summary) -> None:
 
 def _finished_clips(folder: ClipFolder) -> Iterator[tuple[str, Any]]:
     for request in folder.requests:
-        there = outputs.intact(folder.outdir, request.id, outputs.read_record(folder.record(request)))
+        there = outputs.verified_files(folder.outdir, request.id, outputs.read_record(folder.record(request)))
         if there:
             with suppress(BadFileError):
                 yield (
                     f"{request.id}: {request.prompt}",
-                    outputs.frames_of(folder.outdir, request.id, list(there)),
+                    read_clip(clip_path(folder.outdir, request.id, next(iter(there)))),
                 )

@@ -22,7 +22,7 @@ from edg.core.arguments import Parser, as_path, whole
 from edg.core.device import fix_threads, keep_memory, usable_cores
 from edg.core.dist import world
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
-from edg.core.files import PATIENCE, lock_folder, remove_leftovers
+from edg.core.files import LOCK_TIMEOUT, lock_folder, remove_leftovers
 from edg.core.process import stopping
 from edg.core.written import is_written
 from edg.systems.base import Trainer, Training
@@ -99,7 +99,7 @@ def check_starts(runs: list[Training]) -> None:
 def hold(run: Training, stack: ExitStack) -> None:
     """Have the run's folder to ourselves until the stack closes; leftovers go from it, and from where the
     result is written. Raises MachineError."""
-    stack.enter_context(lock_folder(run.folder, PATIENCE))
+    stack.enter_context(lock_folder(run.folder, LOCK_TIMEOUT))
     remove_leftovers(run.result.parent)
 
 

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from edg.sprites.world import Clip, Motion, caption, draw_sprite, render, words_of
+from edg.sprites.world import Motion, SpriteClip, caption, draw_sprite, render, words_of
 
 
 def stills(seed: int, count: int, shape_weight: float = 1.0) -> dict[str, Tensor]:
@@ -18,7 +18,7 @@ def stills(seed: int, count: int, shape_weight: float = 1.0) -> dict[str, Tensor
     frames, weights = [], []
     for k in range(count):
         sprite = draw_sprite(np.random.default_rng([seed, 4, k]))
-        pixels, cover = render(Clip(sprite, Motion("left", 0.0), 1))
+        pixels, cover = render(SpriteClip(sprite, Motion("left", 0.0), 1))
         frames.append(pixels[0])
         weights.append(1 + (shape_weight - 1) * cover[0])
     x = torch.from_numpy(np.stack(frames)) * 2 - 1
@@ -28,7 +28,7 @@ def stills(seed: int, count: int, shape_weight: float = 1.0) -> dict[str, Tensor
     }
 
 
-def clip_tensors(clips: Sequence[Clip], split: str) -> dict[str, Tensor | list[str]]:
+def clip_tensors(clips: Sequence[SpriteClip], split: str) -> dict[str, Tensor | list[str]]:
     """frames (N, 3, T, H, W) in [-1, 1], cover (N, T, H, W) in [0, 1], caption: N strings."""
     drawn = [render(clip) for clip in clips]
     frames = torch.from_numpy(np.stack([f for f, _ in drawn])) * 2 - 1

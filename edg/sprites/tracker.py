@@ -1,8 +1,8 @@
-"""Where the shape is on a frame, what it is, and how it moved: the world's own measurement.
+"""The tracker of the sprites world: position, colour and shape on every frame, and the motion of a clip.
 
-The background is grey, so what a pixel has of chroma (its distance from its own grey) comes from the shape
-alone, and linearly: chroma = coverage x chroma of the colour. The centroid of the coverage is therefore the
-shape's centroid to a few hundredths of a pixel, whatever the shading.
+The background is grey, so the chroma of a pixel (its distance from its own grey) comes from the shape alone,
+and linearly: chroma = coverage x chroma of the colour. The centroid of the coverage is therefore the shape's
+centroid to a few hundredths of a pixel, whatever the shading.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ def palette() -> np.ndarray:
 
 
 def look(frame: np.ndarray, radius: float) -> Sight | None:
-    """What is on one frame (H, W, 3) in [0, 1] where a shape of this radius is expected; None where nothing
-    is seen."""
+    """Find a shape of this radius on one frame (H, W, 3) in [0, 1]; None where there is none."""
     hue = chroma(frame.astype(np.float64))
     strength = np.linalg.norm(hue, axis=-1)
     table = palette()
@@ -84,7 +83,7 @@ def look(frame: np.ndarray, radius: float) -> Sight | None:
 
 
 def is_intact(sight: Sight | None, sprite: Sprite) -> bool:
-    """Colour right, shape right, and not deformed beyond MIN_OVERLAP."""
+    """True if colour and shape are right, and the shape not deformed beyond MIN_OVERLAP."""
     if sight is None or sight.colour != sprite.colour or sight.shape != sprite.shape:
         return False
     return sight.overlap[sprite.shape] >= MIN_OVERLAP
@@ -96,7 +95,7 @@ def direction_of(dx: float, dy: float) -> str:
 
 
 def inside(sight: Sight, sprite: Sprite, size: tuple[int, int]) -> bool:
-    """Whether the whole shape is on a frame (height, width), to half a pixel."""
+    """True if the whole shape is on a frame (height, width), to half a pixel."""
     left, right, up, down = half_extents(sprite.shape, sprite.radius)
     height, width = size
     spare = min(sight.x - left, width - sight.x - right, sight.y - up, height - sight.y - down)

@@ -48,7 +48,7 @@ RADIUS = (4.8, 5.5)  # of the circle of equal area, px
 
 @dataclass(frozen=True)
 class Sprite:
-    """What is on frame 0. x, y: centroid in px; radius: of the circle of equal area in px; shade: (level,
+    """The shape on frame 0. x, y: centroid in px; radius: of the circle of equal area in px; shade: (level,
     dx, dy) of the background, a grey plane `level + dx * (x - 0.5) + dy * (y - 0.5)` over the unit square."""
 
     colour: str
@@ -73,7 +73,7 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class Clip:
+class SpriteClip:
     """A sprite, how it moves and how many frames there are of it."""
 
     sprite: Sprite
@@ -83,7 +83,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Words:
-    """What a caption says; direction and pace are None where it is silent."""
+    """The words of a caption; direction and pace are None where it has none."""
 
     colour: str
     shape: str
@@ -92,7 +92,7 @@ class Words:
 
 
 def caption(words: Words) -> str:
-    """`a red circle`, or `a red circle moves left quickly` when direction and pace are told."""
+    """`a red circle`, or `a red circle moves left quickly` with direction and pace."""
     text = f"a {words.colour} {words.shape}"
     if words.direction is not None:
         text += f" moves {words.direction}"
@@ -114,17 +114,17 @@ def parse_caption(text: str) -> Words:
     return Words(*picked)
 
 
-def all_captions(told: bool) -> list[str]:
-    """Every caption: the motion-free ones (18), or those that tell direction and pace (144)."""
+def all_captions(with_motion: bool) -> list[str]:
+    """Every caption: those without motion (18), or those with direction and pace (144)."""
     things = [(c, s) for c in COLOURS for s in SHAPES]
-    if not told:
+    if not with_motion:
         return [caption(Words(c, s)) for c, s in things]
     return [caption(Words(c, s, d, p)) for c, s in things for d in DIRECTIONS for p in PACES]
 
 
-def words_of(clip: Clip, split: str = "tuned") -> Words:
-    """What a caption of this clip says in a split: nothing of the motion in "base", else the direction and
-    the pace whose range of speeds is the nearer one."""
+def words_of(clip: SpriteClip, split: str = "tuned") -> Words:
+    """The words of a clip's caption in a split: no motion in "base", else the direction and the pace
+    whose range of speeds is nearer."""
     s, m, ranges = clip.sprite, clip.motion, SPEEDS[split]
     if len(ranges) == 1:
         return Words(s.colour, s.shape)
@@ -133,7 +133,7 @@ def words_of(clip: Clip, split: str = "tuned") -> Words:
 
 
 def half_extents(shape: str, radius: float) -> tuple[float, float, float, float]:
-    """How far the shape reaches from its centroid: (left, right, up, down) in px."""
+    """Distances of the outline from the centroid: (left, right, up, down) in px."""
     if shape == "circle":
         return (radius,) * 4
     long, short = (radius * np.sqrt(np.pi * ratio) / 2 for ratio in (ASPECT, 1 / ASPECT))
@@ -168,7 +168,7 @@ def background(shade: tuple[float, float, float], size: int = SIZE) -> np.ndarra
     return np.clip(level + dx * unit[None, :] + dy * unit[:, None], 0.0, 1.0)
 
 
-def render(clip: Clip, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+def render(clip: SpriteClip, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     """(frames (T, H, W, 3) float32 in [0, 1], coverage (T, H, W) float32 in [0, 1])."""
     s = clip.sprite
     start, velocity = np.array([s.x, s.y]), clip.motion.velocity
@@ -196,7 +196,7 @@ def draw_sprite(
 
 def draw_clip(
     rng: np.random.Generator, speeds: tuple[tuple[float, float], ...], frames: int = FRAMES
-) -> Clip:
+) -> SpriteClip:
     """A random clip whose shape stays inside the frame; the speed is uniform in one of the ranges
     (px/frame)."""
     direction = str(rng.choice(list(DIRECTIONS)))
@@ -204,19 +204,19 @@ def draw_clip(
     motion = Motion(direction, float(rng.uniform(low, high)))
     way = motion.velocity * (frames - 1)
     room = (max(-way[0], 0.0), max(way[0], 0.0), max(-way[1], 0.0), max(way[1], 0.0))
-    return Clip(draw_sprite(rng, room), motion, frames)
+    return SpriteClip(draw_sprite(rng, room), motion, frames)
 
 
-def clips(split: str, seed: int, count: int) -> Iterator[Clip]:
-    """`count` training clips of a split of SPEEDS. Clip k depends only on (split, seed, k). Raises UsageError
-    for a split that is none."""
+def clips(split: str, seed: int, count: int) -> Iterator[SpriteClip]:
+    """`count` training clips of a split of SPEEDS. SpriteClip k depends only on (split, seed, k). Raises
+    UsageError for a split that is none."""
     if split not in SPEEDS:
         raise UsageError(f"sprites split {split!r}", expected=", ".join(SPEEDS), fix=nearest(split, SPEEDS))
     for k in range(count):
         yield draw_clip(np.random.default_rng([seed, STREAMS[split], k]), SPEEDS[split])
 
 
-def held_out(seed: int, count: int) -> list[Clip]:
+def held_out(seed: int, count: int) -> list[SpriteClip]:
     """`count` clips for evaluation and prompts: directions and paces in equal shares, and the shape stands
     so far inside that every direction at the quick pace would fit, so the picture does not give the direction
     away."""
@@ -227,7 +227,7 @@ def held_out(seed: int, count: int) -> list[Clip]:
         rng = np.random.default_rng([seed, 3, k])
         sprite = draw_central(rng, margin)
         speed = (slow, quick)[(k // len(DIRECTIONS)) % 2]
-        chosen.append(Clip(sprite, Motion(list(DIRECTIONS)[k % len(DIRECTIONS)], speed)))
+        chosen.append(SpriteClip(sprite, Motion(list(DIRECTIONS)[k % len(DIRECTIONS)], speed)))
     return chosen
 
 

@@ -63,9 +63,9 @@ def test_what_the_processor_multiplies(monkeypatch, known, expected):
 def test_memory():
     total, available = device.memory()
     assert 0 < available <= total
-    device.need_memory(1000, torch.device("cpu"), "they")
+    device.check_memory(1000, torch.device("cpu"), "they")
     with pytest.raises(MachineError, match="the parameters need 1000000.0 GB"):
-        device.need_memory(10**15, torch.device("cpu"), "the parameters")
+        device.check_memory(10**15, torch.device("cpu"), "the parameters")
 
 
 @pytest.mark.parametrize("size", range(1, 9))

@@ -11,16 +11,16 @@ from edg.core.errors import BadFileError, MachineError, UsageError
 from edg.core.files import remove_leftovers
 from edg.core.formats import (
     FORMATS,
-    digest,
+    clip_path,
+    clip_sha256,
+    clip_stem,
     durations,
     frame_files,
     is_clip,
     parse_formats,
-    place,
     read_clip,
     read_tags,
     read_timed,
-    stem_of,
     write_clip,
 )
 from edg.data.captions import SUFFIXES
@@ -35,7 +35,7 @@ def clip(count=8):
 
 
 def write(folder, format, frames=None, **more):
-    path = place(folder, "0000-x", format)
+    path = clip_path(folder, "0000-x", format)
     frames = clip() if frames is None else frames
     write_clip(path, frames, format, **{"fps": 8, "crf": 10, "tags": TAGS, **more})
     return path
@@ -54,10 +54,10 @@ def test_frames_and_tags_read_back(tmp_path, format, error):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_frames_give_the_same_file(tmp_path, format):
-    first = digest(write(tmp_path, format))
-    assert digest(write(tmp_path, format)) == first
-    assert digest(write(tmp_path, format, clip()[::-1])) != first
-    assert [p.name for p in tmp_path.iterdir()] == [place(tmp_path, "0000-x", format).name]
+    first = clip_sha256(write(tmp_path, format))
+    assert clip_sha256(write(tmp_path, format)) == first
+    assert clip_sha256(write(tmp_path, format, clip()[::-1])) != first
+    assert [p.name for p in tmp_path.iterdir()] == [clip_path(tmp_path, "0000-x", format).name]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_frames_that_viewers_formats_join_come_back(tmp_path, format, fps):
     assert len(found) == 9 and rate == pytest.approx(fps, rel=0.02)
     assert np.abs(found.astype(int) - frames).mean() <= 8
     if format in ("gif", "webp"):
-        assert len(read_clip(place(tmp_path, "0000-x", format))) == 6
+        assert len(read_clip(clip_path(tmp_path, "0000-x", format))) == 6
 
 
 def test_a_long_pause_does_not_become_a_thousand_frames(tmp_path):
@@ -117,10 +117,10 @@ def test_frames_of_several_sizes_are_told(tmp_path):
 def test_what_is_a_clip(tmp_path):
     for format in FORMATS:
         path = write(tmp_path, format)
-        assert is_clip(path) and stem_of(path) == "0000-x"
-    dotted = place(tmp_path, "0001-a.b", "png")
+        assert is_clip(path) and clip_stem(path) == "0000-x"
+    dotted = clip_path(tmp_path, "0001-a.b", "png")
     write_clip(dotted, clip(), "png", fps=8, crf=10, tags={})
-    assert stem_of(dotted) == "0001-a.b" and stem_of(place(tmp_path, "0001-a.b", "mp4")) == "0001-a.b"
+    assert clip_stem(dotted) == "0001-a.b" and clip_stem(clip_path(tmp_path, "0001-a.b", "mp4")) == "0001-a.b"
     for name in ("still.webp", "still.png", "other/x.png", ".hidden.gif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(clip()[0]).save(tmp_path / name)
@@ -136,11 +136,11 @@ def test_durations_do_not_drift():
 
 def test_png_frames_are_there_completely_or_not_at_all(tmp_path):
     path = write(tmp_path, "png")
-    before = digest(path)
+    before = clip_sha256(path)
     assert sorted(p.name for p in path.iterdir()) == [f"{i:05d}.png" for i in range(8)]
     with pytest.raises(ValueError):  # the second frame is no picture
         write_clip(path, [clip()[0], "x"], "png", fps=8, crf=10, tags={})
-    assert digest(path) == before and list(tmp_path.iterdir()) == [path]
+    assert clip_sha256(path) == before and list(tmp_path.iterdir()) == [path]
     write(tmp_path, "png", clip(3))
     assert len(read_clip(path)) == 3 and list(tmp_path.iterdir()) == [path]
 
@@ -319,12 +319,12 @@ def test_frames_numbered_in_any_way(tmp_path, names):
     path = folder(tmp_path / "clip", names)
     (path / ".DS_Store").write_text("x")
     (path / "notes.md").write_text("x")
-    assert is_clip(path) and stem_of(path) == "clip"
+    assert is_clip(path) and clip_stem(path) == "clip"
     assert [file.name for file in frame_files(path)] == names
     for found in (read_clip(path), read_timed(path)[0]):
         assert found.shape == (len(names), 6, 8, 3)
         assert np.abs(found[:, 3, 3, 0] - 10.0 * np.arange(len(names))).max() <= 2
-    assert read_timed(path)[1] == 8 and read_tags(path) == {} and digest(path)
+    assert read_timed(path)[1] == 8 and read_tags(path) == {} and clip_sha256(path)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_folders_that_are_no_clips(tmp_path):
         run = tmp_path / f"run_{format}"
         run.mkdir()
         for n in range(2):
-            write_clip(place(run, f"x_sample{n}", format), clip(), format, fps=8, crf=10, tags={})
+            write_clip(clip_path(run, f"x_sample{n}", format), clip(), format, fps=8, crf=10, tags={})
             Image.new("RGB", (8, 6)).save(run / f"x_sample{n}.preview.png")
         assert not is_clip(run)
     for empty in (tmp_path / "empty", tmp_path / "names"):

@@ -133,7 +133,8 @@ def command(args):
         lock = threading.Lock()
         lock.acquire(), lock.acquire()
 cli.hang = command
-cli.COMMANDS["doctor"] = cli.Command("", "edg.cli.completion:add_arguments", "edg.cli.main:hang")
+run = "edg.cli.main:hang"
+cli.COMMANDS["doctor"] = cli.Command("", "edg.cli.completion:add_arguments", run, polls_signals=True)
 cli.entry(["doctor", "bash", *(["--json"] if "--json" in sys.argv else [])])
 """
 

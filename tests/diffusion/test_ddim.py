@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edg.diffusion.ddim import Step, ddim, ddim_plan, ddim_step
+from edg.diffusion.ddim import SamplerStep, ddim, ddim_plan, ddim_step
 from edg.diffusion.prediction import to_x0
 from edg.diffusion.schedule import ScheduleSpec, make_schedule
 
@@ -16,7 +16,7 @@ def network(x, t_B):
     return 0.3 * x + 0.05 * torch.sin(t_B.to(x) / 100).reshape(-1, 1, 1, 1, 1)
 
 
-def noise(step: Step, shape):
+def noise(step: SamplerStep, shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(step.index))
 
 
@@ -81,7 +81,7 @@ def test_ancestral_ddim_keeps_the_variance_of_noised_data():
 
 
 def test_the_dynamic_rescale_scales_x0_alone():
-    step = Step(0, 500, 0.25, 0.36, 0.0, 0.8, 0.9)
+    step = SamplerStep(0, 500, 0.25, 0.36, 0.0, 0.8, 0.9)
     x0, eps = torch.randn(2, 1, 1, 1, 1, 4, dtype=torch.float64)
     x = 0.5 * x0 + 0.75**0.5 * eps
     moved, scaled = ddim_step(x, x0, step, torch.zeros_like(x))

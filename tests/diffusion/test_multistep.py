@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edg.diffusion.ddim import State, Step, ddim, ddim_plan
+from edg.diffusion.ddim import SamplerStep, State, ddim, ddim_plan
 from edg.diffusion.multistep import corrector_weights, dpmpp, relative_length, unipc
 from edg.diffusion.prediction import to_x0
 from edg.diffusion.schedule import ScheduleSpec, make_schedule
@@ -65,7 +65,7 @@ def even(steps):
     """A plan of steps of one length in lambda, from -3 to 3."""
     lambdas = [6 * k / steps - 3 for k in range(steps + 1)]
     alpha = [1 / (1 + math.exp(-2 * value)) for value in lambdas]
-    return [Step(k, k, alpha[k], alpha[k + 1], 0.0, 1.0, 1.0) for k in range(steps)]
+    return [SamplerStep(k, k, alpha[k], alpha[k + 1], 0.0, 1.0, 1.0) for k in range(steps)]
 
 
 @pytest.mark.parametrize("solver, order", [(plain_ddim, 1), (dpmpp, 2), (unipc, 3)])
@@ -216,7 +216,7 @@ def test_no_plan_gives_nan(solver):
     assert len({step.t for step in twice}) < len(twice)
     for plan in (back, twice):
         assert torch.isfinite(last(solver(to_x0(network, ZERO, "v"), x, plan))).all()
-    once = Step(0, 5, 0.5, 0.5, 0.0, 1.0, 1.0)
+    once = SamplerStep(0, 5, 0.5, 0.5, 0.0, 1.0, 1.0)
     assert relative_length(once, once) == 0
 
 

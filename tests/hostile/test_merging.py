@@ -215,7 +215,7 @@ def test_c42_an_input_that_changes_during_the_merge(tmp_path, tiny, merge, monke
             shutil.copy(tiny.base, tmp_path / "done")
             os.replace(shutil.copy(tiny.base, tmp_path / "new"), tiny.tuned)
 
-    monkeypatch.setattr(commands, "progress_line", lambda: meddle)
+    monkeypatch.setattr(commands, "byte_progress", lambda title: meddle)
     code, err = merge(quiet=False)
     assert code == 3 and str(tiny.tuned) in err and "while it was being read" in err
     assert not list((tmp_path / "out").iterdir())

@@ -103,7 +103,7 @@ with lock_folder(Path(sys.argv[1])):
 
 def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
     """The second waits a little and leaves, naming the holder; a dead holder's lock is taken over."""
-    monkeypatch.setattr(prepare, "PATIENCE", 0.3)
+    monkeypatch.setattr(prepare, "LOCK_TIMEOUT", 0.3)
     out = tmp_path / "out/1000"
     out.mkdir(parents=True)
     argv = sampling(prompt_folder(tmp_path / "in", "a red circle moves left"), out.parent)
@@ -127,7 +127,7 @@ def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
 def test_c81_two_merges_in_one_folder(tmp_path, capsys, monkeypatch):
     from edg.sprites import WEIGHTS
 
-    monkeypatch.setattr("edg.core.atomic_file.PATIENCE", 0.3)
+    monkeypatch.setattr("edg.core.atomic_file.LOCK_TIMEOUT", 0.3)
 
     (tmp_path / "out").mkdir()
     argv = ["merge", "edg", "--base", WEIGHTS / "base.safetensors", "--tuned", WEIGHTS / "tuned.safetensors"]
@@ -240,9 +240,9 @@ def test_c83_port_in_use(tmp_path, capsys, monkeypatch):
 
 
 def test_c82_patience_is_a_day():
-    from edg.core.dist import PATIENCE
+    from edg.core.dist import GROUP_TIMEOUT
 
-    assert timedelta(hours=1) <= PATIENCE <= timedelta(days=1)
+    assert timedelta(hours=1) <= GROUP_TIMEOUT <= timedelta(days=1)
 
 
 # ---- folders that go away, locks and leftovers -------------------------------------------------------------
@@ -347,7 +347,7 @@ def commands(folder, sampled):
 @pytest.mark.parametrize("name", ["score", "vbench", "report", "sweep", "encode"])
 def test_one_rule_for_locks_and_leftovers(tmp_path, capsys, monkeypatch, sampled, name):
     """Who finds the folder held waits, then leaves with 4; who gets it removes what dead processes left."""
-    monkeypatch.setattr("edg.core.files.PATIENCE", 0.3)
+    monkeypatch.setattr("edg.core.files.LOCK_TIMEOUT", 0.3)
     argv, folder = commands(tmp_path, sampled)[name]
     folder.mkdir(exist_ok=True)
     old, living = (f".edg-tmp-{_host()}-{pid}-ab.json" for pid in (died(), os.getppid()))

@@ -1,4 +1,4 @@
-"""Runs and report folders of somebody else's: nothing of this machine gets into a page, nothing stops it."""
+"""Runs and report folders of somebody else: nothing of this machine gets into a page, nothing stops it."""
 
 import base64
 import json
@@ -13,8 +13,8 @@ import pytest
 from edg.core.files import read_json, write_json
 from edg.core.formats import write_clip
 from edg.core.video import write_image, write_video
-from edg.report.collect import in_order, is_number
-from edg.runner.clips import find_clips
+from edg.report.collect import is_number, natural_key
+from edg.runner.outputs import find_clips
 
 SECRET = "TOP-SECRET-TOKEN"
 DEEP = "[" * 900 + "]" * 900  # what JSON's reader takes and a walk through it does not
@@ -49,7 +49,7 @@ def run(tmp_path, clip):
     return made
 
 
-def told(id="a", **more):
+def record_of(id="a", **more):
     return {"id": id, "status": "done", "settings": {"prompt": "p", "image_sha256": "0" * 64}, **more}
 
 
@@ -59,7 +59,7 @@ def page_of(out):
 
 
 def holds(out, secret=SECRET):
-    """Whether any file of a report has the secret in it, plain or in a data URL."""
+    """True if any file of a report has the secret in it, plain or in a data URL."""
     pieces = [secret.encode(), *(base64.b64encode(b" " * n + secret.encode())[4:-4] for n in range(3))]
     return any(piece in path.read_bytes() for path in out.rglob("*") if path.is_file() for piece in pieces)
 
@@ -69,17 +69,17 @@ def holds(out, secret=SECRET):
 
 @pytest.mark.parametrize("name", ["clip1²", "x①", "9" * 5000, "0" * 300 + "7"])
 def test_digits_of_any_kind_and_length_have_an_order(name):
-    assert sorted([f"10 {name}", f"9 {name}"], key=in_order) == [f"9 {name}", f"10 {name}"]
+    assert sorted([f"10 {name}", f"9 {name}"], key=natural_key) == [f"9 {name}", f"10 {name}"]
 
 
 def test_numbers_are_sorted_by_their_value():
     names = ["007", "8", "00", "10", "12345678901234567890", "9"]
-    assert sorted(names, key=in_order) == ["00", "007", "8", "9", "10", "12345678901234567890"]
+    assert sorted(names, key=natural_key) == ["00", "007", "8", "9", "10", "12345678901234567890"]
 
 
 @pytest.mark.parametrize("stem, id", [("x1²", "x1²"), ("a", "9" * 5000)])
 def test_a_name_of_strange_digits_is_shown(command, run, tmp_path, stem, id):
-    code, _ = command(["report", run(stem, told(id)), "--out", tmp_path / "r"])
+    code, _ = command(["report", run(stem, record_of(id)), "--out", tmp_path / "r"])
     assert code == 0 and page_of(tmp_path / "r")["requests"][0]["id"] == id
 
 
@@ -105,7 +105,7 @@ def test_scores_beyond_all_numbers_are_left_out(command, run, tmp_path):
     ("a.json", f'{{"id": {DEEP}, "settings": {{}}}}'),
     ("a.json", '{"id": "a", "settings": ' + '{"x": ' * 900 + "1" + "}" * 901),
 ])  # fmt: skip
-def test_json_that_is_nested_too_deep_is_told_and_the_rest_shown(command, run, tmp_path, name, text):
+def test_json_that_is_nested_too_deep_is_named_and_the_rest_shown(command, run, tmp_path, name, text):
     code, err = command(["report", run(**{name.replace(".", "__"): text}), "--out", tmp_path / "r"])
     assert code == 5 and name in err
     assert page_of(tmp_path / "r")["requests"][0]["cells"][0]["video"]
@@ -126,14 +126,14 @@ IMAGES = ("/proc/self/pagemap", "/proc/cpuinfo", "/dev/zero", "secret.txt", "hug
 def test_what_a_record_calls_its_image_is_hashed_only_where_it_looks_like_one(
     command, run, tmp_path, image, monkeypatch
 ):
-    folder = run(record=told(image=image), secret__txt=SECRET)
+    folder = run(record=record_of(image=image), secret__txt=SECRET)
     with open(folder / "huge.png", "wb") as file:
         file.truncate(300_000_000)
-    monkeypatch.setattr("edg.report.page.unchanged", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("edg.report.page.is_unchanged", lambda *_: pytest.fail("read"))
     assert command(["report", folder, "--out", tmp_path / "r"])[0] == 0
-    assert "is no picture's file" in page_of(tmp_path / "r")["requests"][0]["image_error"]
+    assert image in page_of(tmp_path / "r")["requests"][0]["image_error"]
     code, _ = command(["score", folder, "--metrics", "first_frame_psnr"])
-    assert code == 5 and "is no picture's file" in (folder / "scores.jsonl").read_text()
+    assert code == 5 and image in (folder / "scores.jsonl").read_text()
 
 
 def test_scores_whose_squares_are_no_numbers_draw_no_ellipse(command, run, tmp_path, clip):
@@ -158,7 +158,7 @@ def test_a_pipe_among_real_clips_is_not_waited_for(command, run, tmp_path, name)
     write_image(tmp_path / "real/a/00000.png", moving()[0]) if name == "a/00001.png" else None
     os.mkfifo(pipe)
     code, _ = command(["score", folder, "--metrics", "reference_psnr", "--reference", tmp_path / "real"])
-    assert code == 5 and f"{name} is not a file" in (folder / "scores.jsonl").read_text()
+    assert code == 5 and name in (folder / "scores.jsonl").read_text()
 
 
 # ---- what gets into the page -------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_pipe_among_real_clips_is_not_waited_for(command, run, tmp_path, name)
 @pytest.mark.parametrize(
     "name", ["a.json", "point.json", "scores.json", "scores.jsonl", "b.mp4", "b/00001.png"]
 )
-def test_links_out_of_a_run_are_told_and_not_shown(command, run, tmp_path, clip, name, embed):
+def test_links_out_of_a_run_are_named_and_not_shown(command, run, tmp_path, clip, name, embed):
     folder, home = run(), tmp_path / "home"
     home.mkdir()
     secret = {"id": SECRET, "settings": {"prompt": SECRET}, "name": SECRET, "clip": "a.mp4"}
@@ -183,12 +183,12 @@ def test_links_out_of_a_run_are_told_and_not_shown(command, run, tmp_path, clip,
     (folder / name).symlink_to(os.path.relpath(target, (folder / name).parent))
     code, err = command(["report", folder, "--out", tmp_path / "r", *embed])
     page = page_of(tmp_path / "r")
-    assert code == 5 and f"{name} is a link out of its folder" in err and not holds(tmp_path / "r")
+    assert code == 5 and name in err and not holds(tmp_path / "r")
     assert [row["id"] for row in page["requests"]] == ["a"] and len(page["problems"]) == 1
 
 
 def test_links_inside_a_run_are_followed(command, run, tmp_path):
-    (folder := run(record=told())).joinpath("b.mp4").symlink_to("a.mp4")
+    (folder := run(record=record_of())).joinpath("b.mp4").symlink_to("a.mp4")
     assert command(["report", folder, "--out", tmp_path / "r"])[0] == 0
     assert [row["id"] for row in page_of(tmp_path / "r")["requests"]] == ["a", "b"]
 
@@ -200,8 +200,7 @@ def test_a_folder_with_nothing_but_links_says_so(command, tmp_path, clip, link):
         (tmp_path / "given/run").mkdir()
     (tmp_path / "given" / link).symlink_to(clip if link == "run/a.mp4" else clip.parent)
     code, err = command(["report", tmp_path / "given", "--out", tmp_path / "r"])
-    assert code == 3 and "holds no clips" in err and not (tmp_path / "r").exists()
-    assert f"{link} is a link out of its folder" in err
+    assert code == 3 and link in err and not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("change", [
@@ -226,7 +225,7 @@ def test_a_report_folder_of_somebody_elses_brings_no_file_in(command, run, tmp_p
     ("mp4", "pipe"), ("strip.webp", "pipe"), ("record.json", "pipe"),
 ])  # fmt: skip
 def test_what_is_no_file_in_a_report_folder_is_made_anew(command, run, tmp_path, part, kind):
-    folder, media = run(record=told()), tmp_path / "r/media"
+    folder, media = run(record=record_of()), tmp_path / "r/media"
     assert command(["report", folder, "--out", tmp_path / "r"])[0] == 0
     (tmp_path / "secret").write_text(SECRET * 3)
     path = next(media.glob(f"*.{part}"))

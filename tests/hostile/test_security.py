@@ -61,7 +61,7 @@ def test_only_fetch_knows_the_net():
             if any(name.partition(".")[0] in NET for name in names):
                 found |= {(file, name.partition(".")[0]) for name in names}
     found = {(file, name) for file, name in found if file != "edg/cli/fetch.py"}
-    assert found == {("edg/cli/demo.py", "socket")}
+    assert found == {("edg/demo/process.py", "socket")}
 
 
 @pytest.mark.parametrize("depth", [6, 12])

@@ -9,7 +9,7 @@ import pytest
 
 from edg.core.errors import UsageError
 from edg.metrics import motion
-from edg.sprites.world import Clip, Motion, Sprite, held_out, render
+from edg.sprites.world import Motion, Sprite, SpriteClip, held_out, render
 
 sys.path.insert(0, str(Path(__file__).parent))
 import affine  # noqa: E402
@@ -91,7 +91,7 @@ def test_a_shape_as_light_as_the_ground_moves_too():
     """Its grey is the ground's: only the colour axis sees it."""
     luma = 0.299 * 0.9 + 0.587 * 0.15 + 0.114 * 0.15
     sprite = Sprite("red", "circle", 10.0, 16.0, 5.0, (luma, 0.0, 0.0))
-    frames, coverage = levels(Clip(sprite, Motion("right", 1.0)))
+    frames, coverage = levels(SpriteClip(sprite, Motion("right", 1.0)))
     found = motion.flow(frames)
     assert found[coverage[:-1] > 0.9].mean(axis=0) == pytest.approx([1, 0], abs=0.25)
 

@@ -1,7 +1,6 @@
-"""A headless Chromium, and small runs as `edg sample` and `edg score` leave them."""
+"""Pages in a browser, and small runs as `edg sample` and `edg score` leave them."""
 
 import json
-import shutil
 import time
 from types import SimpleNamespace
 
@@ -9,43 +8,27 @@ import numpy as np
 import pytest
 
 from edg.core.files import write_json
-from edg.core.formats import place, write_clip
+from edg.core.formats import clip_path, write_clip
 from edg.core.hashing import sha256_file
 from edg.core.video import write_image
 
 FRAMES, SIDE, FPS = 8, 32, 8
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script> "quoted" & \'so\''
-
-
-@pytest.fixture(scope="session")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail("browser tests need playwright: pip install -e '.[tests]'")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.fail("browser tests need Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
 def open_page(browser):
-    """open_page(path, **context) -> a page; its list `told` holds every error and request to the net."""
+    """open_page(path, **context) -> a page; its list `errors` holds every error and request to the net."""
     contexts = []
 
     def opened(path, part="", **options):
         context = browser.new_context(**({"reduced_motion": "reduce"} | options))
         contexts.append(context)
         page = context.new_page()
-        page.told = []
-        page.on("console", lambda m: m.type in ("error", "warning") and page.told.append(m.text))
-        page.on("pageerror", lambda error: page.told.append(str(error)))
-        page.on("request", lambda r: r.url.startswith(("file:", "data:")) or page.told.append(r.url))
+        page.errors = []
+        page.on("console", lambda m: m.type in ("error", "warning") and page.errors.append(m.text))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("request", lambda r: r.url.startswith(("file:", "data:")) or page.errors.append(r.url))
         page.goto(f"file://{path}{part}")
         return page
 
@@ -76,7 +59,7 @@ def make_run(folder, speed=1, clips=3, prompt="a thing moves right", format="mp4
         clip_id = f"{index:04d}-thing_sample0"
         frames = moving(speed, seed=index)
         write_image(image, frames[0]) if not index else None
-        files = [place(folder, clip_id, one) for one in format.split(",")]
+        files = [clip_path(folder, clip_id, one) for one in format.split(",")]
         for one, path in zip(format.split(","), files, strict=True):
             write_clip(path, frames, one, fps=FPS, crf=10, tags={"comment": json.dumps({"fps": FPS})})
         text = prompt if index == clips - 1 else f"{prompt} {index}"

@@ -42,7 +42,7 @@ def page(folder, open_page, make):
     page = open_page(folder / "report/index.html")
     make.until(page, "document.querySelectorAll('video.ready').length >= 6")
     yield page
-    assert page.told == []
+    assert page.errors == []
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_it_opens_still_and_plays_in_step(page, until, wait_for_frame):
 def test_it_starts_by_itself_unless_less_motion_is_wanted(folder, open_page, until):
     page = open_page(folder / "report/index.html", reduced_motion="no-preference")
     until(page, "[...document.querySelectorAll('video.ready')].some((v) => !v.paused)")
-    assert page.told == []
+    assert page.errors == []
 
 
 def test_scrubbing_moves_everything(page, wait_for_frame):
@@ -238,8 +238,8 @@ def test_the_policy_stops_what_is_not_ours(folder, open_page):
     }""")
     page.wait_for_timeout(300)
     assert page.evaluate("window.hacked") is None
-    assert any("Content Security Policy" in text for text in page.told)
-    assert any("img-src" in text for text in page.told), "nor is anything asked of the net"
+    assert any("Content Security Policy" in text for text in page.errors)
+    assert any("img-src" in text for text in page.errors), "nor is anything asked of the net"
 
 
 def test_a_long_prompt_does_not_make_a_long_row(make, tmp_path, open_page):
@@ -251,7 +251,7 @@ def test_a_long_prompt_does_not_make_a_long_row(make, tmp_path, open_page):
     assert title.evaluate(
         "(box) => box.scrollHeight > 4 * box.clientHeight && box.scrollWidth <= box.clientWidth"
     )
-    assert page.told == []
+    assert page.errors == []
 
 
 @pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
@@ -271,7 +271,7 @@ def test_a_phone_does_not_scroll_sideways(folder, open_page, part):
         page.tap if page.locator("#play").bounding_box()["height"] >= 40 else pytest.fail(
             "too small to touch"
         )
-    assert page.told == []
+    assert page.errors == []
 
 
 def test_an_embedded_page_stands_alone(make, tmp_path, open_page, until, wait_for_frame):
@@ -284,7 +284,7 @@ def test_an_embedded_page_stands_alone(make, tmp_path, open_page, until, wait_fo
     with page.expect_download() as download:
         page.locator("a.record").first.click()
     assert json.loads(download.value.path().read_text())["id"] == "0000-thing_sample0"
-    assert page.told == []
+    assert page.errors == []
 
 
 def test_every_format_plays_in_step(make, tmp_path, open_page, until, wait_for_frame):
@@ -294,7 +294,7 @@ def test_every_format_plays_in_step(make, tmp_path, open_page, until, wait_for_f
     for key, number in (("ArrowRight", 2), ("End", 8), ("ArrowLeft", 7)):
         page.keyboard.press(key)
         wait_for_frame(page, number)
-    assert all(not v["error"] for v in page.evaluate(VIDEOS)) and page.told == []
+    assert all(not v["error"] for v in page.evaluate(VIDEOS)) and page.errors == []
 
 
 def test_a_thousand_clips(make, tmp_path, open_page, until, wait_for_frame):
@@ -325,7 +325,7 @@ def test_a_thousand_clips(make, tmp_path, open_page, until, wait_for_frame):
     assert page.evaluate("document.querySelectorAll('video[src]').length") < 40
     page.keyboard.press("End")
     wait_for_frame(page, 8)
-    assert page.told == []
+    assert page.errors == []
 
 
 def test_films_of_others_are_played(open_page, until, tmp_path):
@@ -338,7 +338,7 @@ def test_films_of_others_are_played(open_page, until, tmp_path):
     page = open_page(tmp_path / "report/index.html", viewport={"width": 1200, "height": 3000})
     until(page, "document.querySelectorAll('video.ready').length >= 3")
     sizes = page.evaluate("[...document.querySelectorAll('video')].map((v) => [v.videoWidth, v.videoHeight])")
-    assert sizes == [[256, 144], [144, 256], [256, 144]] and page.told == []
+    assert sizes == [[256, 144], [144, 256], [256, 144]] and page.errors == []
     assert not any(video["error"] for video in page.evaluate(VIDEOS))
 
 

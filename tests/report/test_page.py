@@ -40,13 +40,13 @@ def test_runs_are_aligned_by_id_and_named_by_what_differs(make, tmp_path):
     assert len(data["requests"][0]["cells"][0]["curve"]) == 7
 
 
-def test_other_prompts_and_images_under_one_id_are_told(make, tmp_path):
+def test_other_prompts_and_images_under_one_id_are_noted(make, tmp_path):
     first, second = make.run(tmp_path / "a"), make.run(tmp_path / "b", prompt="else")
     (second / "images/thing.png").write_bytes((first / "images/thing.png").read_bytes()[:-1] + b"x")
     make.record(second, "0000-thing_sample0", "a thing moves right 0", second / "images/thing.png")
     cells = [r["cells"][1] for r in data_of(write_report([first, second], tmp_path / "r"))["requests"]]
-    assert "another input image" in cells[0]["note"] and "prompt" not in cells[0]["note"]
-    assert "another prompt" in cells[1]["note"] and "image" not in cells[1]["note"]
+    assert "image" in cells[0]["note"] and "prompt" not in cells[0]["note"]
+    assert "prompt" in cells[1]["note"] and "image" not in cells[1]["note"]
 
 
 def test_the_only_folder_of_clips_inside_is_taken(make, tmp_path):
@@ -54,8 +54,9 @@ def test_the_only_folder_of_clips_inside_is_taken(make, tmp_path):
     assert collect([tmp_path / "out"], [])[0].folder == run
     assert collect([tmp_path / "out"], [])[0].name == "out"
     make.run(tmp_path / "out/500", clips=1)
-    with pytest.raises(BadFileError, match="holds no clips.*one by one"):
-        collect([tmp_path / "out"], [])
+    with pytest.raises(BadFileError) as raised:
+        collect([tmp_path / "out"], {})
+    assert str(tmp_path / "out/1000") in raised.value.fix
 
 
 def test_a_bare_folder_of_videos_works(make, tmp_path):
@@ -75,11 +76,10 @@ def test_the_recipe_is_what_the_records_share(make, tmp_path):
     assert collect([run], [])[0].recipe["settings"]["options.eta"] == "2 values"
 
 
-@pytest.mark.parametrize("runs, code, said", [
-    (["{0}/none"], 3, "is no folder"), (["{0}"], 3, "holds no clips"),
-    (["{0}/a", "{0}/../{1}/a"], 2, "is given twice"),
+@pytest.mark.parametrize("runs, code", [
+    (["{0}/none"], 3), (["{0}"], 3), (["{0}/a", "{0}/../{1}/a"], 2),
 ])  # fmt: skip
-def test_mistakes_are_one_line(make, tmp_path, capsys, runs, code, said):
+def test_mistakes_are_one_line(make, tmp_path, capsys, runs, code):
     (tmp_path / "empty").mkdir()
     if len(runs) > 1:
         make.run(tmp_path / "a", clips=1)
@@ -91,13 +91,13 @@ def test_mistakes_are_one_line(make, tmp_path, capsys, runs, code, said):
     ]
     assert main(argv) == code
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1 and not (tmp_path / "report").exists()
+    assert err.count("\n") == 1 and not (tmp_path / "report").exists()
 
 
 # ---- damage ------------------------------------------------------------------------------------------------
 
 
-def test_damage_is_named_and_the_rest_goes_on(make, tmp_path, capsys):
+def test_damage_is_named_and_the_rest_goes_on(make, tmp_path):
     run = make.run(tmp_path / "a", clips=5)
     (run / "0000-thing_sample0.json").write_text("{torn")
     (run / "0001-thing_sample0.mp4").write_bytes(b"no video")
@@ -106,22 +106,23 @@ def test_damage_is_named_and_the_rest_goes_on(make, tmp_path, capsys):
     record = json.loads((run / "0003-thing_sample0.json").read_text())
     write_json(run / "0003-thing_sample0.json", record | {"status": "failed", "error": "no memory"})
     (run / "0003-thing_sample0.mp4").unlink()
-    assert main(["report", str(run), "--out", str(tmp_path / "r")]) == 5
-    assert "4 file(s) could not be shown" in capsys.readouterr().err
+    with pytest.raises(SomeFailedError) as raised:
+        write_report([run], tmp_path / "r")
+    assert len(raised.value.failed) == 4
     data = data_of(tmp_path / "r/index.html")
     assert len(data["problems"]) == 4
     for name in ("0000-thing_sample0.json", "0001-thing_sample0.mp4", "0002-thing_sample0", "scores.jsonl"):
         assert any(name in problem for problem in data["problems"]), name
     cells = [request["cells"][0] for request in data["requests"]]
     assert [bool(cell.get("video")) for cell in cells] == [True, False, False, False, True]
-    assert cells[3]["error"] == "no memory" and "missing" in cells[2]["error"]
+    assert cells[3]["error"] == "no memory" and cells[2]["error"]
 
 
 def test_an_image_that_changed_is_not_shown(make, tmp_path):
     run = make.run(tmp_path / "a", clips=1)
     (run / "images/thing.png").write_bytes(b"another")
     row = data_of(write_report([run], tmp_path / "r"))["requests"][0]
-    assert not row["image"] and "has changed" in row["image_error"]
+    assert not row["image"] and str(run / "images/thing.png") in row["image_error"]
 
 
 # ---- media -------------------------------------------------------------------------------------------------
@@ -226,8 +227,8 @@ def test_colours_of_flow_are_those_of_hsv():
         flow = speed * np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
         value = min(1.0, speed / 2) ** 0.5
         truth = [colorsys.hsv_to_rgb(a / (2 * np.pi) % 1, 0.9, value) for a in angle]
-        assert np.abs(flow_pictures.colours(flow, 2.0) - 255 * np.array(truth)).max() <= 0.51
-    wheel = flow_pictures.wheel(101)
+        assert np.abs(flow_pictures.flow_colours(flow, 2.0) - 255 * np.array(truth)).max() <= 0.51
+    wheel = flow_pictures.colour_wheel(101)
     assert wheel[50, 50].max() <= 40 and wheel[50, 100].argmax() == 0, "black in the middle, red to the right"
 
 
@@ -295,12 +296,12 @@ def test_scores_of_a_clip_that_changed_are_left_out(make, tmp_path, capsys):
     assert main(score) == 0
     before, note, mean = page()
     assert None not in before and note is None and mean["mean"] == pytest.approx(np.mean(before))
-    assert "changed" not in capsys.readouterr().err
+    assert f"{run}: " not in capsys.readouterr().err
     write_video(run / "0001-thing_sample0.mp4", make.moving(4, seed=9), 8)
     shown, note, mean = page()
-    assert shown == [before[0], None, before[2]] and note == "changed since it was scored"
+    assert shown == [before[0], None, before[2]] and note
     assert mean["mean"] == pytest.approx((before[0] + before[2]) / 2)
-    assert "clips have changed since they were scored; edg score measures" in capsys.readouterr().err
+    assert f"{run}: " in capsys.readouterr().err
     assert main(score) == 0
     after, note, mean = page()
     assert None not in after and after[1] != before[1] and note is None
@@ -352,8 +353,9 @@ def test_a_title_and_data_that_look_like_the_template_stay_text():
 def test_embedding_has_an_end_that_it_names(make, tmp_path, monkeypatch):
     run = make.run(tmp_path / "a", clips=1)
     monkeypatch.setattr(page, "LARGEST", 1000)
-    with pytest.raises(UsageError, match=r"would have 0.0 MB; expected at most 0 MB"):
+    with pytest.raises(UsageError) as raised:
         write_report([run], tmp_path / "r", embed=True)
+    assert "--embed" in raised.value.fix
     assert not (tmp_path / "r/index.html").exists()
 
 
@@ -367,8 +369,9 @@ def test_an_embedded_page_is_one_file(make, tmp_path):
 def test_a_page_with_damage_raises_at_the_end(make, tmp_path):
     run = make.run(tmp_path / "a", clips=2)
     (run / "0001-thing_sample0.mp4").write_bytes(b"")
-    with pytest.raises(SomeFailedError, match="shows the rest"):
+    with pytest.raises(SomeFailedError) as raised:
         write_report([run], tmp_path / "r")
+    assert list(raised.value.failed) == [str(run / "0001-thing_sample0.mp4")]
     assert (tmp_path / "r/index.html").exists()
 
 

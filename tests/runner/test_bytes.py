@@ -17,7 +17,7 @@ from fakes import FakeSystem, job, run  # noqa: E402
 from edg.core.errors import BadFileError, UsageError  # noqa: E402
 from edg.core.video import picture_notes, read_image, write_image  # noqa: E402
 from edg.runner.clip_folder import with_contents  # noqa: E402
-from edg.runner.clips import ClipFile  # noqa: E402
+from edg.runner.outputs import ClipFile  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
 from edg.systems.edg.clip_state import read_initial_noise, read_pixels  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
@@ -95,21 +95,21 @@ def test_an_initial_noise_is_the_one_that_the_record_tells(tmp_path):
 
 def test_a_film_that_changes_while_it_is_scored_has_no_scores(tmp_path, monkeypatch):
     from edg.core.video import write_video
-    from edg.metrics.catalogue import Tools
-    from edg.runner import measure
+    from edg.metrics.catalogue import FeatureExtractors
+    from edg.runner import score
 
     path, film = tmp_path / "a.mp4", np.zeros((4, 32, 32, 3), np.uint8)
     write_video(path, film)
-    read = measure.open_clip
+    read = score.load_clip
 
     def swapped(*args):
         write_video(path, film + 99)
         return read(*args)
 
-    clean = measure.measure(ClipFile(path), ["temporal_flickering"], Tools(), None)
+    clean = score.measure(ClipFile(path), ["temporal_flickering"], FeatureExtractors(), None)
     assert not clean.failed and clean.sha256 == sha256(path)
-    monkeypatch.setattr(measure, "open_clip", swapped)
-    assert measure.measure(ClipFile(path), ["temporal_flickering"], Tools(), None).failed
+    monkeypatch.setattr(score, "load_clip", swapped)
+    assert score.measure(ClipFile(path), ["temporal_flickering"], FeatureExtractors(), None).failed
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".x", "a\0b", "x" * 201])

@@ -12,7 +12,7 @@ from fakes import FakeSystem, job, run  # noqa: E402
 
 from edg.core.errors import SomeFailedError, UsageError  # noqa: E402
 from edg.core.files import read_json, write_json
-from edg.core.formats import digest, read_clip, read_tags  # noqa: E402
+from edg.core.formats import clip_sha256, read_clip, read_tags  # noqa: E402
 from edg.core.hashing import hash_value  # noqa: E402
 
 
@@ -41,7 +41,7 @@ def test_a_record_names_every_file_and_every_file_its_settings(tmp_path):
     record = read_json(plan.record(plan.requests[0]))
     assert record["video"] == f"{ID}.gif" and record["video_sha256"] == files[f"{ID}.gif"]
     for name, sha256 in files.items():
-        assert digest(plan.outdir / name) == sha256
+        assert clip_sha256(plan.outdir / name) == sha256
         tags = read_tags(plan.outdir / name)
         assert (tags["prompt"], tags["seed"], tags["software"].split()[0]) == ("prompt 0", "1", "edg")
         assert tags["recipe_sha256"] == hash_value(None) and '"eta": 1.0' in tags["comment"]
@@ -54,7 +54,7 @@ def test_a_further_format_is_made_again_from_the_same_seed_and_the_first_is_kept
     before = files_of(plan)
     more = dataclasses.replace(plan, formats=("gif",))
     assert len(go(more)[1][0]) == 3
-    assert files_of(plan) == {**before, f"{ID}.gif": digest(plan.outdir / f"{ID}.gif")}
+    assert files_of(plan) == {**before, f"{ID}.gif": clip_sha256(plan.outdir / f"{ID}.gif")}
     both = dataclasses.replace(plan, formats=("mp4", "gif"))
     assert go(both)[1] == go(plan)[1] == go(more)[1] == []
 

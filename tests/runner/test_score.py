@@ -14,7 +14,7 @@ from edg import systems
 from edg.cli.main import main
 from edg.core.config import to_dict
 from edg.core.files import write_json
-from edg.core.formats import FORMATS, place, write_clip
+from edg.core.formats import FORMATS, clip_path, write_clip
 from edg.core.hashing import hash_value, sha256_file
 from edg.core.options import settings as settings_of
 from edg.core.video import fit_image, read_frames, write_image, write_video
@@ -101,16 +101,16 @@ def test_clips_of_any_format_count_once(capsys, tmp_path, format):
     for path in sorted(folder.glob("*.mp4")):
         frames = read_frames(path)
         for one in {format, "gif"}:
-            write_clip(place(folder, path.stem, one), frames, one, fps=8, crf=10, tags={})
+            write_clip(clip_path(folder, path.stem, one), frames, one, fps=8, crf=10, tags={})
         if format != "mp4":
             path.unlink()
         record = json.loads((folder / f"{path.stem}.json").read_text())
-        files = {place(folder, path.stem, one).name: "" for one in (format, "gif")}
+        files = {clip_path(folder, path.stem, one).name: "" for one in (format, "gif")}
         write_json(folder / f"{path.stem}.json", record | {"files": files})
     for one in (truth, folder):
         assert run(capsys, one, "--metrics", CHEAP)[0] == 0
     found, expected = rows(folder), rows(truth)
-    assert [row["clip"] for row in found] == [place(folder, f"{k:04d}", format).name for k in range(2)]
+    assert [row["clip"] for row in found] == [clip_path(folder, f"{k:04d}", format).name for k in range(2)]
     assert [row["id"] for row in found] == ["0000", "0001"]
     for row, other in zip(found, expected, strict=True):
         assert row["prompt"] == other["prompt"] and row["seed"] == other["seed"]

@@ -208,19 +208,19 @@ def test_it_ends_in_scores_and_a_report_of_the_points_that_were_made(
     import edg.report
     import edg.runner
 
-    told = []
+    called = []
 
-    def score(args):
-        told.append(Path(args.folder))
-        if "seed=1" in args.folder:
+    def score(config):
+        called.append(config.folder)
+        if "seed=1" in str(config.folder):
             raise EdgError("no clip could be scored")
 
     def write_report(runs, out):
-        told.append((runs, out))
+        called.append((runs, out))
         return out / "index.html"
 
     for package, name, parts in (
-        (edg.runner, "score", {"add_arguments": lambda p: p.add_argument("folder"), "score": score}),
+        (edg.runner, "score", {"score": score}),
         (edg.report, "page", {"write_report": write_report}),
     ):
         module = ModuleType(f"{package.__name__}.{name}")
@@ -232,7 +232,7 @@ def test_it_ends_in_scores_and_a_report_of_the_points_that_were_made(
     failed = end(plan, points(plan))
     out = tmp_path / "out"
     runs = [out / "seed=1/1000", out / "seed=2/1000"]
-    assert told == [*runs, (runs, out / "report")]
+    assert called == [*runs, (runs, out / "report")]
     assert failed == {"scores of seed=1": "no clip could be scored"}
     assert f"report: {out}/report/index.html" in capsys.readouterr().err
-    assert end(plan, []) == {} and len(told) == 3  # nothing to show
+    assert end(plan, []) == {} and len(called) == 3  # nothing to show

@@ -244,7 +244,7 @@ def test_a_diverged_run_is_no_result(tmp_path, capsys):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "PATIENCE", 0)
+    monkeypatch.setattr(train, "LOCK_TIMEOUT", 0)
     command = ["train", CONFIG, f"out={tmp_path}", *SHORT, "--stages", "vae", "--device", "cpu"]
     (tmp_path / "vae").mkdir()
     with lock_folder(tmp_path / "vae"):

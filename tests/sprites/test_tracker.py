@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edg.sprites.tracker import look, track
-from edg.sprites.world import DIRECTIONS, SHAPES, Clip, Motion, Sprite, clips, held_out, render
+from edg.sprites.world import DIRECTIONS, SHAPES, Motion, Sprite, SpriteClip, clips, held_out, render
 from experiments.scoring import estimate, estimates, judge
 
 
@@ -26,7 +26,7 @@ def test_noise_and_8_bits_do_not_disturb_it():
 
 def test_a_shape_that_stands_still_has_no_direction():
     sprite = Sprite("red", "circle", 16.0, 16.0, 5.0, (0.4, 0.1, 0.0))
-    found = track(render(Clip(sprite, Motion("up", 0.0)))[0], sprite)
+    found = track(render(SpriteClip(sprite, Motion("up", 0.0)))[0], sprite)
     assert found.direction == "still" and found.speed < 0.01 and found.intact
 
 
@@ -34,7 +34,7 @@ def test_another_colour_or_shape_is_not_intact():
     sprite = Sprite("red", "circle", 16.0, 16.0, 5.0, (0.4, 0.1, 0.0))
     for colour, shape in (("green", "circle"), ("red", "bar"), ("red", "pillar")):
         other = Sprite(colour, shape, 16.0, 16.0, 5.0, (0.4, 0.1, 0.0))
-        assert not track(render(Clip(other, Motion("left", 1.0)))[0], sprite).intact
+        assert not track(render(SpriteClip(other, Motion("left", 1.0)))[0], sprite).intact
 
 
 def test_an_empty_frame_shows_nothing():
@@ -46,7 +46,8 @@ def test_an_empty_frame_shows_nothing():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_frame_tells_what_it_shows(shape):
     sight = look(
-        render(Clip(Sprite("teal", shape, 14.2, 17.7, 4.5, (0.3, 0.0, 0.2)), Motion("up", 0), 1))[0][0], 4.5
+        render(SpriteClip(Sprite("teal", shape, 14.2, 17.7, 4.5, (0.3, 0.0, 0.2)), Motion("up", 0), 1))[0][0],
+        4.5,
     )
     assert (sight.colour, sight.shape) == ("teal", shape)
     assert (sight.x, sight.y) == pytest.approx((14.2, 17.7), abs=0.15)
@@ -62,7 +63,7 @@ def test_the_truth_is_judged_perfect_and_one_direction_for_all_chance():
     assert truth["direction"].mean == truth["intact"].mean == 1 and truth["first_frame"].mean == 0
     assert truth["slowly"].mean == pytest.approx(0.4, abs=0.05)
     assert truth["quickly"].mean == pytest.approx(0.9, abs=0.05)
-    left = [judge(uint8(render(Clip(clip.sprite, Motion("left", 1.0)))[0]), clip) for clip in chosen]
+    left = [judge(uint8(render(SpriteClip(clip.sprite, Motion("left", 1.0)))[0]), clip) for clip in chosen]
     assert estimates([left])["direction"].mean == 1 / len(DIRECTIONS)
 
 
@@ -89,7 +90,7 @@ def test_an_interval_is_that_of_the_mean_over_images():
 @pytest.mark.parametrize("speed", [1.6, 2.0, 2.5])
 def test_a_shape_that_leaves_the_picture_is_followed_up_to_there(speed):
     for clip in held_out(4000, 8):
-        moved = Clip(clip.sprite, Motion(clip.motion.direction, speed))
+        moved = SpriteClip(clip.sprite, Motion(clip.motion.direction, speed))
         found = judge(uint8(render(moved)[0]), moved)
         assert found.speed == pytest.approx(speed, abs=0.1) and found.intact and found.direction
-        assert found.told == pytest.approx(speed, abs=0.1)
+        assert found.along == pytest.approx(speed, abs=0.1)

@@ -14,7 +14,7 @@ from edg.api import load
 from edg.cli.main import main, parser_of
 from edg.core.errors import BadFileError
 from edg.core.video import read_image
-from edg.diffusion.ddim import State, Step
+from edg.diffusion.ddim import SamplerStep, State
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.presets import PRESETS, SPRITES
 from edg.runner.prepare import check
@@ -168,7 +168,7 @@ def test_what_is_shown_is_the_clean_sample_whatever_the_dynamic_rescale(network)
     clip = Clip(request, picture, noise=None, x_1CTHW=clean, concat_1CTHW=clean)
     shown = []
     for scale in (1.0, 0.3):
-        step = Step(0, 999, 0.1, 0.2, 0.0, scale, scale)
+        step = SamplerStep(0, 999, 0.1, 0.2, 0.0, scale, scale)
         show(lambda *told: shown.append(told[2]), None, [clip], State(step, clean, clean * scale))
     assert np.abs(shown[0].astype(int) - shown[1]).max() <= 1
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from edg.diffusion.ddim import Step
+from edg.diffusion.ddim import SamplerStep
 
 
 class DeepFeature:
@@ -35,7 +35,7 @@ class DeepFeature:
             self.value = self.value.clone()
 
 
-def deep_feature(steps: Sequence[Step], every: int) -> DeepFeature | None:
+def deep_feature(steps: Sequence[SamplerStep], every: int) -> DeepFeature | None:
     """For one walk over `steps`, the first and every `every`-th of them full; None where all of them are."""
     if every == 1:
         return None

@@ -17,7 +17,7 @@ from torch import Tensor
 from edg.core.device import out_of_memory
 from edg.core.errors import is_out_of_memory
 from edg.core.video import to_uint8
-from edg.diffusion.ddim import State, Step, ddim
+from edg.diffusion.ddim import SamplerStep, State, ddim
 from edg.diffusion.guidance import Branches, guided, in_interval, side_by_side
 from edg.diffusion.multistep import dpmpp, unipc
 from edg.diffusion.prediction import Denoiser, to_x0
@@ -156,7 +156,7 @@ def denoiser(
     sets: ParameterSets,
     use: Sequence[int],
     told: Sequence[Mapping[str, Condition]],
-    steps: Sequence[Step],
+    steps: Sequence[SamplerStep],
     options: SamplingOptions,
 ) -> Denoiser:
     """(x, t) -> x0: one set (or the blend of two) under all conditions, guided, turned into x0. The
@@ -182,7 +182,7 @@ def denoiser(
 def advance(
     batch: Sequence[Clip],
     denoise: Denoiser,
-    steps: Sequence[Step],
+    steps: Sequence[SamplerStep],
     name: str,
     report: Callable[[str, int, int, Request], None],
     look: Look | None = None,
@@ -191,7 +191,7 @@ def advance(
     options: SamplingOptions = batch[0].request.options
     x = torch.cat([clip.x_1CTHW for clip in batch])
 
-    def noise(step: Step, shape: Sequence[int]) -> Float[Tensor, "b c t h w"]:
+    def noise(step: SamplerStep, shape: Sequence[int]) -> Float[Tensor, "b c t h w"]:
         drawn = [clip.noise("step", step.index, shape=(1, *shape[1:])) for clip in batch]
         return torch.cat(drawn).to(x.device)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import UsageError
-from edg.diffusion.ddim import Step, ddim_plan
+from edg.diffusion.ddim import SamplerStep, ddim_plan
 from edg.diffusion.schedule import Schedule, make_schedule
 from edg.diffusion.switch import phases
 from edg.networks.latent_video.clip_encoders import cut_remarks
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from edg.systems.edg.parameter_sets import ParameterSets
 
 
-def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
+def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[SamplerStep]]]:
     """Which parameter sets act on which steps: [(set indices, steps)], the noisiest first."""
     if options.blend == "soft" and not sets.resident:
         raise UsageError("a soft blend with swapped parameter sets", fix="use --resident")
     return make_plan(sets.schedule, len(sets.names), options)
 
 
-def make_plan(schedule: Schedule, count: int, options: SamplingOptions) -> list[tuple[list[int], list[Step]]]:
+def make_plan(
+    schedule: Schedule, count: int, options: SamplingOptions
+) -> list[tuple[list[int], list[SamplerStep]]]:
     """The plan of `count` parameter sets. Raises UsageError when the settings do not fit their number."""
     if len(options.switch_at) != count - 1:
         raise UsageError(

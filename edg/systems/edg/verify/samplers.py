@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edg.diffusion.ddim import Step, ddim, ddim_plan
+from edg.diffusion.ddim import SamplerStep, ddim, ddim_plan
 from edg.diffusion.guidance import guidance_weights, guided, side_by_side
 from edg.diffusion.prediction import Denoiser, to_x0
 from edg.diffusion.switch import blend, phases
@@ -33,7 +33,7 @@ def sampler(case: Case) -> dict[str, Tensor]:
     parts = phases(plan, [settings["T"]])
     networks = [network(case, name) for name in SETS]
 
-    def noise(step: Step, shape: Sequence[int]) -> Tensor:
+    def noise(step: SamplerStep, shape: Sequence[int]) -> Tensor:
         return case.input(f"noise_{step.index}", shape)
 
     x, states = case.input("x_T"), []

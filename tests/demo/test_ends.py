@@ -27,7 +27,7 @@ import numpy as np
 from types import SimpleNamespace
 import edg.cli.demo
 from edg.demo import guard
-from edg.demo.jobs import Studio
+from edg.demo.jobs import DemoBackend, DemoModel
 
 def hang(*args, **how):
     print("hangs", flush=True)
@@ -40,26 +40,25 @@ def animate(image, prompt, **how):
     frames = np.zeros((2, 16, 16, 3), np.uint8)
     return SimpleNamespace(frames=frames, record={"id": "x", "settings": settings})
 
-class Hanging(Studio):
-    def check_image(self, path):
-        super().check_image(path)
-        if path.name == "hang.png":
-            hang()
+check = DemoBackend.check_image
 
+def check_image(self, path):
+    check(self, path)
+    if path.name == "hang.png":
+        hang()
+
+DemoBackend.check_image = check_image
 real = guard.Guard.check_route
 
 def check_route(self, scope):
     hang() if scope["path"] == "/hang" else real(self, scope)
 
 guard.Guard.check_route = check_route
-edg.cli.demo.studio_of = lambda args, uploads: Hanging("fake", {"edg": animate}, uploads=uploads)
-edg.cli.demo.import_ahead = lambda: None
+edg.cli.demo.demo_model = lambda args: DemoModel("fake", {"edg": animate})
 from edg.cli.main import entry
 entry(["demo", "--port", "0"])
 """
-LOADING = HANGING.replace(
-    "edg.cli.demo.studio_of = lambda args, uploads:", "edg.cli.demo.studio_of = hang; _ = lambda:"
-)
+LOADING = HANGING.replace("edg.cli.demo.demo_model = lambda", "edg.cli.demo.demo_model = hang; _ = lambda")
 
 
 def start(home, *command):
@@ -135,10 +134,10 @@ def test_it_ends_whatever_its_threads_do(hanging):
     """A step without end, an event that hangs, an upload that stays away, a tab that listens; two signals."""
     process, port, home = hanging
     known = events(port)
-    assert send(port, known["look"], [image(upload(port, "hang.png"))], "looker")[0] == 200
+    assert send(port, known["check"], [image(upload(port, "hang.png"))], "looker")[0] == 200
     hangs(process)
-    wish = [None, image(upload(port)), "hang", 1, 5, False]
-    assert send(port, known["make"], wish, "maker")[0] == 200
+    wanted = [None, image(upload(port)), "hang", 1, False]
+    assert send(port, known["generate"], wanted, "maker")[0] == 200
     hangs(process)
     lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
     head = f"Host: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\n"
@@ -194,20 +193,20 @@ def test_it_ends_while_it_starts(tmp_path, signals):
 
 
 def visitor(port, known, secret, number):
-    """What one of fifty does: the page, an upload, a look at it and a clip; and what it is not to get."""
+    """Act as one of fifty: the page, an upload, its check and a clip; and the files that it must not get."""
     session = f"visitor{number}"
     assert ask(port, "GET", "//")[0] == 200
     path = upload(port, f"{number}.png", bytes([number]))
-    assert send(port, known["look"], [image(str(secret))], session)[0] == 403
+    assert send(port, known["check"], [image(str(secret))], session)[0] == 403
     for name, data in [
-        ("look", [image(path)]),
-        ("make", [None, image(path), f"{number}", 1, 1, False]),
+        ("check", [image(path)]),
+        ("generate", [None, image(path), f"{number}", 1, False]),
     ]:
         assert send(port, known[name], data, session)[0] == 200
-        told = ask(port, "GET", f"/queue/data?session_hash={session}")[1]
-        assert b'"process_completed"' in told and b'"success":true' in told and SECRET not in told
-    made = re.findall(rb'"path":"([^"]*\.mp4)"', told)
-    assert made, told[-2000:]
+        answer = ask(port, "GET", f"/queue/data?session_hash={session}")[1]
+        assert b'"process_completed"' in answer and b'"success":true' in answer and SECRET not in answer
+    made = re.findall(rb'"path":"([^"]*\.mp4)"', answer)
+    assert made, answer[-2000:]
     assert ask(port, "GET", f"/file={made[-1].decode()}")[1][4:8] == b"ftyp"
     status, answer = ask(port, "GET", f"/file={secret}")
     assert status == 403 and SECRET not in answer

@@ -11,9 +11,8 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from edg.cli.demo import environment
 from edg.core.errors import UsageError
-from edg.demo.jobs import Studio
+from edg.demo.jobs import DemoBackend, DemoModel, Slider
 from edg.demo.uploads import LOCK, Uploads
 
 ROOT = Path(__file__).parents[2]
@@ -27,37 +26,17 @@ META = {"_type": "gradio.FileData"}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Where the demo makes its folder; beside it lies a file of its user."""
-    home = tmp_path_factory.mktemp("demo")
-    (home / "secret.png").write_bytes(PICTURE.read_bytes() + SECRET)
-    return home
-
-
-@pytest.fixture(scope="module")
-def studio(home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tempfile.tempdir", str(home))
-        with Studio("fake", {"edg": lambda *args, **how: pytest.fail("nothing is to be made")}) as studio:
-            for name, value in environment(studio.folder).items():
-                patch.setenv(name, value)
-            yield studio
-
-
-@pytest.fixture(scope="module")
-def client(studio):
-    from edg.demo.server import app
-
-    page = app(studio, "127.0.0.1", [(str(PICTURE), "a red circle moves left")])
-    with TestClient(page, base_url=PAGE) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def events(client):
     """Every event of the page as its browser has it: {id, targets, inputs, ...}."""
     found = client.get("/config").json()["dependencies"]
-    assert {event["api_name"] for event in found} >= {"look", "example", "again", "enter", "make", "stop"}
+    assert {event["api_name"] for event in found} >= {
+        "check",
+        "example",
+        "restore",
+        "enqueue",
+        "generate",
+        "stop",
+    }
     return found
 
 
@@ -72,19 +51,19 @@ def upload(client, name="x.png", data=None):
     return answer.json()[0]
 
 
-def strangers(home, studio):
+def strangers(home, backend):
     """Name -> a path that was not uploaded in this run."""
     secret = home / "secret.png"
-    link = studio.folder / "link.png"
+    link = backend.folder / "link.png"
     if not link.is_symlink():
         link.symlink_to(secret)
-        shutil.copy(secret, studio.folder / "left.png")
-        os.mkfifo(studio.folder / "pipe.png")
+        shutil.copy(secret, backend.folder / "left.png")
+        os.mkfifo(backend.folder / "pipe.png")
     other = Uploads()
     with open(secret, "rb") as file:
         paths = {"another demo's": other.put("x.png", file)}
     other.close()
-    own = f"{studio.folder}/"
+    own = f"{backend.folder}/"
     return {name: str(path) for name, path in paths.items()} | {
         "absolute": str(secret),
         "relative": os.path.relpath(secret),
@@ -97,7 +76,7 @@ def strangers(home, studio):
         "only lies there": f"{own}left.png",
         "pipe": f"{own}pipe.png",
         "lock": f"{own}{LOCK}",
-        "folder": str(studio.folder),
+        "folder": str(backend.folder),
         "device": "/dev/zero",
         "descriptor": "/dev/fd/0",
         "process": "/proc/self/environ",
@@ -136,13 +115,13 @@ def bodies(event, values):
             yield {**known, "data": [None] * place + [value] + [None] * (number - 1 - place)}
 
 
-def test_no_event_reaches_a_file_that_was_not_uploaded(client, studio, home, events):
+def test_no_event_reaches_a_file_that_was_not_uploaded(client, backend, home, events):
     """Asked for over the wire: each event with each path, and each spelling of one; all of them, of the check
     alone."""
     from edg.demo.guard import Refused, checked_event
 
     uploaded = upload(client)
-    paths = strangers(home, studio)
+    paths = strangers(home, backend)
     before = files(home)
     for event in events:
         values = [{"path": path, "meta": META} for path in paths.values()]
@@ -153,7 +132,7 @@ def test_no_event_reaches_a_file_that_was_not_uploaded(client, studio, home, eve
         for path in paths.values():
             for body in bodies(event, spellings(path, uploaded)):
                 with pytest.raises(Refused) as error:
-                    checked_event(json.dumps(body).encode(), studio.uploads)
+                    checked_event(json.dumps(body).encode(), backend.uploads)
                 assert error.value.status == 403
     assert files(home) == before
     for path in paths.values():
@@ -162,30 +141,31 @@ def test_no_event_reaches_a_file_that_was_not_uploaded(client, studio, home, eve
 
 
 @pytest.mark.parametrize(
-    "route", ["run/predict", "run/make", "api/make", "call/make", "call/v2/make", "queue/push", "queue/join/",
+    "route", ["run/predict", "run/generate", "api/generate", "call/generate", "call/v2/generate",
+              "queue/push", "queue/join/",
               "component_server", "stream/1", "cancel", "reset", "login", "run-history/connect"]
 )  # fmt: skip
-def test_no_other_route_takes_a_file(client, studio, home, route):
+def test_no_other_route_takes_a_file(client, backend, home, route):
     before = files(home)
     image = {"path": str(home / "secret.png"), "meta": META}
-    body = {"data": [None, image, "", 1, 2, False], "fn_index": 4, "session_hash": "stranger",
+    body = {"data": [None, image, "", 1, False], "fn_index": 4, "session_hash": "stranger",
             "event_id": "1", "image": image, "component_id": 6, "fn_name": "preprocess"}  # fmt: skip
     for sent in (body, body | {"batched": True, "data": [[value] for value in body["data"]]}):
         answer = client.post(f"{API}/{route}", json=sent, headers=OWN)
         assert answer.status_code in (403, 404) and files(home) == before
 
 
-def told(client, session):
-    """What the page is sent of its events, until they end."""
+def messages_of(client, session):
+    """The messages that the page gets of its events, until they end."""
     answer = client.get(f"{API}/queue/data", params={"session_hash": session})
     return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
 
 
-def test_what_is_chosen_in_a_gallery_is_a_number(client, studio, home, events):
+def test_what_is_chosen_in_a_gallery_is_a_number(client, backend, home, events):
     """Of what a gallery sends beside it, files too, nothing is read."""
     before = files(home)
     chosen = [event for event in events if event["targets"][0][1] == "select"]
-    assert {event["api_name"] for event in chosen} == {"example", "again"}
+    assert {event["api_name"] for event in chosen} == {"example", "restore"}
     value = {"image": {"path": str(home / "secret.png"), "url": "file:///etc/hostname", "meta": META}}
     for event in chosen:
         known = {"fn_index": event["id"], "data": [None] * len(event["inputs"]), "session_hash": "chooser"}
@@ -193,41 +173,43 @@ def test_what_is_chosen_in_a_gallery_is_a_number(client, studio, home, events):
             body = known | {"event_data": {"index": index, "value": value}}
             assert client.post(f"{API}/queue/join", json=body, headers=OWN).status_code == code, index
             if code == 200:
-                messages = told(client, "chooser")
+                messages = messages_of(client, "chooser")
                 assert any(m["msg"] == "process_completed" and m["success"] for m in messages), messages
                 assert "secret" not in json.dumps(messages)
     assert files(home) == before
 
 
-def test_what_was_uploaded_is_looked_at(client, studio, events):
+def test_what_was_uploaded_is_looked_at(client, backend, events):
     """The same event with a file of this run: by its path alone, whatever else the browser says of it."""
-    look = next(event["id"] for event in events if event["api_name"] == "look")
+    look = next(event["id"] for event in events if event["api_name"] == "check")
     good, bad = upload(client), upload(client, "notes.png", b"no image")
     for path, words in [(good, ""), (bad, "notes.png")]:
         image = {"path": path, "url": "file:///etc/hostname", "orig_name": "/etc/x", "meta": {"_type": "x"}}
         body = {"fn_index": look, "data": [image], "session_hash": "looker"}
         assert client.post(f"{API}/queue/join", json=body, headers=OWN).status_code == 200
-        (done,) = [m for m in told(client, "looker") if m["msg"] == "process_completed"]
+        (done,) = [m for m in messages_of(client, "looker") if m["msg"] == "process_completed"]
         assert done["success"] and words in done["output"]["data"][1]
         assert bool(done["output"]["data"][1]) is bool(words)
         assert client.get(f"{API}/file={path}").status_code == 200
 
 
-def test_gradios_own_check_is_on(studio, home, events, capsys):
+def test_gradios_own_check_is_on(backend, home, events, capsys):
     """Were there no guard before it, no event would reach a file outside either."""
     import gradio as gr
     from fastapi import FastAPI
 
     from edg.demo.server import page
 
-    bare = gr.mount_gradio_app(FastAPI(), page(studio, []), path="/")
+    bare = gr.mount_gradio_app(FastAPI(), page(backend, []), path="/")
     before = files(home)
     with TestClient(bare, base_url=PAGE) as client:
         for event in events:
             image = {"path": str(home / "secret.png"), "meta": META}
             body = {"fn_index": event["id"], "data": [image] * len(event["inputs"]), "session_hash": "bare"}
             client.post(f"{API}/queue/join", json=body)
-            assert "secret.png" not in json.dumps([m for m in told(client, "bare") if m.get("success")])
+            assert "secret.png" not in json.dumps(
+                [m for m in messages_of(client, "bare") if m.get("success")]
+            )
     assert files(home) == before and SECRET.decode() not in capsys.readouterr().out
 
 
@@ -244,25 +226,25 @@ def test_what_is_no_event(client, body):
 
 
 @pytest.mark.parametrize("seed, dial", [(float("inf"), 0.5), ("x", 0.5), (1, 10**400), (1, {}), (1, None)])
-def test_a_field_that_is_no_number(studio, seed, dial):
-    from edg.demo.server import Visit
+def test_a_field_that_is_no_number(backend, seed, dial):
+    from edg.demo.server import Events
 
-    visit = Visit(SimpleNamespace(dials={"motion": ""}), [])
+    events = Events(SimpleNamespace(model=DemoModel("fake", {}, [Slider("dial", 0, 1, 0.1, 0.5)])), [])
     with pytest.raises(UsageError):
-        visit.wish({"path": "x.png"}, "a prompt", seed, 5, False, dial)
+        events.read_request({"path": "x.png"}, "a prompt", seed, False, dial)
 
 
-def test_an_event_reads_in_one_way(client, home, studio):
+def test_an_event_reads_in_one_way(client, home, backend):
     """A name that stands there twice, or other encodings: what is checked is what is passed on."""
     from edg.demo.guard import Refused, checked_event
 
     path, secret = upload(client), str(home / "secret.png")
     once = '{"data": [{"path": "%s", "path": "%s", "meta": {"_type": "gradio.FileData"}}]}'
-    kept = json.loads(checked_event((once % (secret, path)).encode(), studio.uploads))
+    kept = json.loads(checked_event((once % (secret, path)).encode(), backend.uploads))
     assert kept["data"] == [{"path": path, "orig_name": "x.png", "meta": META}]
     for encoding in ("utf-8", "utf-16", "utf-32"):
         with pytest.raises(Refused) as error:
-            checked_event((once % (path, secret)).encode(encoding), studio.uploads)
+            checked_event((once % (path, secret)).encode(encoding), backend.uploads)
         assert error.value.status == 403
 
 
@@ -398,14 +380,14 @@ def test_what_is_no_upload(client, home, kind):
     assert files(home) == before
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(studio, home):
+def test_an_upload_that_breaks_off_leaves_nothing(backend, home):
     """Neither a file nor the room that it was promised; nor does one that says less than it is."""
     import anyio
     from starlette.requests import ClientDisconnect
 
     from edg.demo.guard import Guard, Refused
 
-    guard = Guard(None, studio.uploads, frozenset(), False)
+    guard = Guard(None, backend.uploads, frozenset(), False)
     start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
     headers = [(b"content-length", b"3000000"), (b"content-type", b"multipart/form-data; boundary=x")]
     scope = {
@@ -428,7 +410,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(studio, home):
 
         with pytest.raises(error):
             anyio.run(guard.upload, scope, receive)
-        assert files(home) == before and studio.uploads._coming == 0
+        assert files(home) == before and backend.uploads._coming == 0
 
 
 def test_a_websocket_is_not_answered(client):
@@ -441,7 +423,7 @@ def test_a_websocket_is_not_answered(client):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def temporary(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -455,37 +437,37 @@ def killed():
     return demo.folder
 
 
-def test_a_killed_demo_is_swept_by_the_next(place):
+def test_a_killed_demo_is_swept_by_the_next(temporary):
     """A running one is not; nor what only has such a name, links, and what is somebody else's."""
-    dead, alive, mine = killed(), Uploads(), place / "edg-demo-frames"
+    dead, alive, mine = killed(), Uploads(), temporary / "edg-demo-frames"
     mine.mkdir()
     (mine / "00000.png").touch()
-    (place / "edg-demo-note").touch()
+    (temporary / "edg-demo-note").touch()
     elsewhere = killed()
-    elsewhere = elsewhere.rename(place / "elsewhere")
-    (place / "edg-demo-link").symlink_to(elsewhere)
-    odd = [place / f"edg-demo-odd{number}" for number in range(3)]
+    elsewhere = elsewhere.rename(temporary / "elsewhere")
+    (temporary / "edg-demo-link").symlink_to(elsewhere)
+    odd = [temporary / f"edg-demo-odd{number}" for number in range(3)]
     for folder in odd:
         folder.mkdir()
     (odd[0] / LOCK).symlink_to(elsewhere / LOCK)
     os.mkfifo(odd[1] / LOCK)
     os.link(elsewhere / LOCK, odd[2] / LOCK)
-    with Studio("fake", {}) as studio:
+    with DemoBackend(DemoModel("fake", {})) as backend:
         kept = {
-            studio.folder,
+            backend.folder,
             alive.folder,
             mine,
-            place / "edg-demo-note",
-            place / "edg-demo-link",
+            temporary / "edg-demo-note",
+            temporary / "edg-demo-link",
             *odd,
             elsewhere,
         }
-        assert not dead.exists() and set(place.iterdir()) == kept
+        assert not dead.exists() and set(temporary.iterdir()) == kept
         assert len(list(elsewhere.rglob("*.png"))) == 1
     alive.close()
 
 
-def test_what_is_another_users_stays(place, monkeypatch):
+def test_what_is_another_users_stays(temporary, monkeypatch):
     from edg.demo.uploads import sweep
 
     dead, user = killed(), os.geteuid()
@@ -493,19 +475,19 @@ def test_what_is_another_users_stays(place, monkeypatch):
     sweep()
     assert len(list(dead.rglob("*.png"))) == 1
     monkeypatch.undo()
-    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     sweep()
     assert not dead.exists()
 
 
-def test_a_demo_that_is_swept_while_it_starts_takes_another_folder(place, monkeypatch):
+def test_a_demo_that_is_swept_while_it_starts_takes_another_folder(temporary, monkeypatch):
     from edg.demo import uploads
 
     real, taken = uploads.lock, []
 
     def late(handle):
         if not taken:
-            (folder,) = place.iterdir()
+            (folder,) = temporary.iterdir()
             taken.append(folder)
             shutil.rmtree(folder)
         return real(handle)
@@ -514,10 +496,10 @@ def test_a_demo_that_is_swept_while_it_starts_takes_another_folder(place, monkey
     demo = Uploads()
     assert demo.folder.exists() and demo.folder != taken[0]
     demo.close()
-    assert list(place.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
-def test_an_upload_goes_after_a_day(place, monkeypatch):
+def test_an_upload_goes_after_a_day(temporary, monkeypatch):
     demo = Uploads()
     with open(PICTURE, "rb") as file:
         old, lasting = demo.put("x.png", file), demo.put("y.png", file, lasting=True)

@@ -16,11 +16,12 @@ from edg.core.hashing import cached_sha256
 from edg.core.log import log
 from edg.merging.masks import BLOCK
 from edg.merging.merge import ties_of
-from edg.merging.plan import Output, Plan, make_plan
+from edg.merging.plan import MergePlan, Output, make_plan
 from edg.merging.provenance import provenance
 from edg.merging.recipe import Recipe, same_result, to_dict
 from edg.merging.steps import Ties
 from edg.merging.streaming import Pass, Target
+from edg.weights.family import UNKNOWN, FamilyOf
 from edg.weights.hashing import tensor_digests
 from edg.weights.store import Weights
 from edg.weights.tensors import StoredTensor
@@ -72,11 +73,11 @@ class Merged(Weights):
     """One output of a plan. Its numbers are those of a file by the same recipe, so that clips of both count
     as made with the same set; `provenance`, computed and not read, hashes the inputs when first asked for."""
 
-    def __init__(self, plan: Plan, output: Output):
+    def __init__(self, plan: MergePlan, output: Output):
         self.plan, self.output = plan, output
         tensors = {tensor.name: MergedTensor(self, index) for index, tensor in enumerate(plan.aligned)}
         files = [file for weights in plan.inputs.values() for file in weights.files]
-        super().__init__(Path(output.name), "memory", tensors, files=files)
+        super().__init__(Path(output.name), "memory", tensors, files=files, family=plan.family)
 
     @cached_property
     def target(self) -> Target:
@@ -99,7 +100,9 @@ class Merged(Weights):
         return provenance(self.plan.recipe, self.output.name, self.plan.inputs, hashes, count, count)
 
 
-def merged(recipe: Recipe, warn: Callable[[str], None] = log) -> dict[str, Merged]:
+def merged(
+    recipe: Recipe, warn: Callable[[str], None] = log, family: FamilyOf = UNKNOWN
+) -> dict[str, Merged]:
     """Every output of a recipe by name, in its order. Raises UsageError (names, shapes), BadFileError."""
-    plan = make_plan(recipe, None, True, "safetensors", BLOCK, warn)
+    plan = make_plan(recipe, None, True, "safetensors", BLOCK, warn, family)
     return {output.name: Merged(plan, output) for output in plan.outputs}

@@ -22,11 +22,12 @@ from edg.core.errors import BadFileError
 from edg.core.log import log
 from edg.core.process import stopping
 from edg.merging.masks import BLOCK
-from edg.merging.plan import Output, Plan, make_plan
+from edg.merging.plan import MergePlan, Output, make_plan
 from edg.merging.provenance import base_reference, provenance, remember_written
 from edg.merging.recipe import Recipe
 from edg.merging.steps import Step, Ties, TiesStatistics, ties_statistics
 from edg.merging.streaming import Pass, Progress, Target
+from edg.weights.family import UNKNOWN, FamilyOf
 from edg.weights.hashing import HashFollower
 from edg.weights.writers import open_writer
 
@@ -52,15 +53,17 @@ def run(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
     strict: bool = False,
+    family: FamilyOf = UNKNOWN,
 ) -> list[Made]:
     """Carry out a recipe; writes {out}/{output}.{format} and {out}/{output}.{format}.json for every output.
 
     full: complete files; else only tensors that differ from the base, with a reference to it. block: elements
     at a time, a multiple of 2^20 (the result does not depend on it). strict: NaN or Inf in an input is an
-    error. Raises UsageError (names, shapes, paths), BadFileError (inputs), MachineError (disk).
+    error. family: whose names the inputs have, or a function that finds it (`store.open_weights`). Raises
+    UsageError (names, shapes, paths), BadFileError (inputs), MachineError (disk).
     """
     warn = warn or log
-    plan = make_plan(recipe, Path(out), full, format, block, warn)
+    plan = make_plan(recipe, Path(out), full, format, block, warn, family)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cores are for reading, computing and writing at once
     try:
@@ -71,7 +74,7 @@ def run(
         torch.set_num_threads(threads)
 
 
-def ties_of(plan: Plan, output: Output) -> dict[Step, TiesStatistics]:
+def ties_of(plan: MergePlan, output: Output) -> dict[Step, TiesStatistics]:
     """What `ties` steps must know of the whole model before the pass."""
     found = {}
     for step in dict.fromkeys(s for s in output.steps if isinstance(s, Ties)):
@@ -82,7 +85,7 @@ def ties_of(plan: Plan, output: Output) -> dict[Step, TiesStatistics]:
 
 
 def _write_all(
-    plan: Plan,
+    plan: MergePlan,
     ties: Mapping[str, Mapping[Step, TiesStatistics]],
     progress: Progress | None,
     warn: Callable[[str], None],
@@ -109,7 +112,7 @@ def _write_all(
 
 
 def _finish(
-    plan: Plan,
+    plan: MergePlan,
     targets: Sequence[Target],
     follower: HashFollower,
     bad_values: Mapping[str, int],
@@ -147,7 +150,7 @@ def _report_bad_values(found: Mapping[str, int], warn: Callable[[str], None], st
         )
 
 
-def _record(plan: Plan, output: Output, hashes: Mapping[str, str], stored: int) -> dict:
+def _record(plan: MergePlan, output: Output, hashes: Mapping[str, str], stored: int) -> dict:
     """What the file says about itself; stored: how many tensors it holds."""
     record = provenance(plan.recipe, output.name, plan.inputs, hashes, len(plan.aligned), stored)
     return record if plan.full else record | base_reference(plan.inputs, hashes, output.path, plan.absent)

@@ -27,7 +27,7 @@ from edg.core.shipped import shipped
 from edg.core.written import plain, text_of
 from edg.merging.masks import GENERATOR
 from edg.merging.steps import Consistent, Copy, Dynamic, Step, make_step
-from edg.weights import keys
+from edg.weights.family import UNKNOWN, Family, FamilyOf
 
 if TYPE_CHECKING:
     from edg.weights.store import Weights
@@ -82,11 +82,27 @@ class Recipe:
             for step in steps:
                 _check_step(output, step, list(self.inputs))
 
-    def step_for(self, output: str, name: str) -> Step:
+    def step_for(self, output: str, name: str, family: Family) -> Step:
+        """The first step of the output whose `where` matches a tensor, else a copy of the base's."""
         for step in self.outputs[output]:
-            if not step.where or keys.matches(name, step.where):
+            if not step.where or family.matches(name, step.where):
                 return step
         return Copy()
+
+    def check_kinds(self, family: Family) -> None:
+        """Raise UsageError for a slip in a module kind that some `where` names."""
+        for output, steps in self.outputs.items():
+            for where in (where for step in steps for where in step.where):
+                if (
+                    where.isidentifier()
+                    and where not in family.kind_help
+                    and nearest(where, family.kind_help)
+                ):
+                    raise UsageError(
+                        f"{output}: where: {where!r} is no module kind",
+                        expected="one of " + ", ".join(family.kind_help) + " or a pattern with * in it",
+                        fix=nearest(where, family.kind_help),
+                    )
 
 
 def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -114,13 +130,6 @@ def _check_step(output: str, step: Step, names: list[str]) -> None:
         )
     if len(names) < 2 and step.op not in ("copy", "linear"):
         raise UsageError(f"{output}: {step.op} with one input", expected="a base and at least one more")
-    for where in step.where:
-        if where.isidentifier() and where not in keys.KINDS and nearest(where, keys.KINDS):
-            raise UsageError(
-                f"{output}: where: {where!r} is no module kind",
-                expected="one of " + ", ".join(keys.KINDS) + " or a pattern with * in it",
-                fix=nearest(where, keys.KINDS),
-            )
 
 
 def edg_recipe(
@@ -283,9 +292,11 @@ def find_recipe(path: str | Path) -> Path:
     return Path(path)
 
 
-def open_inputs(recipe: Recipe) -> dict[str, Weights]:
+def open_inputs(recipe: Recipe, family: FamilyOf = UNKNOWN) -> dict[str, Weights]:
     """The inputs of a merge by name, each with the table that the recipe names."""
     from edg.weights.store import open_weights
 
-    tables = recipe.tables
-    return {name: open_weights(path, table=tables.get(name, "")) for name, path in recipe.inputs.items()}
+    return {
+        name: open_weights(path, table=recipe.tables.get(name, ""), family=family)
+        for name, path in recipe.inputs.items()
+    }

@@ -17,7 +17,7 @@ from edg.core.errors import UsageError
 from edg.core.process import stopping
 from edg.merging.align import Aligned
 from edg.merging.masks import keep_mask
-from edg.merging.plan import Output, Plan
+from edg.merging.plan import MergePlan, Output
 from edg.merging.steps import Block, Step, TiesStatistics
 from edg.weights.hashing import HashFollower
 from edg.weights.tensors import FLOATS, ITEMSIZE, NARROW, TensorInfo, dtype_name, raw_bytes, torch_dtype
@@ -68,7 +68,7 @@ class Work:
 class Pass:
     """`blocks` only reads; `run` fills the targets. bad_values: input and tensor -> count of NaN and Inf."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: MergePlan):
         self.plan = plan
         self.bad_values: dict[str, int] = {}
         self.names = list(plan.recipe.inputs)

@@ -66,6 +66,7 @@ def complete(
             metadata=weights.metadata,
             notes=[*weights.notes, f"{len(weights.tensors)} tensors over the base {path}"],
             files=[*weights.files, *found.files],
+            family=found.family,
         )
         joined.records = [*weights.records, *found.records]
         return joined

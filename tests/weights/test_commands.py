@@ -12,7 +12,8 @@ from edg.cli import info as inspect
 from edg.cli import merge as commands
 from edg.cli.main import main
 from edg.core.errors import BadFileError, UsageError
-from edg.weights.store import open_weights, write_pt
+from edg.networks import open_weights
+from edg.weights.store import write_pt
 
 ROOT = Path(__file__).resolve().parents[2]
 

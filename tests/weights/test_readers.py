@@ -11,7 +11,8 @@ import torch
 
 from edg.cli.main import main
 from edg.core.errors import BadFileError
-from edg.weights.store import Weights, open_weights
+from edg.networks import open_weights
+from edg.weights.store import Weights
 
 
 def layouts():

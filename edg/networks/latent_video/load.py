@@ -17,10 +17,10 @@ from edg.core.process import stopping
 from edg.core.seeding import derive
 from edg.networks.latent_video.adapter import make_identity
 from edg.networks.latent_video.identify import guess
+from edg.networks.latent_video.keys import is_adapter
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
 from edg.networks.latent_video.vae import HALVES
-from edg.weights.keys import is_adapter
 
 Weights = Mapping[str, Any]
 TOWERS = ("cond_stage_model.", "embedder.")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "latent_video": "edg.networks.latent_video.keys:FAMILY",
+    "diffusers_unet": "edg.networks.latent_video.diffusers_names:FAMILY",
 }
 
 

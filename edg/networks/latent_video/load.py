@@ -73,7 +73,9 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
     model.towers_drawn = drawn
     computed = model.schedule_buffers()
     for name, actual in stored.items():
-        if name in computed and weights[actual].dtype in HALVES:
+        if name in computed and (
+            weights[actual].dtype in HALVES or is_bare_scale(model, name, weights, actual)
+        ):
             continue  # a schedule cannot be kept in 16 bits; the spec's own takes its place below
         stopping.check()
         _read(weights, actual, targets[name])
@@ -157,7 +159,7 @@ def check(model: LatentVideoModel, weights: Weights) -> None:
     misshapen = []
     for name in stored.keys() & expected.keys():
         shape = shape_of(weights, stored[name])
-        if shape != expected[name]:
+        if shape != expected[name] and not is_bare_scale(model, name, weights, stored[name]):
             misshapen.append(f"{name} is {shape} instead of {expected[name]}")
     if not (missing or surplus or misshapen):
         return
@@ -172,6 +174,11 @@ def check(model: LatentVideoModel, weights: Weights) -> None:
         expected=f"its {len(expected)} tensors",
         fix=guess(weights),
     )
+
+
+def is_bare_scale(model: LatentVideoModel, name: str, weights: Weights, actual: str) -> bool:
+    """True for a `scale_arr` of one value per timestep (VideoCrafter1-1024), which the spec's begins with."""
+    return name == "scale_arr" and shape_of(weights, actual) == (model.spec.schedule.timesteps,)
 
 
 def may_lack(model: LatentVideoModel, name: str, stored: Mapping[str, str]) -> bool:

@@ -31,8 +31,9 @@ class LatentVideoModel(nn.Module):
         self.model = nn.ModuleDict({"diffusion_model": UNet(spec.unet)})
         self.first_stage_model = AutoencoderKL(spec.vae)
         self.cond_stage_model = TextEncoder(spec.text)
-        self.embedder = ImageEncoder(spec.image)
-        self.image_proj_model = ImageProjector(spec.resampler)
+        if spec.image is not None:
+            self.embedder = ImageEncoder(spec.image)
+            self.image_proj_model = ImageProjector(spec.resampler)
         if spec.adapter is not None:
             self.queries = nn.Parameter(torch.randn(spec.adapter.num_queries, spec.adapter.width))
             self.qformer = QFormer(spec.adapter)
@@ -48,7 +49,7 @@ class LatentVideoModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.image_proj_model.latents.device
+        return (self.unet.out[-1].weight if self.spec.image is None else self.image_proj_model.latents).device
 
     def schedule_buffers(self) -> dict[str, Float[Tensor, " _"]]:
         """The schedule that the spec computes, on the CPU; a checkpoint's own values take its place when

@@ -240,6 +240,8 @@ def unet_spec(params: Mapping[str, Any], text_tokens: int = 77) -> UNetSpec:
     given = {key: value for key, value in params.items() if key not in UNET_IGNORED}
     _fixed(given, {"dims": 2}, "unet_config")
     given.pop("dims", None)
+    if "fps_cond" in given:  # VideoCrafter's name, where 16 stands for a rate that is not given
+        given |= {"fs_condition": given.pop("fps_cond"), "default_fs": given.get("default_fs", 16)}
     ours = {
         "text_tokens": text_tokens,
         "image_tokens": IMAGE_TOKENS,

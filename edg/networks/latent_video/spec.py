@@ -213,8 +213,8 @@ class AdapterSpec:
 class ModelSpec:
     """A whole model: parts, schedule and what the checkpoint was trained for.
 
-    adapter_design: what the text adapter looks like where there is one; whether there is one, `adapter`
-    tells. height, width: pixels, the size it was trained at. frames: clip length; image tokens belong to
+    image, resampler: None in a text-to-video model. adapter_design: of the text adapter, if any (`adapter`).
+    height, width: pixels, the size it was trained at. frames: clip length; image tokens belong to
     frames. fps_condition_type: "fps" (frames per second) or "fs" (frame stride), the meaning of the fs input.
     towers_seed: None, or the seed that text and image towers are rebuilt from instead of being stored.
     """
@@ -223,8 +223,8 @@ class ModelSpec:
     unet: UNetSpec
     vae: VAESpec
     text: TextSpec
-    image: ImageSpec
-    resampler: ResamplerSpec
+    image: ImageSpec | None
+    resampler: ResamplerSpec | None
     adapter_design: AdapterSpec
     schedule: ScheduleSpec
     parameterization: Literal["v", "eps"]
@@ -237,25 +237,22 @@ class ModelSpec:
     towers_seed: int | None
 
     def __post_init__(self) -> None:
-        unet, text, resampler = self.unet, self.text.clip.text, self.resampler
+        unet, text = self.unet, self.text.clip.text
         z = self.vae.embed_dim
         need(unet.out_channels == z, f"UNet output of {unet.out_channels} channels", f"the latent's {z}")
-        need(unet.in_channels == 2 * z, f"UNet input of {unet.in_channels} channels", f"2 x the latent's {z}")
+        latents = 1 if self.image is None else 2  # the noise's and the image's
+        need(
+            unet.in_channels == latents * z,
+            f"UNet input of {unet.in_channels} channels",
+            f"{latents} x the latent's {z}",
+        )
         need(text.width == unet.context_dim, f"text of width {text.width}", f"context_dim {unet.context_dim}")
         need(
             text.context_length == unet.text_tokens,
             f"{text.context_length} text tokens per prompt",
             f"the UNet's text_tokens {unet.text_tokens}",
         )
-        vision = self.image.clip.vision.width
-        need(
-            vision == resampler.embedding_dim, f"image tokens of width {vision}", f"{resampler.embedding_dim}"
-        )
-        need(
-            resampler.output_dim == unet.context_dim,
-            f"resampler output of width {resampler.output_dim}",
-            f"context_dim {unet.context_dim}",
-        )
+        self._check_image_tokens()
         design = self.adapter_design
         need(
             (design.width, design.context_dim) == (unet.adapter_width, text.width),
@@ -267,6 +264,22 @@ class ModelSpec:
             self.height % unit == 0 and self.width % unit == 0,
             f"size {self.height}x{self.width}",
             f"multiples of {unit}",
+        )
+
+    def _check_image_tokens(self) -> None:
+        image, resampler, unet = self.image, self.resampler, self.unet
+        if image is None or resampler is None:
+            both = image is resampler and not unet.image_cross_attention
+            need(both, "an image tower, a resampler or image cross-attention alone", "all of them or none")
+            return
+        vision = image.clip.vision.width
+        need(
+            vision == resampler.embedding_dim, f"image tokens of width {vision}", f"{resampler.embedding_dim}"
+        )
+        need(
+            resampler.output_dim == unet.context_dim,
+            f"resampler output of width {resampler.output_dim}",
+            f"context_dim {unet.context_dim}",
         )
 
     @property

@@ -448,7 +448,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, files, monkeypatch, call):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(MachineError, match="no space left") as caught:
+    with pytest.raises(MachineError) as caught:
         run(edg_recipe(*map(str, files)), tmp_path / "out", full=True, format="pt")
     assert caught.value.exit_code == 4 and list((tmp_path / "out").iterdir()) == []
 

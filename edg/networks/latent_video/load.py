@@ -68,9 +68,9 @@ def assign(model: LatentVideoModel, weights: Weights) -> None:
 def _fill(model: LatentVideoModel, weights: Weights) -> None:
     stored, targets = canonical(weights), model.state_dict()
     drawn = model.spec.towers_seed is not None and not any(name.startswith(TOWERS) for name in stored)
-    if drawn and not model.towers_drawn:
+    if drawn and not model.towers_are_random:
         rebuild_towers(model)
-    model.towers_drawn = drawn
+    model.towers_are_random = drawn
     computed = model.schedule_buffers()
     for name, actual in stored.items():
         if name in computed and (
@@ -83,7 +83,7 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
     for name, value in computed.items():
         targets[name].copy_(value)
     if model.spec.adapter is not None and not any(map(is_adapter, stored)):
-        _silence_adapter(model)
+        set_adapter_to_identity(model)
     check_bytes(weights)
 
 
@@ -103,7 +103,7 @@ def _read(weights: Weights, name: str, target: Tensor) -> None:
         target.copy_(weights[name])
 
 
-def _silence_adapter(model: LatentVideoModel) -> None:
+def set_adapter_to_identity(model: LatentVideoModel) -> None:
     """The model computes what it would without adapter, to the last bit."""
     for module in model.modules():
         if hasattr(module, "cc_projection"):

@@ -37,8 +37,8 @@ class LatentVideoModel(nn.Module):
         if spec.adapter is not None:
             self.queries = nn.Parameter(torch.randn(spec.adapter.num_queries, spec.adapter.width))
             self.qformer = QFormer(spec.adapter)
-        self.frames_at_once: int | None = None  # that the autoencoder takes; None: as many as it is given
-        self.towers_drawn = False  # from the spec's seed: every parameter set that has none shares them
+        self.vae_chunk: int | None = None  # that the autoencoder takes; None: as many as it is given
+        self.towers_are_random = False  # from the spec's seed: every parameter set that has none shares them
         self.buffer_names = tuple(self.schedule_buffers())
         for name, value in self.schedule_buffers().items():
             self.register_buffer(name, torch.empty_like(value, device=self.device).copy_(value))
@@ -80,7 +80,7 @@ class LatentVideoModel(nn.Module):
     def encode_frames(self, x_N3HW: Float[Tensor, "n 3 h w"]) -> Posterior:
         """Frames in [-1, 1] -> the posterior of their unscaled latents, float32."""
         vae = self.first_stage_model
-        parts = x_N3HW.to(vae.quant_conv.weight.dtype).split(self.frames_at_once or len(x_N3HW))
+        parts = x_N3HW.to(vae.quant_conv.weight.dtype).split(self.vae_chunk or len(x_N3HW))
         posteriors = [vae.encode(part) for part in parts]
         mean = torch.cat([posterior.mean.float() for posterior in posteriors])
         return Posterior(mean, torch.cat([posterior.logvar.float() for posterior in posteriors]))
@@ -93,7 +93,7 @@ class LatentVideoModel(nn.Module):
         vae, batch = self.first_stage_model, len(z_BCTHW)
         z = rearrange(z_BCTHW, "b c t h w -> (b t) c h w") / self.spec.scale_factor
         z = z.to(vae.quant_conv.weight.dtype)
-        parts = z.split(self.frames_at_once or chunk or len(z))
+        parts = z.split(self.vae_chunk or chunk or len(z))
         frames = torch.cat([vae.decode(part).float() for part in parts])
         return rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
 

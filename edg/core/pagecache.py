@@ -1,4 +1,4 @@
-"""Files of which nothing is read twice pass through the page cache without staying there.
+"""Drop pages of large one-pass files from the page cache (posix_fadvise).
 
 Their pages are used again at once. New ones would have to be cleared first (in a virtual machine even got
 from the host, which can take longer than the merge itself), and would push out what others have cached.

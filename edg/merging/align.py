@@ -1,4 +1,4 @@
-"""Matching the inputs of a merge by name: what goes with what, and what stands for a missing tensor."""
+"""Match the inputs of a merge by name, and replace missing tensors of optional groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edg.weights.tensors import StoredTensor, TensorInfo
 
 @dataclass(frozen=True)
 class Aligned:
-    """One tensor of the result: what each input gives for it (the base first), whether the base has it."""
+    """One tensor of the result: its source in each input, the base first, and whether the base has it."""
 
     name: str
     sources: Mapping[str, StoredTensor]

@@ -1,4 +1,4 @@
-"""A recipe's outputs without files: lazy mappings, of which a tensor is merged when it is read.
+"""Outputs of a recipe without files: lazy mappings, of which a tensor is merged when it is read.
 
 Bit for bit what `merge.run` writes, because the blocks of both come from `Pass`.
 """
@@ -30,7 +30,7 @@ from edg.weights.tensors import StoredTensor
 class MergedTensor(StoredTensor):
     """One tensor of an output; every read computes the blocks that it needs."""
 
-    def __init__(self, merged: Merged, index: int):
+    def __init__(self, merged: MergedWeights, index: int):
         self.merged, self.index = merged, index
         self.info = merged.output.infos[index]
 
@@ -69,7 +69,7 @@ class MergedTensor(StoredTensor):
         return source if source is not None and source.info.dtype == self.info.dtype else None
 
 
-class Merged(Weights):
+class MergedWeights(Weights):
     """One output of a plan. Its numbers are those of a file by the same recipe, so that clips of both count
     as made with the same set; `provenance`, computed and not read, hashes the inputs when first asked for."""
 
@@ -81,7 +81,7 @@ class Merged(Weights):
 
     @cached_property
     def target(self) -> Target:
-        """Where the blocks belong; a `ties` step reads the whole model for it, once."""
+        """Target of the blocks; a `ties` step reads the whole model for it, once."""
         with_ties = any(isinstance(step, Ties) for step in self.output.steps)
         return Target(self.output, None, ties_of(self.plan, self.output) if with_ties else {})
 
@@ -102,7 +102,7 @@ class Merged(Weights):
 
 def merged(
     recipe: Recipe, warn: Callable[[str], None] = log, family: FamilyOf = UNKNOWN
-) -> dict[str, Merged]:
+) -> dict[str, MergedWeights]:
     """Every output of a recipe by name, in its order. Raises UsageError (names, shapes), BadFileError."""
     plan = make_plan(recipe, None, True, "safetensors", BLOCK, warn, family)
-    return {output.name: Merged(plan, output) for output in plan.outputs}
+    return {output.name: MergedWeights(plan, output) for output in plan.outputs}

@@ -1,4 +1,4 @@
-"""What a merge will do, and all that is checked before a value is read: names, shapes, paths, disk space."""
+"""Plan of a merge, with all checks before a value is read: names, shapes, paths, disk space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edg.core.errors import MachineError, UsageError
 from edg.merging.align import Aligned, align
 from edg.merging.masks import BLOCK
 from edg.merging.recipe import Recipe, open_inputs, remarks
-from edg.merging.steps import Step
+from edg.merging.steps import MergeStep
 from edg.weights.family import UNKNOWN, Family, FamilyOf, resolve
 from edg.weights.keys import near_names
 from edg.weights.store import Weights
@@ -23,17 +23,18 @@ from edg.weights.writers import FORMATS
 
 @dataclass(frozen=True)
 class Output:
-    """One file to make. steps, infos: what is done to each aligned tensor, and how it is stored."""
+    """One file to make. steps, infos: the step and the stored form of each aligned tensor."""
 
     name: str
     path: Path
-    steps: Sequence[Step]
+    steps: Sequence[MergeStep]
     infos: Sequence[TensorInfo]
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """aligned: the tensors in the order of the pass; absent: names left out; the rest as in `merge.run`."""
+    """A merge with its inputs open. aligned: the tensors in the order of the pass; absent: names left out;
+    family: of the inputs; the rest as in `merge.run`."""
 
     recipe: Recipe
     inputs: Mapping[str, Weights]
@@ -49,7 +50,7 @@ class MergePlan:
         return self.aligned[index].info.dtype in FLOATS
 
     def whole(self, index: int) -> bool:
-        """Whether some output needs this tensor in one piece."""
+        """True if some output needs this tensor in one piece."""
         return any(output.steps[index].whole for output in self.outputs)
 
 
@@ -62,7 +63,7 @@ def make_plan(
     warn: Callable[[str], None],
     family: FamilyOf = UNKNOWN,
 ) -> MergePlan:
-    """Open the inputs and decide everything; out: None where nothing is written; warn: where remarks go.
+    """Open the inputs and plan every output; out: None if nothing is written; warn: called with remarks.
     Raises as `merge.run` does."""
     if format not in FORMATS:
         raise UsageError(f"format {format!r}", expected="one of " + ", ".join(FORMATS))
@@ -171,7 +172,7 @@ def _remarks(plan: MergePlan) -> list[str]:
 
 
 def _check_space(plan: MergePlan, out: Path, warn: Callable[[str], None]) -> None:
-    """Room for the complete files; for files of changes only the most they could take is compared."""
+    """Check the disk space for complete files; warn if files of changes could take more."""
     if os.path.isfile(out):
         raise UsageError(f"{out} is a file", expected="a folder to write to")
     folder = check_writable(out)

@@ -1,4 +1,4 @@
-"""What a merged file says about itself: recipe, inputs with their hashes, and the base it refers to."""
+"""Record of a merged file: recipe, inputs with their hashes, and the base it refers to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def provenance(
 def base_reference(
     inputs: Mapping[str, Weights], hashes: Mapping[str, str], out: Path, absent: Sequence[str]
 ) -> dict:
-    """What a file of changes has on top: where its base is, and which of the base's names it drops."""
+    """Further fields of a file of changes: where its base is, and which of the base's names it drops."""
     name, base = next(iter(inputs.items()))
     relative = os.path.relpath(base.path.resolve(), out.parent.resolve())
     return {
@@ -144,7 +144,7 @@ def _find_input(owner: Path, item: dict) -> Path | None:
 
 
 def _is_ours(record: dict) -> bool:
-    """Whether a record has the shape that a merge writes; what its fields say is another question."""
+    """True for a record of the shape that a merge writes, whatever its fields say."""
     recipe, inputs = record.get("recipe"), record.get("inputs")
     return (
         isinstance(recipe, dict)

@@ -26,7 +26,7 @@ from edg.core.paths import file_stem, user_path
 from edg.core.shipped import shipped
 from edg.core.written import plain, text_of
 from edg.merging.masks import GENERATOR
-from edg.merging.steps import Consistent, Copy, Dynamic, Step, make_step
+from edg.merging.steps import Consistent, Copy, Dynamic, MergeStep, make_step
 from edg.weights.family import UNKNOWN, Family, FamilyOf
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Recipe:
     """
 
     inputs: Mapping[str, str]
-    outputs: Mapping[str, tuple[Step, ...]]
+    outputs: Mapping[str, tuple[MergeStep, ...]]
     seed: int = 0
     generator: str = GENERATOR
     missing: str = "identity"
@@ -82,7 +82,7 @@ class Recipe:
             for step in steps:
                 _check_step(output, step, list(self.inputs))
 
-    def step_for(self, output: str, name: str, family: Family) -> Step:
+    def step_for(self, output: str, name: str, family: Family) -> MergeStep:
         """The first step of the output whose `where` matches a tensor, else a copy of the base's."""
         for step in self.outputs[output]:
             if not step.where or family.matches(name, step.where):
@@ -111,7 +111,7 @@ def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{what}: {value!r}", expected=f"one of {listed}", fix=nearest(str(value), allowed))
 
 
-def _check_step(output: str, step: Step, names: list[str]) -> None:
+def _check_step(output: str, step: MergeStep, names: list[str]) -> None:
     for name in step.used(names):
         if name not in names:
             raise UsageError(
@@ -164,7 +164,7 @@ def edg_recipe(
 
 
 def remarks(recipe: Recipe) -> list[str]:
-    """What a user should know about a recipe that is right but may not do what its numbers seem to say."""
+    """Remarks on a valid recipe that may not do what its numbers suggest."""
     steps = [(output, step) for output, steps in recipe.outputs.items() for step in steps]
     scaled = [
         f"{output}: alpha {step.alpha:g} scales the whole network, schedule included; "
@@ -204,7 +204,7 @@ def adjusted(recipe: Recipe, place: str, value: float) -> Recipe:
 
 
 def same_result(recipe: Mapping) -> dict:
-    """A recipe's plain data without what decides no number: paths of inputs, what may meet no tensor."""
+    """A recipe's plain data without paths of inputs and `optional`, which change no number."""
 
     def plain(value: object) -> object:
         if isinstance(value, list):
@@ -219,7 +219,7 @@ def same_result(recipe: Mapping) -> dict:
 def to_dict(recipe: Recipe) -> dict:
     """Plain data, ready for YAML or JSON; `from_dict` reads it back equal."""
 
-    def plain(step: Step) -> dict:
+    def plain(step: MergeStep) -> dict:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(step).items()}
         return {"op": step.op} | {
             k: v for k, v in values.items() if v is not None and not (k in ("where", "optional") and not v)
@@ -274,7 +274,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def is_recipe(path: str | Path) -> bool:
-    """Whether a YAML file is a recipe (has outputs) rather than a model's configuration."""
+    """True for a YAML file that is a recipe rather than a model's configuration."""
     return "model" not in config.read_yaml(find_recipe(path))
 
 

@@ -1,4 +1,4 @@
-"""Any parameter set -> one complete file for other tools, a block of a tensor at a time."""
+"""Write any parameter set as one complete file for other tools, a block of a tensor at a time."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def export(
 
 
 def _record(weights: Weights, dtype: str | None) -> dict:
-    """The source's own record without its base (nothing refers to another file any more), and whence."""
+    """The source's own record without its base, and the file that was exported."""
     import edg
 
     kept = {key: value for key, value in weights.provenance.items() if key not in ("base", "absent")}

@@ -1,4 +1,4 @@
-"""Names of one published family of models, as data: `weights` and `merging` know no family by themselves."""
+"""Names of a published family of models, as data: `weights` and `merging` know none by themselves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Family:
         return next((part for root, part in self.roots.items() if name.startswith(root)), "other")
 
     def prefix(self, name: str) -> str | None:
-        """What stands before the published form of a name; None if no mark is in it."""
+        """The prefix before the published form of a name; None if no mark is in it."""
         places = (f".{name}".find(f".{mark}") for mark in self.marks)
         return next((name[:at] for at in places if at >= 0), None)
 

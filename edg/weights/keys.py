@@ -1,4 +1,4 @@
-"""Names of tensors: bringing them to the published form, and finding near ones."""
+"""Names of tensors in the published form, and names near to a misspelt one."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def normalise(names: Iterable[str], family: Family = UNKNOWN) -> tuple[dict[str,
 
 
 def words(key: object) -> set[str]:
-    """The words of a key, in lower case: 'EMACallback' is {'ema', 'callback'}."""
+    """Lower-case words of a key: 'EMACallback' is {'ema', 'callback'}."""
     return {word.lower() for word in WORD.findall(key[:1000])} if isinstance(key, str) else set()
 
 
 def _averaged(names: list[str], family: Family) -> set[str]:
-    """The names of averaged copies: those of the release (`model_ema.`), which have no dots, and those that
-    say so in front of a published name, where another is there as it was trained."""
+    """Names of averaged copies: those of the release (`model_ema.`), which have no dots, and those with such
+    a word in front of a published name that is there without it too."""
     bare = {name: without_wrapper_parts(name) for name in names}
     heads = {family.prefix(name) for name in bare.values()} - {None}
     copies = {head for head in heads if words(head) & AVERAGED}
@@ -92,8 +92,8 @@ def without_wrapper_parts(name: str) -> str:
 
 
 def _without_wrappers(names: Mapping[str, str], family: Family) -> dict[str, str]:
-    """The names (values) without wrappers: everything like one goes where a published name remains, what is
-    one for certain goes in any case."""
+    """Names (values) without wrappers: everything like one is removed where a published name remains,
+    certain ones in any case."""
     bare = {name: without_wrapper_parts(short) for name, short in names.items()}
     prefix = wrapper_prefix(list(bare.values()), family) if bare != dict(names) else ""  # before the wrappers
     found = {}
@@ -136,7 +136,7 @@ def wrapper_prefix(names: list[str], family: Family) -> str:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """True for low-rank changes to a model, by whatever trainer: at least half of the names say so."""
+    """True for low-rank changes to a model, of any trainer: at least half of the names have the word."""
     names = list(names)
     return 0 < len(names) <= 2 * sum(bool(LORA.search(name)) for name in names)
 

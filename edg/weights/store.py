@@ -117,7 +117,7 @@ class Weights(Mapping):
 
     @property
     def provenance(self) -> dict:
-        """What `edg merge` wrote about this file ({} for foreign files)."""
+        """The record that `edg merge` wrote into this file ({} for foreign files)."""
         try:
             found = json.loads(self.metadata.get("edg", "{}"))
         except (ValueError, RecursionError):
@@ -125,7 +125,7 @@ class Weights(Mapping):
         return found if isinstance(found, dict) else {}
 
     def content_key(self) -> Any:
-        """Key of notes about the numbers (JSON-like), None where nothing stands for them."""
+        """Cache key of the numbers (JSON-like), None if there is none."""
         return places_key(self)
 
     def check_unchanged(self) -> None:
@@ -307,17 +307,17 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _is_relative(name: object) -> bool:
-    """Whether the name of a shard leads down from the index's folder."""
+    """True if the name of a shard leads down from the index's folder."""
     parts = Path(name).parts if isinstance(name, str) else ()
     return bool(parts) and not Path(name).is_absolute() and ".." not in parts
 
 
 def _is_inside(shard: Path, folder: Path) -> bool:
-    """Whether a shard lies in the folder when links are followed; a snapshot of the Hugging Face cache is
+    """True if a shard is in the folder when links are followed; a snapshot of the Hugging Face cache is
     made of links to the blobs of its repository."""
-    home, place = folder.resolve(), shard.resolve()
-    snapshots = next((parent for parent in (home, *home.parents) if parent.name == "snapshots"), None)
-    allowed = [home] if snapshots is None else [home, snapshots.parent / "blobs"]
+    top, place = folder.resolve(), shard.resolve()
+    snapshots = next((parent for parent in (top, *top.parents) if parent.name == "snapshots"), None)
+    allowed = [top] if snapshots is None else [top, snapshots.parent / "blobs"]
     return any(place.is_relative_to(root) for root in allowed)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is, from the names and shapes of its tensors alone."""
+"""Identify a checkpoint by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _fits(spec: ModelSpec, weights: Mapping[str, Any]) -> bool:
 
 
 def landmarks(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """A few tensors whose shapes tell the specs apart."""
+    """A few tensors whose shapes differ between the specs."""
     unet, vae, resampler = spec.unet, spec.vae, spec.resampler
     width = unet.model_channels
     deepest = width * unet.channel_mult[-1]
@@ -63,7 +63,7 @@ def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 
 def guess(weights: Mapping[str, Any]) -> str:
-    """What kind of file this probably is, as a sentence for an error; "" when nothing comes to mind."""
+    """A guess at the kind of file, as a sentence for an error; "" without one."""
     names = list(weights)
 
     def any_with(*parts: str) -> bool:

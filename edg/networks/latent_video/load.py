@@ -1,4 +1,4 @@
-"""Weights -> model: built on the meta device, filled tensor by tensor, strictly.
+"""Load weights into a model: built on the meta device, filled tensor by tensor, strictly.
 
 `weights` is any mapping name -> tensor; one with `.info(name).shape` is checked without being read.
 """
@@ -95,7 +95,7 @@ def check_bytes(weights: Mapping[str, Any]) -> None:
 
 
 def _read(weights: Weights, name: str, target: Tensor) -> None:
-    """The tensor into `target`, converted to its dtype; straight from the file where `weights` can do
+    """Read a tensor into `target`, converted to its dtype; straight from the file where `weights` can do
     that."""
     if hasattr(weights, "read_into") and target.device.type == "cpu":
         weights.read_into(name, 0, target.view(-1))
@@ -104,7 +104,7 @@ def _read(weights: Weights, name: str, target: Tensor) -> None:
 
 
 def set_adapter_to_identity(model: LatentVideoModel) -> None:
-    """The model computes what it would without adapter, to the last bit."""
+    """Make the model compute as without adapter, to the last bit."""
     for module in model.modules():
         if hasattr(module, "cc_projection"):
             make_identity(module.cc_projection)
@@ -163,14 +163,14 @@ def check(model: LatentVideoModel, weights: Weights) -> None:
             misshapen.append(f"{name} is {shape} instead of {expected[name]}")
     if not (missing or surplus or misshapen):
         return
-    told = [
+    problems = [
         f"{len(found)} {what} ({', '.join(sorted(found)[:2])}{', ...' if len(found) > 2 else ''})"
         for what, found in (("missing", missing), ("unexpected", surplus), ("of another shape", misshapen))
         if found
     ]
     given = getattr(weights, "path", "the parameter set")
     raise BadFileError(
-        f"{given} does not fit {model.spec.name}: {'; '.join(told)}",
+        f"{given} does not fit {model.spec.name}: {'; '.join(problems)}",
         expected=f"its {len(expected)} tensors",
         fix=guess(weights),
     )
@@ -182,7 +182,7 @@ def is_bare_scale(model: LatentVideoModel, name: str, weights: Weights, actual: 
 
 
 def may_lack(model: LatentVideoModel, name: str, stored: Mapping[str, str]) -> bool:
-    """Whether a parameter set without `name` is complete all the same."""
+    """True if a parameter set is complete without `name`."""
     optional: list[Callable[[str], bool]] = [is_adapter]
     if model.spec.towers_seed is not None:
         optional += [lambda n: n.startswith(TOWERS)]
@@ -201,5 +201,5 @@ def has_adapter(weights: Weights) -> bool:
 
 
 def with_adapter_of(spec: ModelSpec, sets: Iterable[Weights]) -> ModelSpec:
-    """The spec with the text adapter where any of the parameter sets holds one, else as it is."""
+    """The spec, with the text adapter if any of the parameter sets holds one."""
     return spec.with_adapter() if any(map(has_adapter, sets)) else spec

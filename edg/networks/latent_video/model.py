@@ -21,7 +21,7 @@ from edg.networks.latent_video.vae import AutoencoderKL, Posterior
 
 
 class LatentVideoModel(nn.Module):
-    """Parts of a checkpoint as attributes, and what a sampler or trainer asks of them. Latents are float32
+    """The parts of a checkpoint as modules, with encoding, decoding and prediction. Latents are float32
     outside; inside, every part computes in the dtype of its own weights. Schedule buffers are float32
     always."""
 
@@ -37,8 +37,8 @@ class LatentVideoModel(nn.Module):
         if spec.adapter is not None:
             self.queries = nn.Parameter(torch.randn(spec.adapter.num_queries, spec.adapter.width))
             self.qformer = QFormer(spec.adapter)
-        self.vae_chunk: int | None = None  # that the autoencoder takes; None: as many as it is given
-        self.towers_are_random = False  # from the spec's seed: every parameter set that has none shares them
+        self.vae_chunk: int | None = None  # frames at once in the autoencoder; None: all that it is given
+        self.towers_are_random = False  # drawn from the spec's seed, for every parameter set without towers
         self.buffer_names = tuple(self.schedule_buffers())
         for name, value in self.schedule_buffers().items():
             self.register_buffer(name, torch.empty_like(value, device=self.device).copy_(value))
@@ -100,8 +100,8 @@ class LatentVideoModel(nn.Module):
     def temporal_context(
         self, text_BLD: Float[Tensor, "b l d"], frames: int | None = None
     ) -> Float[Tensor, "b t d_adapter"] | None:
-        """What the adapter tells each frame, (B, T, adapter width); None without adapter. frames: None is the
-        spec's."""
+        """The embedding of each frame by the adapter, (B, T, adapter width); None without adapter. frames:
+        None is the spec's."""
         if self.spec.adapter is None:
             return None
         text = text_BLD[:, : self.spec.unet.text_tokens].to(self.queries.dtype)

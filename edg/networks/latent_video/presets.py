@@ -7,7 +7,7 @@ from dataclasses import replace
 from edg.diffusion.schedule_spec import ScheduleSpec
 from edg.networks.latent_video.spec import (
     AdapterSpec,
-    ClipSpec,
+    ClipModelSpec,
     ClipTextSpec,
     ClipVisionSpec,
     ImageSpec,
@@ -18,7 +18,7 @@ from edg.networks.latent_video.spec import (
     VAESpec,
 )
 
-VIT_H_14 = ClipSpec(
+VIT_H_14 = ClipModelSpec(
     embed_dim=1024,
     vision=ClipVisionSpec(image_size=224, patch_size=14, width=1280, layers=32, head_width=80, mlp_ratio=4.0),
     text=ClipTextSpec(context_length=77, vocab_size=49408, width=1024, heads=16, layers=24, mlp_ratio=4.0),
@@ -124,7 +124,7 @@ DYNAMICRAFTER_256 = replace(
     width=256,
 )
 
-SPRITES_CLIP = ClipSpec(
+SPRITES_CLIP = ClipModelSpec(
     embed_dim=64,
     vision=ClipVisionSpec(image_size=32, patch_size=8, width=64, layers=2, head_width=32, mlp_ratio=2.0),
     text=ClipTextSpec(context_length=8, vocab_size=49408, width=64, heads=2, layers=2, mlp_ratio=2.0),

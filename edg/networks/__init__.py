@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edg.weights.family import UNKNOWN, Family
 
@@ -37,8 +37,10 @@ def family_of(names: Iterable[str]) -> Family:
     return family(best) if counts[best] else UNKNOWN
 
 
-def open_weights(path: str | os.PathLike, **options: Any) -> Weights:
-    """Open a checkpoint, finding its family; options: those of `weights.store.open_weights`."""
+def open_weights(
+    path: str | os.PathLike, *, check_base: bool = True, join_base: bool = True, table: str = ""
+) -> Weights:
+    """Open a checkpoint as `weights.store.open_weights` does, with the family that its names belong to."""
     from edg.weights.store import open_weights
 
-    return open_weights(path, family=family_of, **options)
+    return open_weights(path, check_base=check_base, join_base=join_base, table=table, family=family_of)

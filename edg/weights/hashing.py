@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edg.core.hashing import hash_value, kept_state, recall, remember, remember_sha256
 from edg.core.pagecache import forget, too_large
@@ -59,7 +59,7 @@ def tensor_digests(weights: Weights) -> dict[str, str]:
     return found
 
 
-def places_key(weights: Weights) -> Any:
+def places_key(weights: Weights) -> list | None:
     """Cache key of the numbers of a set in files: the files as they were when it was opened, and the place
     of each tensor in them. None for tensors in memory."""
     if not weights.files:

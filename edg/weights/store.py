@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.files import read_small
@@ -124,7 +124,7 @@ class Weights(Mapping):
             return {}
         return found if isinstance(found, dict) else {}
 
-    def content_key(self) -> Any:
+    def content_key(self) -> list | None:
         """Cache key of the numbers (JSON-like), None if there is none."""
         return places_key(self)
 

@@ -49,7 +49,7 @@ def test_every_key_of_videocrafter_2_has_its_place_and_shape(videocrafter):
     wanted = read("keys_videocrafter2")
     found = {name: list(tensor.shape) for name, tensor in videocrafter.state_dict().items()}
     assert found == {name: shape for name, (shape, _) in wanted.items()}
-    assert family_of(wanted).name == "latent_video"
+    assert family_of(wanted).name == "latent_video" and "VideoCrafter" in family_of(wanted).title(wanted)
 
 
 def test_every_key_of_modelscope_has_its_place_and_shape():

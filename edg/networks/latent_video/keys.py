@@ -106,6 +106,8 @@ def title(names: Collection[str]) -> str:
     """A description of a checkpoint, guessed from its names."""
     found = {FAMILY.component(name) for name in names}
     if "unet" in found and any(".temopral_conv." in name or ".init_attn." in name for name in names):
+        if {"vae", "text"} <= found and not found & {"image", "image_proj"}:
+            return "VideoCrafter text-to-video"
         whole = {"vae", "image_proj"} <= found
         return "DynamiCrafter / EDG image-to-video" + ("" if whole else " (parts of it)")
     if "unet" in found:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
 from edg.networks.latent_video.vae import HALVES
 
-Weights = Mapping[str, Any]
+Weights = Mapping[str, Tensor]
 TOWERS = ("cond_stage_model.", "embedder.")
 
 
@@ -87,7 +86,7 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
     check_bytes(weights)
 
 
-def check_bytes(weights: Mapping[str, Any]) -> None:
+def check_bytes(weights: Weights) -> None:
     """Raise BadFileError when a file of a parameter set was altered since it was opened: what was hashed then
     is not what was read."""
     for file in getattr(weights, "files", ()):

@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edg.core.errors import UsageError, require
 from edg.diffusion.schedule_spec import ScheduleSpec
@@ -326,7 +326,7 @@ class ModelSpec:
         )
 
     def clip(
-        self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: Any
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: object
     ) -> ClipSpec:
         """Clips for this model; None is its own size, `more` the rest of ClipSpec. Raises UsageError for a
         size that it cannot have."""

@@ -33,8 +33,12 @@ class Output:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A merge with its inputs open. aligned: the tensors in the order of the pass; absent: names left out;
-    family: of the inputs; the rest as in `merge.run`."""
+    """A merge with its inputs open; recipe, format, full and block as in `merge.run`.
+
+    aligned: the tensors in the order of the pass.
+    absent: names left out.
+    family: of the inputs.
+    """
 
     recipe: Recipe
     inputs: Mapping[str, Weights]

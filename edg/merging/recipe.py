@@ -39,13 +39,16 @@ DTYPES = ("", "float32", "float16", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class Recipe:
-    """inputs: name -> path, the base first. outputs: name -> steps.
+    """A merge as data.
 
-    seed, generator: of the DARE masks. missing: what to do with names that not all inputs have: `identity`
-    (an input without any adapter key stands for the identity adapter, everything else is an error),
-    `error`, or `drop` (released). tables: input -> which of several tables in its file, the raw weights where
-    it is not named. mask_scalars: DARE masks 0-d tensors too (released). dtype: of the
-    outputs, '' for the base's.
+    inputs: name -> path, the base first.
+    outputs: name -> steps.
+    seed, generator: of the DARE masks.
+    missing: for names that not all inputs have: `identity` (an input without any tensor of an optional group
+        gets one that does nothing, everything else is an error), `error`, or `drop` (released).
+    mask_scalars: DARE masks 0-d tensors too (released).
+    dtype: of the outputs, '' for the base's.
+    tables: input -> one of several tables in its file; without a name, the raw weights.
     """
 
     inputs: Mapping[str, str]

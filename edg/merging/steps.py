@@ -24,9 +24,15 @@ MaskSource = Callable[[str, float], Tensor]  # (stream, keep probability) -> boo
 
 @dataclass
 class MergeBlock:
-    """One block of every input. tensors: input name -> values, the base first; ndim: of the whole tensor;
-    mask(stream, keep); mask_scalars: whether 0-d tensors are masked (as released); out: memory for the
-    result or None; ties: the statistics of the flattened model for a `ties` step."""
+    """One block of every input.
+
+    tensors: input name -> values, the base first.
+    ndim: of the whole tensor.
+    mask: (stream, keep probability) -> mask of the block.
+    mask_scalars: mask 0-d tensors (as released).
+    out: memory for the result, or None.
+    ties: statistics of the flattened model, for a `ties` step.
+    """
 
     tensors: dict[str, Tensor]
     ndim: int

@@ -55,7 +55,8 @@ class Slot:
 
 @dataclass
 class Work:
-    """One block: which tensor, from which element, how many, whether it is the last of the tensor."""
+    """One block on its way: index of the tensor, first element, number of elements, whether it is the
+    last."""
 
     index: int
     start: int

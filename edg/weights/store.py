@@ -51,9 +51,12 @@ DAMAGED = (
 class Weights(Mapping):
     """Tensors of a checkpoint by published name.
 
-    path; container: 'zip' | 'safetensors' | 'sharded' | 'legacy' | 'memory'; metadata: texts stored in the
-    file, and plain numbers beside its tensors; notes: what was ignored or renamed; tensors: name ->
-    StoredTensor; files: every file read; family: whose names they are.
+    container: 'zip' | 'safetensors' | 'sharded' | 'legacy' | 'memory'.
+    metadata: texts stored in the file, and plain numbers beside its tensors.
+    notes: lines on names that were ignored or changed.
+    tensors: name -> StoredTensor.
+    files: every file read.
+    family: of the names.
     """
 
     def __init__(

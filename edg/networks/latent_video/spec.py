@@ -24,10 +24,13 @@ MIN_FRAMES, MAX_FRAMES = 8, 64
 class UNetSpec:
     """The denoiser. Names are the published constructor's where it has one.
 
-    image_tokens: image tokens per frame; text_tokens: how many context tokens are text, counted from the
-    first. num_heads counts only where num_head_channels is -1. init_heads: heads of the first temporal
-    attention. temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every
-    temporal transformer.
+    num_heads: counts only if num_head_channels is -1.
+    text_tokens: the first context tokens, which are text.
+    image_tokens: per frame.
+    init_heads: of the first temporal attention.
+    temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every temporal
+        transformer.
+    fs_condition: embed the frame rate or stride; default_fs where none is given.
     """
 
     in_channels: int
@@ -211,10 +214,13 @@ class AdapterSpec:
 class ModelSpec:
     """A whole model: parts, schedule, and the size and length of clips that it was trained for.
 
-    image, resampler: None in a text-to-video model. adapter_design: of the text adapter, if any (`adapter`).
-    height, width: pixels, the size it was trained at. frames: clip length; image tokens belong to
-    frames. fps_condition_type: "fps" (frames per second) or "fs" (frame stride), the meaning of the fs input.
-    towers_seed: None, or the seed that text and image towers are rebuilt from instead of being stored.
+    image, resampler: None in a text-to-video model.
+    adapter_design: of the text adapter, if there is one (`adapter`).
+    fps_condition_type: meaning of the fs input, "fps" (frames per second) or "fs" (frame stride).
+    perframe_ae: whether the autoencoder takes one frame at a time.
+    height, width: pixels.
+    frames: length of a clip; image tokens belong to frames.
+    towers_seed: seed that text and image towers are drawn from instead of being stored, or None.
     """
 
     name: str

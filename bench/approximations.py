@@ -29,6 +29,7 @@ from bench import results  # noqa: E402
 from edg.core.device import dtype_for, multiplies  # noqa: E402
 from edg.core.video import write_image  # noqa: E402
 from edg.merging import merge  # noqa: E402
+from edg.networks import family_of, open_weights  # noqa: E402
 from edg.networks.latent_video.presets import SPRITES  # noqa: E402
 from edg.sprites import WEIGHTS  # noqa: E402
 from edg.sprites.world import SpriteClip, caption, held_out, render, words_of  # noqa: E402
@@ -36,7 +37,6 @@ from edg.systems.base import Placement, Request, Silent  # noqa: E402
 from edg.systems.edg.generate import generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
 from edg.systems.edg.parameter_sets import load_sets  # noqa: E402
-from edg.weights.store import open_weights  # noqa: E402
 from experiments.plot_sprites import cell  # noqa: E402
 from experiments.scoring import Judgement, estimates, judge  # noqa: E402
 from experiments.sprites_arms import arms, name_of, recipes  # noqa: E402
@@ -95,7 +95,7 @@ def load(rows: Sequence[Row], folder: Path, device: str, batch: int) -> dict[str
         return shipped.get(name, folder / f"{name}.safetensors")
 
     for recipe in recipes([arm], path_of):
-        merge.run(recipe, folder, full=True, warn=lambda _: None)
+        merge.run(recipe, folder, full=True, warn=lambda _: None, family=family_of)
     sets = {f"{k}_{name_of(what)}": open_weights(path_of(name_of(what))) for k, what in enumerate(arm.sets)}
     kind = torch.device(device).type
     dtypes = {row.dtype: dtype_for(row.dtype, kind) for row in rows}

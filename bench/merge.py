@@ -104,7 +104,7 @@ def make_inputs(folder: Path, spec: str, nbytes: float) -> list[Path]:
     """Write base.ckpt and tuned.ckpt, a block at a time."""
     import numpy as np
 
-    from edg.weights.keys import component
+    from edg.networks.latent_video.keys import FAMILY
     from edg.weights.writers import PtWriter, _Pickler, _Tensor
 
     class FlatWriter(PtWriter):
@@ -132,7 +132,7 @@ def make_inputs(folder: Path, spec: str, nbytes: float) -> list[Path]:
             ours -= 0.5
             ours *= 0.1
             writers[0].append(ours)
-            if component(name) == "unet":
+            if FAMILY.component(name) == "unet":
                 random.random(out=theirs, dtype=np.float32)
                 theirs -= 0.5
                 theirs *= 0.01
@@ -400,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def count_tensors(path: Path) -> int:
-    from edg.weights.store import open_weights
+    from edg.networks import open_weights
 
     return len(open_weights(path))
 

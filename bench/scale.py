@@ -30,6 +30,7 @@ from bench import naive, results, step  # noqa: E402
 from edg.core.device import fix_threads, keep_memory, multiplies, usable_cores  # noqa: E402
 from edg.data.prompts import read_folder  # noqa: E402
 from edg.diffusion.prediction import to_x0  # noqa: E402
+from edg.networks import open_weights  # noqa: E402
 from edg.networks.latent_video import onednn_linear  # noqa: E402
 from edg.networks.latent_video.presets import SPRITES  # noqa: E402
 from edg.systems.base import Request  # noqa: E402
@@ -38,7 +39,6 @@ from edg.systems.edg.generate import advance, generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
 from edg.systems.edg.parameter_sets import ParameterSets  # noqa: E402
 from edg.systems.edg.sampling_schedule import plan_of_sets  # noqa: E402
-from edg.weights.store import open_weights  # noqa: E402
 
 WEIGHTS = ROOT / "edg/sprites/weights"
 AXES = {

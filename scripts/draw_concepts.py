@@ -27,6 +27,7 @@ from edg.core.arguments import Parser
 from edg.diffusion.ddim import ddim
 from edg.merging import merge
 from edg.merging.recipe import Recipe
+from edg.networks import family_of, open_weights
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.tracker import track
 from edg.sprites.world import SpriteClip, caption, held_out, render, words_of
@@ -36,7 +37,6 @@ from edg.systems.edg.generate import condition_sets, denoiser, generate
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import load_sets
 from edg.systems.edg.sampling_schedule import plan_of_sets
-from edg.weights.store import open_weights
 from experiments.sprites_arms import point
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def merged(folder: Path) -> dict[str, Path]:
     recipe = Recipe(
         inputs={name: str(path) for name, path in SHIPPED.items()}, outputs={m.name: m.steps for m in sets}
     )
-    made = merge.run(recipe, folder, full=True, warn=lambda _: None)
+    made = merge.run(recipe, folder, full=True, warn=lambda _: None, family=family_of)
     return {item.output: item.path for item in made} | SHIPPED
 
 

@@ -65,7 +65,7 @@ def open_completely(path: Path) -> None:
             if (record := archive.testzip()) is not None:
                 raise ValueError(f"checksum of {record}")
     elif path.suffix == ".safetensors":
-        from edg.weights.store import open_weights
+        from edg.networks import open_weights
 
         weights = open_weights(path, check_base=False)
         for name in weights:

@@ -34,7 +34,7 @@ HOSTILE = Path(__file__).resolve().parents[1] / "tests" / "hostile"
 
 def reader(path: str) -> None:
     from edg.cli.info import describe
-    from edg.weights.store import open_weights
+    from edg.networks import open_weights
 
     weights = open_weights(path)
     describe(weights)

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from edg.cli.main import main as edg
+from edg.networks import open_weights
 from edg.runner.train import read_runs
-from edg.weights.store import open_weights, write_safetensors
+from edg.weights.store import write_safetensors
 
 SHIPPED = ("base", "tuned")
 

@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from edg.core.device import fix_threads, keep_memory, usable_cores
+from edg.networks import open_weights
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.sprites.data import stills
 from edg.systems.edg.preview import TinyDecoder, apply_map, preview_map
-from edg.weights.store import open_weights, write_safetensors
+from edg.weights.store import write_safetensors
 
 HELD_OUT, EMA, WARMUP = 1_000_000, 0.998, 100
 

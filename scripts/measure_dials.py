@@ -35,6 +35,7 @@ from edg.core.files import write_json, write_text
 from edg.core.hashing import sha256_file
 from edg.merging.lazy import merged
 from edg.merging.recipe import adjusted, load_recipe, to_dict
+from edg.networks import family_of
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.sprites.world import caption, held_out, render, words_of
@@ -108,7 +109,7 @@ class Bench:
         for place, value in strengths.items():
             recipe = recipe if place == "T" else adjusted(recipe, place, value)
         recipe = replace(recipe, inputs={"base": str(self.base), "tuned": str(self.tuned)})
-        sets = merged(recipe, warn=lambda _: None)
+        sets = merged(recipe, warn=lambda _: None, family=family_of)
         settings = {"switch_at": (int(strengths["T"]),), "steps": self.steps, "guidance_scale": GUIDANCE}
         options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
         requests = [

@@ -41,6 +41,7 @@ from edg.core.files import atomic_path, write_json, write_text
 from edg.core.hashing import sha256_file
 from edg.diffusion.analytic_init import Moments
 from edg.merging import merge
+from edg.networks import family_of, open_weights
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.data import clip_tensors, psnr_on_shape, stills
@@ -50,7 +51,6 @@ from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import load_sets
 from edg.systems.edg.training.analytic_init import write_initial_noise
-from edg.weights.store import open_weights
 from experiments.plot_sprites import Row, plots, sheet, table
 from experiments.scoring import Judgement, estimates, judge
 from experiments.sprites_arms import TUNES, Arm, arms, files_of, made_of, name_of, recipes
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         return files.get(name, args.out / "sets" / f"{name}.safetensors")
 
     for recipe in recipes(rows.values(), path_of):
-        merge.run(recipe, args.out / "sets", full=True, warn=lambda _: None)
+        merge.run(recipe, args.out / "sets", full=True, warn=lambda _: None, family=family_of)
     if any("analytic_init" in arm.options for arm in rows.values()):
         initial_noise(args.base, noise)
     write_images(args.out, held_out(args.images_seed, args.count))

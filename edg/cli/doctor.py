@@ -182,7 +182,7 @@ def checkpoint_files() -> Iterator[str]:
 
 def _sniffed(path: Path) -> str:
     try:
-        from edg.weights.store import open_weights
+        from edg.networks import open_weights
 
         weights = open_weights(path)
     except (ImportError, RuntimeError) as error:

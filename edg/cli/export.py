@@ -9,6 +9,7 @@ from edg.core.arguments import as_path
 from edg.core.device import DTYPES
 from edg.core.errors import UsageError, nearest
 from edg.core.log import log
+from edg.networks import family_of
 from edg.runner.progress import byte_progress
 from edg.weights.export import export
 from edg.weights.tables import HELP as TABLE_HELP
@@ -35,6 +36,7 @@ def export_command(args: argparse.Namespace) -> int:
         args.out,
         dtype_of(args.dtype),
         table=args.table,
+        family=family_of,
         overwrite=args.overwrite,
         progress=progress,
         warn=log,

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 
 from edg.core.arguments import as_path
 from edg.core.errors import BadFileError, visible
-from edg.weights import keys
-from edg.weights.store import DAMAGED, Weights, open_weights
+from edg.networks import open_weights
+from edg.weights.store import DAMAGED, Weights
 from edg.weights.tables import HELP as TABLE_HELP
-from edg.weights.tensors import TensorInfo
 
 Identify = Callable[[Mapping], str]
 
@@ -60,30 +59,22 @@ def describe(weights: Weights, identify: Identify | None = None) -> list[str]:
     lines = [
         f"file        {weights.path}",
         f"container   {weights.container}, {size / 1e9:.3f} GB, {len(infos)} tensors",
-        f"family      {family(infos)}",
+        f"family      {weights.family.title(infos)}",
         f"spec        {spec or ('unknown' if identify else 'not checked')}",
-        f"adapter     {'yes' if any(map(keys.is_adapter, infos)) else 'no'}",
+        *(
+            f"{group:<12}{'yes' if any(map(holds, infos)) else 'no'}"
+            for group, holds in weights.family.optional.items()
+        ),
         "dtype       " + ", ".join(f"{d} {100 * n / max(total, 1):.4g} %" for d, n in dtypes.most_common()),
         f"parameters  {total:,}",
     ]
-    counts = keys.parameter_counts({name: info.numel for name, info in infos.items()})
+    counts = weights.family.parameter_counts({name: info.numel for name, info in infos.items()})
     lines += [f"  {part:<12}{count:>15,}" for part, count in counts.items()]
     lines += [f"note        {note}" for note in weights.notes]
     try:
         return lines + _provenance(weights.provenance)
     except DAMAGED:
         return [*lines, "made by     a merge whose record is damaged"]
-
-
-def family(infos: Mapping[str, TensorInfo]) -> str:
-    """A guess from the names."""
-    found = {keys.component(name) for name in infos}
-    if "unet" in found and any(".temopral_conv." in name or ".init_attn." in name for name in infos):
-        whole = {"vae", "image_proj"} <= found
-        return "DynamiCrafter / EDG image-to-video" + ("" if whole else " (parts of it)")
-    if "unet" in found:
-        return "latent diffusion (another family)"
-    return "unknown" if found <= {"other", "buffers"} else "parts of a latent diffusion model"
 
 
 def _provenance(record: dict) -> list[str]:

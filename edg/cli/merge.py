@@ -11,6 +11,7 @@ from pathlib import Path
 from edg.core.arguments import as_path, named_path, whole
 from edg.core.errors import UsageError, visible
 from edg.merging.recipe import open_inputs
+from edg.networks import family_of
 from edg.runner.progress import byte_progress
 from edg.weights.tables import HELP as TABLE_HELP
 from edg.weights.tables import by_input
@@ -68,7 +69,7 @@ def merge_command(args: argparse.Namespace) -> int:
     changes = {"tables": tables or None, "seed": args.seed, "dtype": args.dtype, "missing": args.missing}
     recipe = dataclasses.replace(recipe, inputs=inputs, **{k: v for k, v in changes.items() if v is not None})
     if args.verify:
-        for name, weights in open_inputs(recipe).items():
+        for name, weights in open_inputs(recipe, family_of).items():
             print(f"{name}: {weights.verify()} checksums compared")
     if args.dry_run:
         return _plan(recipe, args.full)
@@ -97,7 +98,7 @@ def merge_and_report(
     from edg.merging import merge
     from edg.merging.provenance import is_made
 
-    if not overwrite and is_made(recipe, Path(out), full, format):
+    if not overwrite and is_made(recipe, Path(out), full, format, family_of):
         print(f"{', '.join(recipe.outputs)}: finished already in {out} (--overwrite makes them again)")
         return 0
     began = time.monotonic()
@@ -108,6 +109,7 @@ def merge_and_report(
         format=format,
         strict=strict,
         progress=None if quiet else byte_progress("merging"),
+        family=family_of,
     )
     seconds = time.monotonic() - began
     for item in made:
@@ -122,14 +124,14 @@ def _plan(recipe, full: bool) -> int:
     from edg.merging.plan import make_plan
 
     notes: list[str] = []
-    plan = make_plan(recipe, None, full, "safetensors", BLOCK, notes.append)
+    plan = make_plan(recipe, None, full, "safetensors", BLOCK, notes.append, family_of)
     aligned = plan.aligned
     nbytes = sum(info.nbytes for info in plan.outputs[0].infos)
     print(f"{len(aligned)} tensors, {nbytes / 1e9:.2f} GB, {len(plan.absent)} left out, seed {recipe.seed}")
     for note in notes:
         print(visible(note))
     for output in recipe.outputs:
-        counts = Counter(recipe.step_for(output, tensor.name).op for tensor in aligned)
+        counts = Counter(recipe.step_for(output, tensor.name, plan.family).op for tensor in aligned)
         steps = ", ".join(f"{op}: {n} tensors" for op, n in counts.most_common())
         print(f"{output}: {steps}; {'at most ' * (not full)}{nbytes / 1e9:.2f} GB")
     return 0

@@ -1,15 +1,19 @@
-"""A file that appears whole or not at all: temporary file beside it, fsync, rename."""
+"""A large file that appears whole or not at all: temporary file beside it, fsync, rename.
+
+`files.atomic_path` does so for encoders, which open a file by its name. Here the file is one open descriptor:
+positioned writes, disk space taken beforehand, dirty pages flushed on the way, and a lock from the beginning,
+so that a second writer waits. An encoder can do none of that with a name.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 import time
 from pathlib import Path
 
-from edg.core import pagecache
+from edg.core import files, pagecache
 from edg.core.errors import MachineError, UsageError
 from edg.core.files import LOCK_TIMEOUT, OPEN, lock, remove_leftovers
 from edg.core.hashing import hash_value
@@ -17,7 +21,6 @@ from edg.core.process import stopping
 
 LONG = 200  # bytes of a name
 TRIES = 20
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class AtomicFile:
@@ -89,7 +92,7 @@ class AtomicFile:
             if size and reserve and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, size)
         except OSError as error:
-            if error.errno in FULL_DISK:
+            if error.errno in files.FULL_DISK:
                 self.abort()
                 raise machine_error(self.path, error) from error
 
@@ -148,10 +151,9 @@ def _is_locked(path: Path) -> bool:
 
 
 def machine_error(path: Path, error: OSError) -> MachineError:
-    if error.errno in FULL_DISK:
-        return MachineError(f"no space left for {path}", fix="free some space or choose another --outdir")
-    return MachineError(
-        f"cannot write {path}: {error.strerror or error}", fix="choose a folder you can write to"
+    """The error to show for any failure to write."""
+    return files.machine_error(error, path) or MachineError(
+        f"cannot write {path}: {error.strerror or error}", fix="choose a folder that can be written"
     )
 
 

@@ -30,7 +30,7 @@ LOCK = ".edg.lock"
 LOCK_TIMEOUT = 20.0  # seconds to wait for the holder of a lock, which may be a killed run on its way out
 SMALL = 16 << 20  # bytes of a record or of settings
 _BEGAN = time.time()
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 _REFUSED |= {errno.ENAMETOOLONG}
 
@@ -41,7 +41,7 @@ def _host() -> str:
 
 def machine_error(error: OSError, path: Path) -> MachineError | None:
     """The error to show for a write that the machine refused, or None when it is something else."""
-    if error.errno in _FULL:
+    if error.errno in FULL_DISK:
         return MachineError(
             f"no room left while writing {path}", fix="free some space or choose another folder"
         )

@@ -1,19 +1,21 @@
-"""Matching the inputs of a merge by name: what goes with what, and what stands for a missing tensor."""
+"""Match the inputs of a merge by name, and replace missing tensors of optional groups."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edg.core.errors import UsageError
 from edg.weights import keys
+from edg.weights.family import Family
 from edg.weights.store import Weights, refuse_lora
 from edg.weights.tensors import StoredTensor, TensorInfo
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """One tensor of the result: what each input gives for it (the base first), whether the base has it."""
+    """One tensor of the result: its source in each input, the base first, and whether the base has it."""
 
     name: str
     sources: Mapping[str, StoredTensor]
@@ -25,7 +27,7 @@ class Aligned:
 
 
 class IdentityProjection(StoredTensor):
-    """`cc_projection` of a model without adapter: on concat(x, context) its weight is [I | 0], bias 0."""
+    """The identity projection: on concat(x, context) its weight is [I | 0], its bias 0."""
 
     def __init__(self, info: TensorInfo):
         self.info = info
@@ -39,49 +41,56 @@ class IdentityProjection(StoredTensor):
                     out[row * columns + row - start] = 1
 
 
-def align(inputs: Mapping[str, Weights], missing: str) -> tuple[list[Aligned], list[str], list[str]]:
+def align(
+    inputs: Mapping[str, Weights], missing: str, family: Family
+) -> tuple[list[Aligned], list[str], list[str]]:
     """(tensors in the order of the base file, names left out, notes).
 
-    missing: 'identity' | 'error' | 'drop' (`recipe.Recipe`). Raises UsageError for differing names or shapes,
-    BadFileError for a LoRA beside a model.
+    missing: 'identity' | 'error' | 'drop' (`recipe.Recipe`); family: of all inputs. Raises UsageError for
+    differing names or shapes, BadFileError for a LoRA beside a model.
     """
     base_name, base = next(iter(inputs.items()))
     if not all(keys.is_lora(weights) for weights in inputs.values()):  # two of them are merged by name
         for weights in inputs.values():
             refuse_lora(weights)
     names = list(dict.fromkeys(name for weights in inputs.values() for name in weights))
-    bare = {n for n, weights in inputs.items() if not any(map(keys.is_adapter, weights))}
-    aligned, absent, unmatched, stand_ins = [], [], [], 0
+    without = {
+        group: {n for n, weights in inputs.items() if not any(map(belongs, weights))}
+        for group, belongs in family.optional.items()
+    }
+    aligned, absent, unmatched, replaced = [], [], [], Counter()
     for name in names:
         lacking = [n for n, weights in inputs.items() if name not in weights]
         if lacking and missing == "drop":
             absent.append(name)
             continue
-        if lacking and not (missing == "identity" and keys.is_adapter(name) and bare.issuperset(lacking)):
+        group = family.component(name)
+        if lacking and not (missing == "identity" and without.get(group, set()).issuperset(lacking)):
             unmatched.append(name)
             continue
         donor = next(weights.tensors[name] for weights in inputs.values() if name in weights)
-        stand_in = IdentityProjection(donor.info) if ".cc_projection." in name else donor
-        stand_ins += bool(lacking)
+        stand_in = IdentityProjection(donor.info) if family.identities(name) else donor
+        replaced[group] += bool(lacking)
         sources = {n: weights.tensors.get(name, stand_in) for n, weights in inputs.items()}
         aligned.append(Aligned(name, sources, name in base))
     if unmatched:
-        raise _names_differ(inputs, unmatched)
+        raise _names_differ(inputs, unmatched, family)
     _check_shapes(inputs, aligned)
     if not aligned:
         raise UsageError(
             f"{' and '.join(inputs)} have no tensor name in common", expected="two files of one model"
         )
     notes = [f"{len(absent)} tensors that not all inputs have are left out"] if absent else []
-    if stand_ins:
-        notes.append(
-            f"{', '.join(sorted(bare))}: no text adapter, the identity stands for it ({stand_ins} tensors)"
-        )
+    notes += [
+        f"{', '.join(sorted(without[group]))}: no {group}, one that does nothing is used ({count} tensors)"
+        for group, count in replaced.items()
+        if count
+    ]
     aligned.sort(key=lambda a: (a.sources[base_name].where[0] == "", a.sources[base_name].where))
     return aligned, absent, notes
 
 
-def _names_differ(inputs: Mapping[str, Weights], unmatched: list[str]) -> UsageError:
+def _names_differ(inputs: Mapping[str, Weights], unmatched: list[str], family: Family) -> UsageError:
     parts = []
     for name, weights in inputs.items():
         only = [n for n in unmatched if n in weights]
@@ -96,10 +105,10 @@ def _names_differ(inputs: Mapping[str, Weights], unmatched: list[str]) -> UsageE
         first = [n for n in unmatched if n in tables[0]]
         second = [n for n in unmatched if n in other]
         hint = hint or keys.prefix_hint(first, second)
-    adapter = [n for n in unmatched if keys.is_adapter(n)]
+    groups = {family.component(name) for name in unmatched}
     fix = "missing: drop leaves them out"
-    if len(adapter) == len(unmatched):
-        fix = "missing: identity lets the identity stand for a missing adapter, drop leaves it out"
+    if groups <= family.optional.keys():
+        fix = f"missing: identity uses {' and '.join(sorted(groups))} that do nothing, drop leaves them out"
     given = f"{' and '.join(str(w.path) for w in tables)} hold different names: " + "; ".join(parts)
     return UsageError(given, expected="equal names", fix=hint or fix)
 

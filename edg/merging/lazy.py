@@ -1,4 +1,4 @@
-"""A recipe's outputs without files: lazy mappings, of which a tensor is merged when it is read.
+"""Outputs of a recipe without files: lazy mappings, of which a tensor is merged when it is read.
 
 Bit for bit what `merge.run` writes, because the blocks of both come from `Pass`.
 """
@@ -16,11 +16,12 @@ from edg.core.hashing import cached_sha256
 from edg.core.log import log
 from edg.merging.masks import BLOCK
 from edg.merging.merge import ties_of
-from edg.merging.plan import Output, Plan, make_plan
+from edg.merging.plan import MergePlan, Output, make_plan
 from edg.merging.provenance import provenance
 from edg.merging.recipe import Recipe, same_result, to_dict
 from edg.merging.steps import Ties
 from edg.merging.streaming import Pass, Target
+from edg.weights.family import UNKNOWN, FamilyOf
 from edg.weights.hashing import tensor_digests
 from edg.weights.store import Weights
 from edg.weights.tensors import StoredTensor
@@ -29,7 +30,7 @@ from edg.weights.tensors import StoredTensor
 class MergedTensor(StoredTensor):
     """One tensor of an output; every read computes the blocks that it needs."""
 
-    def __init__(self, merged: Merged, index: int):
+    def __init__(self, merged: MergedWeights, index: int):
         self.merged, self.index = merged, index
         self.info = merged.output.infos[index]
 
@@ -68,19 +69,19 @@ class MergedTensor(StoredTensor):
         return source if source is not None and source.info.dtype == self.info.dtype else None
 
 
-class Merged(Weights):
+class MergedWeights(Weights):
     """One output of a plan. Its numbers are those of a file by the same recipe, so that clips of both count
     as made with the same set; `provenance`, computed and not read, hashes the inputs when first asked for."""
 
-    def __init__(self, plan: Plan, output: Output):
+    def __init__(self, plan: MergePlan, output: Output):
         self.plan, self.output = plan, output
         tensors = {tensor.name: MergedTensor(self, index) for index, tensor in enumerate(plan.aligned)}
         files = [file for weights in plan.inputs.values() for file in weights.files]
-        super().__init__(Path(output.name), "memory", tensors, files=files)
+        super().__init__(Path(output.name), "memory", tensors, files=files, family=plan.family)
 
     @cached_property
     def target(self) -> Target:
-        """Where the blocks belong; a `ties` step reads the whole model for it, once."""
+        """Target of the blocks; a `ties` step reads the whole model for it, once."""
         with_ties = any(isinstance(step, Ties) for step in self.output.steps)
         return Target(self.output, None, ties_of(self.plan, self.output) if with_ties else {})
 
@@ -99,7 +100,9 @@ class Merged(Weights):
         return provenance(self.plan.recipe, self.output.name, self.plan.inputs, hashes, count, count)
 
 
-def merged(recipe: Recipe, warn: Callable[[str], None] = log) -> dict[str, Merged]:
+def merged(
+    recipe: Recipe, warn: Callable[[str], None] = log, family: FamilyOf = UNKNOWN
+) -> dict[str, MergedWeights]:
     """Every output of a recipe by name, in its order. Raises UsageError (names, shapes), BadFileError."""
-    plan = make_plan(recipe, None, True, "safetensors", BLOCK, warn)
-    return {output.name: Merged(plan, output) for output in plan.outputs}
+    plan = make_plan(recipe, None, True, "safetensors", BLOCK, warn, family)
+    return {output.name: MergedWeights(plan, output) for output in plan.outputs}

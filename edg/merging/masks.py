@@ -1,4 +1,4 @@
-"""Random masks that belong to the tensor: from (seed, name, stream, block of 2^20 elements), nothing else.
+"""Random masks of a tensor, derived from (seed, name, stream, block of 2^20 elements) and nothing else.
 
 The result is therefore the same for any block size of reading, number of threads, order of tensors, or subset
 of them. The bits are numpy's SFC64 stream, whose values numpy promises not to change (NEP 19).
@@ -20,7 +20,7 @@ def keep_mask(
 ) -> torch.Tensor:
     """Boolean mask for elements start .. start+count of a flattened tensor, True with probability keep.
 
-    stream tells apart masks of one tensor ('adt', 'deg', 'dare0', ...). An element is kept when its 32-bit
+    stream distinguishes masks of one tensor ('adt', 'deg', 'dare0', ...). An element is kept when its 32-bit
     number is below keep * 2^32. Raises ValueError for a start that is no multiple of 2^20.
     """
     if start % BLOCK:

@@ -1,4 +1,4 @@
-"""Merging: a recipe is planned and checked (`plan`), then done in one pass for all outputs (`pipeline`).
+"""Merge: plan and check a recipe (`plan`), then carry it out in one pass for all outputs (`streaming`).
 
 Reading, computing and writing overlap; a fourth thread hashes the inputs behind the reader. Where all inputs
 are bit-equal the base's bytes are copied.
@@ -22,17 +22,18 @@ from edg.core.errors import BadFileError
 from edg.core.log import log
 from edg.core.process import stopping
 from edg.merging.masks import BLOCK
-from edg.merging.plan import Output, Plan, make_plan
+from edg.merging.plan import MergePlan, Output, make_plan
 from edg.merging.provenance import base_reference, provenance, remember_written
 from edg.merging.recipe import Recipe
-from edg.merging.steps import Step, Ties, TiesStatistics, ties_statistics
+from edg.merging.steps import MergeStep, Ties, TiesStatistics, ties_statistics
 from edg.merging.streaming import Pass, Progress, Target
+from edg.weights.family import UNKNOWN, FamilyOf
 from edg.weights.hashing import HashFollower
 from edg.weights.writers import open_writer
 
 
 @dataclass(frozen=True)
-class Made:
+class MergedFile:
     """A finished output: its path, number of tensors in the mapping, number stored, bytes of the file."""
 
     output: str
@@ -52,15 +53,17 @@ def run(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
     strict: bool = False,
-) -> list[Made]:
+    family: FamilyOf = UNKNOWN,
+) -> list[MergedFile]:
     """Carry out a recipe; writes {out}/{output}.{format} and {out}/{output}.{format}.json for every output.
 
     full: complete files; else only tensors that differ from the base, with a reference to it. block: elements
     at a time, a multiple of 2^20 (the result does not depend on it). strict: NaN or Inf in an input is an
-    error. Raises UsageError (names, shapes, paths), BadFileError (inputs), MachineError (disk).
+    error. family: whose names the inputs have, or a function that finds it (`store.open_weights`). Raises
+    UsageError (names, shapes, paths), BadFileError (inputs), MachineError (disk).
     """
     warn = warn or log
-    plan = make_plan(recipe, Path(out), full, format, block, warn)
+    plan = make_plan(recipe, Path(out), full, format, block, warn, family)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cores are for reading, computing and writing at once
     try:
@@ -71,8 +74,8 @@ def run(
         torch.set_num_threads(threads)
 
 
-def ties_of(plan: Plan, output: Output) -> dict[Step, TiesStatistics]:
-    """What `ties` steps must know of the whole model before the pass."""
+def ties_of(plan: MergePlan, output: Output) -> dict[MergeStep, TiesStatistics]:
+    """Statistics of the whole model that `ties` steps use."""
     found = {}
     for step in dict.fromkeys(s for s in output.steps if isinstance(s, Ties)):
         chosen = [i for i, s in enumerate(output.steps) if s == step and plan.is_float(i)]
@@ -82,12 +85,12 @@ def ties_of(plan: Plan, output: Output) -> dict[Step, TiesStatistics]:
 
 
 def _write_all(
-    plan: Plan,
-    ties: Mapping[str, Mapping[Step, TiesStatistics]],
+    plan: MergePlan,
+    ties: Mapping[str, Mapping[MergeStep, TiesStatistics]],
     progress: Progress | None,
     warn: Callable[[str], None],
     strict: bool,
-) -> list[Made]:
+) -> list[MergedFile]:
     """Make every output, or leave none of them half-written."""
     files = {str(f.path): f for weights in plan.inputs.values() for f in weights.files}
     draft = dict.fromkeys(files, "0" * 64)
@@ -109,13 +112,13 @@ def _write_all(
 
 
 def _finish(
-    plan: Plan,
+    plan: MergePlan,
     targets: Sequence[Target],
     follower: HashFollower,
     bad_values: Mapping[str, int],
     warn: Callable[[str], None],
     strict: bool,
-) -> list[Made]:
+) -> list[MergedFile]:
     hashes = follower.result()
     for weights in plan.inputs.values():
         weights.check_unchanged()
@@ -130,7 +133,7 @@ def _finish(
         remember_written(output.path)
         write_atomically(sidecar, (json.dumps(record, indent=1) + "\n").encode())
         size = output.path.stat().st_size
-        made.append(Made(output.name, output.path, len(plan.aligned), stored, size))
+        made.append(MergedFile(output.name, output.path, len(plan.aligned), stored, size))
     return made
 
 
@@ -147,8 +150,8 @@ def _report_bad_values(found: Mapping[str, int], warn: Callable[[str], None], st
         )
 
 
-def _record(plan: Plan, output: Output, hashes: Mapping[str, str], stored: int) -> dict:
-    """What the file says about itself; stored: how many tensors it holds."""
+def _record(plan: MergePlan, output: Output, hashes: Mapping[str, str], stored: int) -> dict:
+    """The record in the file; stored: how many tensors it holds."""
     record = provenance(plan.recipe, output.name, plan.inputs, hashes, len(plan.aligned), stored)
     return record if plan.full else record | base_reference(plan.inputs, hashes, output.path, plan.absent)
 

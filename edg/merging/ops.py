@@ -28,7 +28,7 @@ def keep_probability(drop_rate: float) -> float:
 
 
 def needs_mask(ndim: int, keep: float, mask_scalars: bool = True) -> bool:
-    """Whether DARE masks a tensor of this many dimensions: never 1-d, 0-d only if mask_scalars."""
+    """True if DARE masks a tensor of this many dimensions: never 1-d, 0-d only if mask_scalars."""
     return 0 < keep < 1 and ndim != 1 and (ndim != 0 or mask_scalars)
 
 
@@ -150,7 +150,7 @@ def svd_rank(tensor: Values, density: float | None = None, rank: int | None = No
 
 
 def ties_rank(total: int, drop_rate: float) -> int:
-    """Which smallest |value| of `total` is the threshold: total - int(total * K), K = 1 - drop_rate.
+    """Rank of the threshold among `total` ascending |values|: total - int(total * K), K = 1 - drop_rate.
 
     As released, int(total * K) + 1 values survive, and K >= 1 is read as a percentage (drop_rate 0 keeps 1
     %)."""

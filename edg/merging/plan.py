@@ -1,4 +1,4 @@
-"""What a merge will do, and all that is checked before a value is read: names, shapes, paths, disk space."""
+"""Plan of a merge, with all checks before a value is read: names, shapes, paths, disk space."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from edg.core.errors import MachineError, UsageError
 from edg.merging.align import Aligned, align
 from edg.merging.masks import BLOCK
 from edg.merging.recipe import Recipe, open_inputs, remarks
-from edg.merging.steps import Step
-from edg.weights import keys
+from edg.merging.steps import MergeStep
+from edg.weights.family import UNKNOWN, Family, FamilyOf, resolve
+from edg.weights.keys import near_names
 from edg.weights.store import Weights
 from edg.weights.tensors import FLOATS, ITEMSIZE, TensorInfo
 from edg.weights.writers import FORMATS
@@ -22,17 +23,22 @@ from edg.weights.writers import FORMATS
 
 @dataclass(frozen=True)
 class Output:
-    """One file to make. steps, infos: what is done to each aligned tensor, and how it is stored."""
+    """One file to make. steps, infos: the step and the stored form of each aligned tensor."""
 
     name: str
     path: Path
-    steps: Sequence[Step]
+    steps: Sequence[MergeStep]
     infos: Sequence[TensorInfo]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """aligned: the tensors in the order of the pass; absent: names left out; the rest as in `merge.run`."""
+class MergePlan:
+    """A merge with its inputs open; recipe, format, full and block as in `merge.run`.
+
+    aligned: the tensors in the order of the pass.
+    absent: names left out.
+    family: of the inputs.
+    """
 
     recipe: Recipe
     inputs: Mapping[str, Weights]
@@ -42,26 +48,35 @@ class Plan:
     format: str
     full: bool
     block: int
+    family: Family
 
     def is_float(self, index: int) -> bool:
         return self.aligned[index].info.dtype in FLOATS
 
     def whole(self, index: int) -> bool:
-        """Whether some output needs this tensor in one piece."""
+        """True if some output needs this tensor in one piece."""
         return any(output.steps[index].whole for output in self.outputs)
 
 
 def make_plan(
-    recipe: Recipe, out: Path | None, full: bool, format: str, block: int, warn: Callable[[str], None]
-) -> Plan:
-    """Open the inputs and decide everything; out: None where nothing is written; warn: where remarks go.
+    recipe: Recipe,
+    out: Path | None,
+    full: bool,
+    format: str,
+    block: int,
+    warn: Callable[[str], None],
+    family: FamilyOf = UNKNOWN,
+) -> MergePlan:
+    """Open the inputs and plan every output; out: None if nothing is written; warn: called with remarks.
     Raises as `merge.run` does."""
     if format not in FORMATS:
         raise UsageError(f"format {format!r}", expected="one of " + ", ".join(FORMATS))
     if block % BLOCK or block <= 0:
         raise UsageError(f"block {block}", expected=f"a multiple of {BLOCK}")
-    inputs = open_inputs(recipe)
-    aligned, absent, notes = align(inputs, recipe.missing)
+    inputs = open_inputs(recipe, family)
+    family = resolve(family, [name for weights in inputs.values() for name in weights])
+    recipe.check_kinds(family)
+    aligned, absent, notes = align(inputs, recipe.missing, family)
     if format == "safetensors":  # wide dtypes first: every tensor stays aligned
         aligned.sort(key=lambda tensor: -ITEMSIZE[_stored(tensor, recipe).dtype])
     infos = [_stored(tensor, recipe) for tensor in aligned]
@@ -69,12 +84,12 @@ def make_plan(
         Output(
             name,
             (out or Path()) / f"{name}.{format}",
-            [recipe.step_for(name, tensor.name) for tensor in aligned],
+            [recipe.step_for(name, tensor.name, family) for tensor in aligned],
             infos,
         )
         for name in recipe.outputs
     ]
-    plan = Plan(recipe, inputs, aligned, absent, outputs, format, full, block)
+    plan = MergePlan(recipe, inputs, aligned, absent, outputs, format, full, block, family)
     notes += _idle_steps(plan)
     if out is not None:
         _check_paths(plan)
@@ -90,7 +105,7 @@ def _stored(tensor: Aligned, recipe: Recipe) -> TensorInfo:
     return TensorInfo(tensor.info.shape, tensor.info.dtype if keep else recipe.dtype)
 
 
-def _idle_steps(plan: Plan) -> list[str]:
+def _idle_steps(plan: MergePlan) -> list[str]:
     """A note for every optional step that has no effect. Raises UsageError for a step, or a pattern of its
     `where`, that meets no tensor and is not optional: a slip in a name would leave the output as it was."""
     names = [tensor.name for index, tensor in enumerate(plan.aligned) if plan.is_float(index)]
@@ -99,7 +114,7 @@ def _idle_steps(plan: Plan) -> list[str]:
         reached = {id(step) for index, step in enumerate(output.steps) if plan.is_float(index)}
         for number, step in enumerate(plan.recipe.outputs[output.name], 1):
             place = f"{output.name}: step {number} ({step.op})"
-            unmet = [p for p in step.where if not any(keys.matches(name, [p]) for name in names)]
+            unmet = [p for p in step.where if not any(plan.family.matches(name, [p]) for name in names)]
             if lost := [pattern for pattern in unmet if not step.may_lack(pattern)]:
                 raise _meets_nothing(plan, place, lost, names)
             if unmet:
@@ -118,16 +133,16 @@ def _listed(patterns: Sequence[str]) -> str:
     return ", ".join(map(repr, patterns[:5])) + (f" and {len(patterns) - 5} more" if patterns[5:] else "")
 
 
-def _meets_nothing(plan: Plan, place: str, patterns: list[str], names: list[str]) -> UsageError:
+def _meets_nothing(plan: MergePlan, place: str, patterns: list[str], names: list[str]) -> UsageError:
     listed = _listed(patterns)
-    others = [tensor.name for tensor in plan.aligned if keys.matches(tensor.name, patterns)]
+    others = [tensor.name for tensor in plan.aligned if plan.family.matches(tensor.name, patterns)]
     if others:
         return UsageError(
             f"{place}: where {listed} meets only tensors that are not floating, such as {others[0]}",
             expected="floating tensors: the others are copied from the base",
             fix="remove it; optional: true if this is meant",
         )
-    near = next(filter(None, (keys.near_names(pattern, names) for pattern in patterns)), "")
+    near = next(filter(None, (near_names(pattern, names, plan.family) for pattern in patterns)), "")
     return UsageError(
         f"{place}: where {listed} meets no tensor of the inputs",
         expected="a kind of modules, or a pattern that matches names (edg info FILE --names)",
@@ -135,7 +150,7 @@ def _meets_nothing(plan: Plan, place: str, patterns: list[str], names: list[str]
     )
 
 
-def _check_paths(plan: Plan) -> None:
+def _check_paths(plan: MergePlan) -> None:
     for output in plan.outputs:
         for weights in plan.inputs.values():
             for file in weights.files:
@@ -146,7 +161,7 @@ def _check_paths(plan: Plan) -> None:
                     )
 
 
-def _remarks(plan: Plan) -> list[str]:
+def _remarks(plan: MergePlan) -> list[str]:
     found = [f"{name}: {note}" for name, weights in plan.inputs.items() for note in weights.notes]
     seen: dict[tuple[int, int], str] = {}
     for name, weights in plan.inputs.items():
@@ -155,13 +170,13 @@ def _remarks(plan: Plan) -> list[str]:
             if first != name:
                 found.append(f"{first} and {name} are the same file: there is nothing to extrapolate")
     found += remarks(plan.recipe)
-    if all(keys.component(tensor.name) in ("other", "buffers") for tensor in plan.aligned):
+    if all(plan.family.component(tensor.name) in ("other", "buffers") for tensor in plan.aligned):
         found.append("unknown model family: merging by name only")
     return found
 
 
-def _check_space(plan: Plan, out: Path, warn: Callable[[str], None]) -> None:
-    """Room for the complete files; for files of changes only the most they could take is compared."""
+def _check_space(plan: MergePlan, out: Path, warn: Callable[[str], None]) -> None:
+    """Check the disk space for complete files; warn if files of changes could take more."""
     if os.path.isfile(out):
         raise UsageError(f"{out} is a file", expected="a folder to write to")
     folder = check_writable(out)

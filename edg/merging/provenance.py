@@ -1,4 +1,4 @@
-"""What a merged file says about itself: recipe, inputs with their hashes, and the base it refers to."""
+"""Record of a merged file: recipe, inputs with their hashes, and the base it refers to."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edg.core.errors import BadFileError, EdgError
 from edg.core.hashing import cached_sha256, kept_state, recall, remember
 from edg.merging.recipe import Recipe, from_dict, open_inputs, same_result, to_dict
 from edg.weights.base_file import candidates, sha256_weights
+from edg.weights.family import UNKNOWN, FamilyOf
 from edg.weights.hashing import combined, numbers_sha256
 from edg.weights.store import DAMAGED, Weights, open_weights
 
@@ -42,7 +43,7 @@ def provenance(
 def base_reference(
     inputs: Mapping[str, Weights], hashes: Mapping[str, str], out: Path, absent: Sequence[str]
 ) -> dict:
-    """What a file of changes has on top: where its base is, and which of the base's names it drops."""
+    """Further fields of a file of changes: where its base is, and which of the base's names it drops."""
     name, base = next(iter(inputs.items()))
     relative = os.path.relpath(base.path.resolve(), out.parent.resolve())
     return {
@@ -58,7 +59,7 @@ def input_record(name: str, weights: Weights, hashes: Mapping[str, str]) -> dict
     return record | ({"table": weights.table} if weights.table else {})
 
 
-def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
+def is_made(recipe: Recipe, out: Path, full: bool, format: str, family: FamilyOf = UNKNOWN) -> bool:
     """True if every output lies in `out` already, made by this recipe from inputs of the same content.
 
     A record alone is no proof: an output must be the very file that a merge has written here, untouched
@@ -68,7 +69,7 @@ def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
         return False
     try:
         records = {name: open_weights(path, check_base=False).provenance for name, path in paths.items()}
-        inputs = open_inputs(recipe)
+        inputs = open_inputs(recipe, family)
     except BadFileError:
         return False
     files = {str(file.path): file.path for weights in inputs.values() for file in weights.files}
@@ -85,7 +86,7 @@ def is_made(recipe: Recipe, out: Path, full: bool, format: str) -> bool:
     now = {name: input_record(name, weights, hashes)["sha256"] for name, weights in inputs.items()}
     if any(now != {i["name"]: i["sha256"] for i in record["inputs"]} for record in records.values()):
         return False
-    return all(recall(WRITTEN, _state(path)) for path in paths.values()) or _holds(recipe, paths)
+    return all(recall(WRITTEN, _state(path)) for path in paths.values()) or _holds(recipe, paths, family)
 
 
 def remember_written(path: Path) -> None:
@@ -97,14 +98,15 @@ def _state(path: Path) -> list:
     return [str(path.resolve()), *kept_state(path.stat())]
 
 
-def _holds(recipe: Recipe, paths: Mapping[str, Path]) -> bool:
+def _holds(recipe: Recipe, paths: Mapping[str, Path], family: FamilyOf) -> bool:
     """True if each file holds the numbers that the recipe gives, merged again in memory."""
     from edg.merging.lazy import merged
 
     try:
-        wanted = merged(recipe, warn=lambda text: None)
+        wanted = merged(recipe, warn=lambda text: None, family=family)
         return all(
-            numbers_sha256(open_weights(path)) == numbers_sha256(wanted[name]) for name, path in paths.items()
+            numbers_sha256(open_weights(path, family=family)) == numbers_sha256(wanted[name])
+            for name, path in paths.items()
         )
     except BadFileError:
         return False
@@ -123,7 +125,7 @@ def is_as_recorded(weights: Weights) -> bool:
         recipe = from_dict({**record["recipe"], "inputs": {n: str(path) for n, path in paths.items()}})
         output = str(record.get("output"))
         return output in recipe.outputs and _holds(
-            replace(recipe, outputs={output: recipe.outputs[output]}), {output: weights.path}
+            replace(recipe, outputs={output: recipe.outputs[output]}), {output: weights.path}, weights.family
         )
     except (EdgError, *DAMAGED):  # the record may say anything
         return False
@@ -142,7 +144,7 @@ def _find_input(owner: Path, item: dict) -> Path | None:
 
 
 def _is_ours(record: dict) -> bool:
-    """Whether a record has the shape that a merge writes; what its fields say is another question."""
+    """True for a record of the shape that a merge writes, whatever its fields say."""
     recipe, inputs = record.get("recipe"), record.get("inputs")
     return (
         isinstance(recipe, dict)

@@ -26,8 +26,8 @@ from edg.core.paths import file_stem, user_path
 from edg.core.shipped import shipped
 from edg.core.written import plain, text_of
 from edg.merging.masks import GENERATOR
-from edg.merging.steps import Consistent, Copy, Dynamic, Step, make_step
-from edg.weights import keys
+from edg.merging.steps import Consistent, Copy, Dynamic, MergeStep, make_step
+from edg.weights.family import UNKNOWN, Family, FamilyOf
 
 if TYPE_CHECKING:
     from edg.weights.store import Weights
@@ -39,17 +39,20 @@ DTYPES = ("", "float32", "float16", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class Recipe:
-    """inputs: name -> path, the base first. outputs: name -> steps.
+    """A merge as data.
 
-    seed, generator: of the DARE masks. missing: what to do with names that not all inputs have: `identity`
-    (an input without any adapter key stands for the identity adapter, everything else is an error),
-    `error`, or `drop` (released). tables: input -> which of several tables in its file, the raw weights where
-    it is not named. mask_scalars: DARE masks 0-d tensors too (released). dtype: of the
-    outputs, '' for the base's.
+    inputs: name -> path, the base first.
+    outputs: name -> steps.
+    seed, generator: of the DARE masks.
+    missing: for names that not all inputs have: `identity` (an input without any tensor of an optional group
+        gets one that does nothing, everything else is an error), `error`, or `drop` (released).
+    mask_scalars: DARE masks 0-d tensors too (released).
+    dtype: of the outputs, '' for the base's.
+    tables: input -> one of several tables in its file; without a name, the raw weights.
     """
 
     inputs: Mapping[str, str]
-    outputs: Mapping[str, tuple[Step, ...]]
+    outputs: Mapping[str, tuple[MergeStep, ...]]
     seed: int = 0
     generator: str = GENERATOR
     missing: str = "identity"
@@ -82,11 +85,27 @@ class Recipe:
             for step in steps:
                 _check_step(output, step, list(self.inputs))
 
-    def step_for(self, output: str, name: str) -> Step:
+    def step_for(self, output: str, name: str, family: Family) -> MergeStep:
+        """The first step of the output whose `where` matches a tensor, else a copy of the base's."""
         for step in self.outputs[output]:
-            if not step.where or keys.matches(name, step.where):
+            if not step.where or family.matches(name, step.where):
                 return step
         return Copy()
+
+    def check_kinds(self, family: Family) -> None:
+        """Raise UsageError for a slip in a module kind that some `where` names."""
+        for output, steps in self.outputs.items():
+            for where in (where for step in steps for where in step.where):
+                if (
+                    where.isidentifier()
+                    and where not in family.kind_help
+                    and nearest(where, family.kind_help)
+                ):
+                    raise UsageError(
+                        f"{output}: where: {where!r} is no module kind",
+                        expected="one of " + ", ".join(family.kind_help) + " or a pattern with * in it",
+                        fix=nearest(where, family.kind_help),
+                    )
 
 
 def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -95,7 +114,7 @@ def _choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{what}: {value!r}", expected=f"one of {listed}", fix=nearest(str(value), allowed))
 
 
-def _check_step(output: str, step: Step, names: list[str]) -> None:
+def _check_step(output: str, step: MergeStep, names: list[str]) -> None:
     for name in step.used(names):
         if name not in names:
             raise UsageError(
@@ -114,13 +133,6 @@ def _check_step(output: str, step: Step, names: list[str]) -> None:
         )
     if len(names) < 2 and step.op not in ("copy", "linear"):
         raise UsageError(f"{output}: {step.op} with one input", expected="a base and at least one more")
-    for where in step.where:
-        if where.isidentifier() and where not in keys.KINDS and nearest(where, keys.KINDS):
-            raise UsageError(
-                f"{output}: where: {where!r} is no module kind",
-                expected="one of " + ", ".join(keys.KINDS) + " or a pattern with * in it",
-                fix=nearest(where, keys.KINDS),
-            )
 
 
 def edg_recipe(
@@ -155,7 +167,7 @@ def edg_recipe(
 
 
 def remarks(recipe: Recipe) -> list[str]:
-    """What a user should know about a recipe that is right but may not do what its numbers seem to say."""
+    """Remarks on a valid recipe that may not do what its numbers suggest."""
     steps = [(output, step) for output, steps in recipe.outputs.items() for step in steps]
     scaled = [
         f"{output}: alpha {step.alpha:g} scales the whole network, schedule included; "
@@ -195,7 +207,7 @@ def adjusted(recipe: Recipe, place: str, value: float) -> Recipe:
 
 
 def same_result(recipe: Mapping) -> dict:
-    """A recipe's plain data without what decides no number: paths of inputs, what may meet no tensor."""
+    """A recipe's plain data without paths of inputs and `optional`, which change no number."""
 
     def plain(value: object) -> object:
         if isinstance(value, list):
@@ -210,7 +222,7 @@ def same_result(recipe: Mapping) -> dict:
 def to_dict(recipe: Recipe) -> dict:
     """Plain data, ready for YAML or JSON; `from_dict` reads it back equal."""
 
-    def plain(step: Step) -> dict:
+    def plain(step: MergeStep) -> dict:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(step).items()}
         return {"op": step.op} | {
             k: v for k, v in values.items() if v is not None and not (k in ("where", "optional") and not v)
@@ -265,7 +277,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def is_recipe(path: str | Path) -> bool:
-    """Whether a YAML file is a recipe (has outputs) rather than a model's configuration."""
+    """True for a YAML file that is a recipe rather than a model's configuration."""
     return "model" not in config.read_yaml(find_recipe(path))
 
 
@@ -283,9 +295,11 @@ def find_recipe(path: str | Path) -> Path:
     return Path(path)
 
 
-def open_inputs(recipe: Recipe) -> dict[str, Weights]:
+def open_inputs(recipe: Recipe, family: FamilyOf = UNKNOWN) -> dict[str, Weights]:
     """The inputs of a merge by name, each with the table that the recipe names."""
     from edg.weights.store import open_weights
 
-    tables = recipe.tables
-    return {name: open_weights(path, table=tables.get(name, "")) for name, path in recipe.inputs.items()}
+    return {
+        name: open_weights(path, table=recipe.tables.get(name, ""), family=family)
+        for name, path in recipe.inputs.items()
+    }

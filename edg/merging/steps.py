@@ -1,4 +1,4 @@
-"""What a recipe can do to a tensor: each step is a frozen dataclass of its settings with a `run(block)`.
+"""Steps of a recipe: each is a frozen dataclass of its settings with a `run(block)`.
 
 A step sees one block of every input (a whole tensor where `whole` is true) and returns the block of the
 output; the arithmetic itself is in `ops`. The first input of a recipe is the base P.
@@ -23,10 +23,16 @@ MaskSource = Callable[[str, float], Tensor]  # (stream, keep probability) -> boo
 
 
 @dataclass
-class Block:
-    """One block of every input. tensors: input name -> values, the base first; ndim: of the whole tensor;
-    mask(stream, keep); mask_scalars: whether 0-d tensors are masked (as released); out: memory for the
-    result or None; ties: the statistics of the flattened model for a `ties` step."""
+class MergeBlock:
+    """One block of every input.
+
+    tensors: input name -> values, the base first.
+    ndim: of the whole tensor.
+    mask: (stream, keep probability) -> mask of the block.
+    mask_scalars: mask 0-d tensors (as released).
+    out: memory for the result, or None.
+    ties: statistics of the flattened model, for a `ties` step.
+    """
 
     tensors: dict[str, Tensor]
     ndim: int
@@ -53,16 +59,16 @@ class Block:
 
 @dataclass(frozen=True)
 class TiesStatistics:
-    """Per model the trimming threshold, and the sign that settles exact ties (-1, 0 or 1)."""
+    """Trimming threshold of each model, and the sign that settles exact ties (-1, 0 or 1)."""
 
     thresholds: tuple[float, ...]
     majority: float
 
 
 @dataclass(frozen=True)
-class Step:
-    """where: module kinds or name patterns it applies to (empty: everything). optional: whether the step and
-    all of its patterns, or which of the patterns, may meet no tensor of the inputs: otherwise an error."""
+class MergeStep:
+    """Base of all steps. where: module kinds or name patterns it applies to (empty: everything). optional:
+    True, or the patterns of `where` that may match no tensor; otherwise that is an error."""
 
     where: tuple[str, ...] = ()
     optional: bool | tuple[str, ...] = field(default=False, kw_only=True)
@@ -92,7 +98,7 @@ class Step:
         """True if a pattern of `where` may meet no tensor."""
         return self.optional if isinstance(self.optional, bool) else pattern in self.optional
 
-    def run(self, block: Block) -> Tensor:
+    def run(self, block: MergeBlock) -> Tensor:
         raise NotImplementedError
 
     def copies(self, names: Sequence[str]) -> str | None:
@@ -106,7 +112,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Copy(Step):
+class Copy(MergeStep):
     """An input as it is (`of`, default the base)."""
 
     of: str = ""
@@ -120,7 +126,7 @@ class Copy(Step):
 
 
 @dataclass(frozen=True)
-class Linear(Step):
+class LinearCombination(MergeStep):
     """sum_i weights[i] * input i; the weights in the order of the inputs."""
 
     weights: tuple[float, ...] = ()
@@ -136,7 +142,7 @@ class Linear(Step):
 
 
 @dataclass(frozen=True)
-class Average(Step):
+class Average(MergeStep):
     """Mean over `of` (default: all inputs but the base)."""
 
     of: tuple[str, ...] = ()
@@ -147,7 +153,7 @@ class Average(Step):
 
 
 @dataclass(frozen=True)
-class Extrapolate(Step):
+class Extrapolate(MergeStep):
     """P + alpha (P - S), S = `of` (default: the second input)."""
 
     alpha: float = 0.0
@@ -162,7 +168,7 @@ class Extrapolate(Step):
 
 
 @dataclass(frozen=True)
-class TaskArithmetic(Step):
+class TaskArithmetic(MergeStep):
     """P + scaling * sum of task vectors (scaling a number, or one per model), each first thinned by DARE when
     drop_rate is not 0; dare_scale multiplies the thinned vectors."""
 
@@ -178,7 +184,7 @@ class TaskArithmetic(Step):
 
 
 @dataclass(frozen=True)
-class Ties(Step):
+class Ties(MergeStep):
     """P + scaling * TIES-merged task vectors; `drop_rate` of the entries is trimmed. dare_drop_rate thins
     first.
 
@@ -192,10 +198,10 @@ class Ties(Step):
     dare_scale: float = 1.0
     op: ClassVar[str] = "ties"
 
-    def deltas(self, block: Block) -> list[Tensor]:
+    def deltas(self, block: MergeBlock) -> list[Tensor]:
         return dare_deltas(block, self.of, self.dare_drop_rate, self.dare_scale)
 
-    def trimmed(self, block: Block, thresholds: Sequence[float]) -> list[Tensor]:
+    def trimmed(self, block: MergeBlock, thresholds: Sequence[float]) -> list[Tensor]:
         return [ops.ties_trim(d, t) for d, t in zip(self.deltas(block), thresholds, strict=True)]
 
     def run(self, block):
@@ -204,7 +210,7 @@ class Ties(Step):
 
 
 @dataclass(frozen=True)
-class Magnitude(Step):
+class Magnitude(MergeStep):
     """P + scaling * (task vector cut to its `density` largest entries). Reads whole tensors."""
 
     density: float = 1.0
@@ -219,7 +225,7 @@ class Magnitude(Step):
 
 
 @dataclass(frozen=True)
-class SvdRank(Step):
+class SvdRank(MergeStep):
     """P + scaling * (task vector cut to rank `rank`, or int(density * smaller side)). Reads whole tensors."""
 
     density: float | None = None
@@ -235,7 +241,7 @@ class SvdRank(Step):
 
 
 @dataclass(frozen=True)
-class Dynamic(Step):
+class Dynamic(MergeStep):
     """EDG's dyn: P + beta D(alpha (P - S)), S = `of` (default: the second input)."""
 
     alpha: float = 0.25
@@ -254,7 +260,7 @@ class Dynamic(Step):
 
 
 @dataclass(frozen=True)
-class Consistent(Step):
+class Consistent(MergeStep):
     """EDG's con: alpha S + beta D(S - P) as released, or anchored: P + alpha (S - P) + beta D(S - P)."""
 
     alpha: float = 1.0
@@ -286,15 +292,16 @@ class Consistent(Step):
         )
 
 
-STEPS: dict[str, type[Step]] = {
+STEPS: dict[str, type[MergeStep]] = {
     step.op: step
     for step in (
-        Copy, Linear, Average, Extrapolate, TaskArithmetic, Ties, Magnitude, SvdRank, Dynamic, Consistent
+        Copy, LinearCombination, Average, Extrapolate, TaskArithmetic, Ties, Magnitude, SvdRank, Dynamic,
+        Consistent,
     )
 }  # fmt: skip
 
 
-def dare_deltas(block: Block, of: Sequence[str], drop_rate: float, scale: float) -> list[Tensor]:
+def dare_deltas(block: MergeBlock, of: Sequence[str], drop_rate: float, scale: float) -> list[Tensor]:
     """Task vectors of the models, thinned; model i uses the mask stream `dare{i}`."""
     keep, deltas = ops.keep_probability(drop_rate), []
     for index, model in enumerate(block.models(of)):
@@ -304,7 +311,7 @@ def dare_deltas(block: Block, of: Sequence[str], drop_rate: float, scale: float)
     return deltas
 
 
-def ties_statistics(step: Ties, numel: int, blocks: Callable[[], Iterable[Block]]) -> TiesStatistics:
+def ties_statistics(step: Ties, numel: int, blocks: Callable[[], Iterable[MergeBlock]]) -> TiesStatistics:
     """Thresholds and majority sign of a TIES step over all its tensors.
 
     numel: elements in all of them; blocks(): the blocks once more, called three times."""
@@ -322,7 +329,7 @@ def ties_statistics(step: Ties, numel: int, blocks: Callable[[], Iterable[Block]
     return TiesStatistics(thresholds, float((votes > 0) - (votes < 0)))
 
 
-def make_step(data: object, place: str) -> Step:
+def make_step(data: object, place: str) -> MergeStep:
     """A step from its YAML table {op: name, ...}. Raises UsageError naming the place and the nearest key."""
     if not isinstance(data, dict) or not isinstance(data.get("op"), str):
         raise UsageError(f"{place}: {data!r}"[:200], expected="a table with `op: ...`")

@@ -17,8 +17,8 @@ from edg.core.errors import UsageError
 from edg.core.process import stopping
 from edg.merging.align import Aligned
 from edg.merging.masks import keep_mask
-from edg.merging.plan import Output, Plan
-from edg.merging.steps import Block, Step, TiesStatistics
+from edg.merging.plan import MergePlan, Output
+from edg.merging.steps import MergeBlock, MergeStep, TiesStatistics
 from edg.weights.hashing import HashFollower
 from edg.weights.tensors import FLOATS, ITEMSIZE, NARROW, TensorInfo, dtype_name, raw_bytes, torch_dtype
 from edg.weights.writers import TensorWriter
@@ -30,12 +30,12 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all) of the base
 
 @dataclass
 class Target:
-    """An output while it is made: where it goes (None: nowhere), and the tensor whose blocks are being
+    """An output while it is written: its writer (None: nowhere), and the tensor whose blocks are being
     stored."""
 
     output: Output
     writer: TensorWriter | None
-    ties: Mapping[Step, TiesStatistics]
+    ties: Mapping[MergeStep, TiesStatistics]
     open_tensor: str = ""
 
 
@@ -55,7 +55,8 @@ class Slot:
 
 @dataclass
 class Work:
-    """One block: which tensor, from which element, how many, whether it is the last of the tensor."""
+    """One block on its way: index of the tensor, first element, number of elements, whether it is the
+    last."""
 
     index: int
     start: int
@@ -66,14 +67,15 @@ class Work:
 
 
 class Pass:
-    """`blocks` only reads; `run` fills the targets. bad_values: input and tensor -> count of NaN and Inf."""
+    """One pass over the inputs: `blocks` only reads; `run` fills the targets. bad_values: input and tensor
+    -> count of NaN and Inf."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: MergePlan):
         self.plan = plan
         self.bad_values: dict[str, int] = {}
         self.names = list(plan.recipe.inputs)
 
-    def blocks(self, chosen: Sequence[int]) -> Iterator[Block]:
+    def blocks(self, chosen: Sequence[int]) -> Iterator[MergeBlock]:
         """The blocks of some aligned tensors, one at a time in the same memory."""
         for work in self._works(chosen, [Slot()]):
             stopping.check()
@@ -163,7 +165,7 @@ class Pass:
 
     # ---- computing -----------------------------------------------------------------------------------------
 
-    def _block(self, work: Work, out: Tensor | None, ties: TiesStatistics | None = None) -> Block:
+    def _block(self, work: Work, out: Tensor | None, ties: TiesStatistics | None = None) -> MergeBlock:
         recipe, tensor, tensors = self.plan.recipe, self.plan.aligned[work.index], work.tensors
         if self.plan.whole(work.index):
             tensors = {name: values.view(tensor.info.shape) for name, values in tensors.items()}
@@ -174,7 +176,7 @@ class Pass:
             found = keep_mask(recipe.seed, tensor.name, stream, keep, work.start, work.count, room)
             return found.view(next(iter(tensors.values())).shape)
 
-        return Block(tensors, len(tensor.info.shape), mask, recipe.mask_scalars, out, ties)
+        return MergeBlock(tensors, len(tensor.info.shape), mask, recipe.mask_scalars, out, ties)
 
     def _compute(self, target: Target, work: Work) -> Tensor | None:
         """The block of an output in the output's dtype; None when it is the base's, bit for bit."""

@@ -317,7 +317,7 @@ def check_bases(sets: dict[str, Any]) -> None:
 
     The hash is remembered, so that the ranks after the first do not read the base for it.
     """
-    from edg.weights.store import open_weights
+    from edg.networks import open_weights
 
     for name, weights in sets.items():
         if weights.provenance.get("base"):

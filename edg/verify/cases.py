@@ -12,7 +12,6 @@ import fnmatch
 import gzip
 import importlib
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from torch import Tensor
 
 from edg.core.errors import BadFileError, UsageError, nearest
 from edg.verify import rules
+from edg.weights.readers.safetensors import open_safetensors
+from edg.weights.tensors import InputFile
 
 GROUPS: dict[str, str] = {
     "schedule": "edg.systems.edg.verify.schedules:schedule",
@@ -49,39 +50,14 @@ RELATIVE_L2 = {torch.bfloat16: 3e-2, torch.float16: 5e-3}
 #: Outputs of whole runs: guidance multiplies the difference of two passes by its scale, rounding included.
 GUIDED_OUTPUTS = frozenset({"x_final", "x_steps", "x0_steps", "latent", "video"})
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a small safetensors file whose names start with `prefix`, by the rest of their names.
+    """The tensors of a safetensors file whose names start with `prefix`, by the rest of their names.
 
     Raises BadFileError when the file is missing or not of this format.
     """
-    try:
-        blob = path.read_bytes()
-        (length,) = struct.unpack("<Q", blob[:8])
-        header = json.loads(blob[8 : 8 + length])
-        header.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in header.items():
-            if name.startswith(prefix):
-                begin, end = (8 + length + offset for offset in entry["data_offsets"])
-                flat = (
-                    torch.frombuffer(bytearray(blob[begin:end]), dtype=_DTYPES[entry["dtype"]])
-                    if end > begin
-                    else None
-                )
-                empty = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-                tensors[name[len(prefix) :]] = empty if flat is None else flat.reshape(entry["shape"])
-        return tensors
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, struct.error) as error:
-        raise BadFileError(
-            f"{path}: {error}", expected="a readable safetensors file of the reference"
-        ) from error
+    tensors, _ = open_safetensors(InputFile(path))
+    return {name[len(prefix) :]: t.load() for name, t in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from edg.core.errors import UsageError
 from edg.merging import ops
-from edg.merging.steps import Average, Block, Consistent, Dynamic, Step, TaskArithmetic, Ties, ties_statistics
+from edg.merging.steps import (
+    Average,
+    Consistent,
+    Dynamic,
+    MergeBlock,
+    MergeStep,
+    TaskArithmetic,
+    Ties,
+    ties_statistics,
+)
 from edg.verify.cases import Case
 
 
@@ -43,7 +52,7 @@ def _library(case: Case) -> dict[str, Tensor]:
     return {name: step.run(block) for name, block in blocks.items()}
 
 
-def _library_step(case: Case) -> Step:
+def _library_step(case: Case) -> MergeStep:
     c = case.config
     scaling = tuple(c["scaling"]) if isinstance(c.get("scaling"), list) else c.get("scaling", 1.0)
     dare = (
@@ -62,7 +71,7 @@ def _library_step(case: Case) -> Step:
     )
 
 
-def _blocks(case: Case, models: tuple[str, ...]) -> Iterator[tuple[str, Block]]:
+def _blocks(case: Case, models: tuple[str, ...]) -> Iterator[tuple[str, MergeBlock]]:
     """Whole tensors of the names that all models have, with the fixtures' masks."""
     listed = [name.partition("/") for name in case.input_names]
     first = [name for model, _, name in listed if model == models[0]]
@@ -75,7 +84,7 @@ def _blocks(case: Case, models: tuple[str, ...]) -> Iterator[tuple[str, Block]]:
             key = zlib.crc32(f"{case.seed}:mask:{stream}:{name}".encode())
             return torch.from_numpy(np.asarray(np.random.RandomState(key).random_sample(tuple(shape)) < keep))
 
-        yield name, Block(tensors, len(shape), mask)
+        yield name, MergeBlock(tensors, len(shape), mask)
 
 
 def _sparsify(case: Case) -> dict[str, Tensor]:

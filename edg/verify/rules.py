@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from edg.weights.keys import BUFFERS
-
-#: The weight rule leaves the noise schedule at its computed values.
-SCHEDULE_BUFFERS = BUFFERS
 
 
 def _standard_normal(text: str, shape: Iterable[int]) -> np.ndarray:
@@ -54,24 +49,20 @@ def fill(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    keep: Collection[str] = SCHEDULE_BUFFERS,
 ) -> nn.Module:
-    """Fill every floating tensor of the target's state dict by the weight rule, one by one; returns it.
+    """Fill every floating parameter of the target by the weight rule, one by one; returns it. Buffers keep
+    their computed values.
 
-    prefix: what stands before a key of `target` in a checkpoint. keep: full keys left as they are (integer
-    tensors are always left). A module on the meta device gets real storage on `device` (default CPU); with
-    `dtype` the stored tensors are cast to it. Persistent buffers that are kept must already be real.
+    prefix: of a key of `target` in a checkpoint. A module on the meta device gets real storage on `device`
+    (default CPU); with `dtype` the stored tensors are cast to it.
     """
     for key, old in list(target.state_dict(keep_vars=True).items()):
         name = prefix + key
-        if name in keep or not old.is_floating_point():
+        if not isinstance(old, nn.Parameter) or not old.is_floating_point():
             continue
         where = device or ("cpu" if old.is_meta else old.device)
         new = weight(seed, name, old.shape).to(device=where, dtype=dtype or old.dtype)
         owner_name, _, leaf = key.rpartition(".")
         owner = target.get_submodule(owner_name)
-        if leaf in owner._parameters:
-            owner._parameters[leaf] = nn.Parameter(new, requires_grad=old.requires_grad)
-        else:
-            owner._buffers[leaf] = new
+        owner._parameters[leaf] = nn.Parameter(new, requires_grad=old.requires_grad)
     return target

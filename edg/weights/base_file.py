@@ -1,4 +1,4 @@
-"""Files that hold only what a merge changed: finding, checking and joining the base they refer to."""
+"""Files of changes that a merge made: find, check and join the base they refer to."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def candidates(owner: Path, base: dict) -> list[Path]:
-    """Where the base may lie: beside the file, under CKPT_PATH, then where it was when the merge ran, also as
-    seen from the checkout: the embedded weights are there whatever folder a command runs in."""
+    """Paths to look for the base: beside the file, under CKPT_PATH, then where it was when the merge ran,
+    also relative to the checkout, where the embedded weights are."""
     recorded = Path(base["path"])
     found = [owner.parent / recorded.name]
     if base.get("relative"):
@@ -66,6 +66,7 @@ def complete(
             metadata=weights.metadata,
             notes=[*weights.notes, f"{len(weights.tensors)} tensors over the base {path}"],
             files=[*weights.files, *found.files],
+            family=found.family,
         )
         joined.records = [*weights.records, *found.records]
         return joined

@@ -1,4 +1,4 @@
-"""Any parameter set -> one complete file for other tools, a block of a tensor at a time."""
+"""Write any parameter set as one complete file for other tools, a block of a tensor at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edg.core.errors import UsageError
 from edg.core.process import stopping
 from edg.weights.base_file import sha256_weights
-from edg.weights.keys import BUFFERS
+from edg.weights.family import UNKNOWN, FamilyOf
 from edg.weights.store import Weights, open_weights, refuse_lora
 from edg.weights.tensors import CHUNK, FLOATS, ITEMSIZE, TensorInfo, raw_bytes, torch_dtype
 from edg.weights.writers import TensorWriter, open_writer
@@ -28,6 +28,7 @@ def export(
     dtype: str | None = None,
     *,
     table: str = "",
+    family: FamilyOf = UNKNOWN,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] = lambda text: None,
@@ -36,15 +37,15 @@ def export(
     its base. Atomic; memory is one block of a tensor.
 
     dtype: 'float16', 'bfloat16' or 'float32' for floating tensors, None keeps each as it is. The schedule is
-    kept as stored: 16 bits cannot hold it. table: of several in the file. warn: is given what the file has
-    and OUT will not. Raises UsageError (ending, an `out` that is there, values too
-    large for float16), BadFileError, MachineError.
+    kept as stored: 16 bits cannot hold it. table: of several in the file. family: as for `open_weights`.
+    warn: is given what the file has and OUT will not. Raises UsageError (ending, an `out` that is there,
+    values too large for float16), BadFileError, MachineError.
     """
     out = Path(out)
     form = FORMATS.get(out.suffix.lower())
     if form is None:
         raise UsageError(f"export to {str(out)!r}", expected="a name that ends in .safetensors, .pt or .ckpt")
-    weights = open_weights(source, table=table)
+    weights = open_weights(source, table=table, family=family)
     refuse_lora(weights)
     for note in weights.notes:
         warn(f"note: {note}")
@@ -52,7 +53,13 @@ def export(
         raise UsageError(f"{out} is one of the files to be read", fix="choose another name")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} is there already", fix="choose another name or give --overwrite")
-    plan = {name: _target(name, info, dtype) for name, info in weights.infos().items()}
+    computed = weights.family.buffers
+    plan = {
+        name: info
+        if dtype is None or info.dtype not in FLOATS or name in computed
+        else TensorInfo(info.shape, dtype)
+        for name, info in weights.infos().items()
+    }
     if form == "safetensors":  # wide dtypes first: every tensor stays aligned
         plan = dict(sorted(plan.items(), key=lambda item: -ITEMSIZE[item[1].dtype]))
     text = json.dumps(_record(weights, dtype))
@@ -71,14 +78,8 @@ def export(
     return plan
 
 
-def _target(name: str, info: TensorInfo, dtype: str | None) -> TensorInfo:
-    if dtype is None or info.dtype not in FLOATS or name in BUFFERS:
-        return info
-    return TensorInfo(info.shape, dtype)
-
-
 def _record(weights: Weights, dtype: str | None) -> dict:
-    """The source's own record without its base (nothing refers to another file any more), and whence."""
+    """The source's own record without its base, and the file that was exported."""
     import edg
 
     kept = {key: value for key, value in weights.provenance.items() if key not in ("base", "absent")}

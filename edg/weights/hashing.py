@@ -1,4 +1,4 @@
-"""SHA-256 of a parameter set's numbers, in whatever files they lie; and of files, following a merge.
+"""SHA-256 of a parameter set's numbers, whatever files hold them, and of files while a merge reads them.
 
 The numbers decide: a record inside a file, or beside it, says where they came from, and may be wrong.
 What follows a merge comes from the page cache, and is forgotten there when the file is large."""
@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edg.core.hashing import hash_value, kept_state, recall, remember, remember_sha256
 from edg.core.pagecache import forget, too_large
@@ -24,8 +24,8 @@ STEP = 4 << 20
 
 
 def numbers_sha256(weights: Weights) -> str:
-    """One SHA-256 of every tensor's name, dtype, shape and bytes: the same for .pt, .safetensors, shards,
-    complete files and files of changes, and for none that differ in a bit.
+    """One SHA-256 of the names, dtypes, shapes and bytes of all tensors, the same for .pt, .safetensors,
+    shards, complete files and files of changes.
 
     Reads all of it once, a block of a tensor at a time; remembered while the files stay as they are. Raises
     BadFileError when a file changes meanwhile."""
@@ -44,7 +44,7 @@ def numbers_sha256(weights: Weights) -> str:
 
 
 def tensor_digests(weights: Weights) -> dict[str, str]:
-    """SHA-256 of every tensor's bytes by name; remembered for what lies in files."""
+    """SHA-256 of the bytes of every tensor by name; cached for tensors in files."""
     key = weights.content_key() if weights.container != "memory" else None
     if key:
         with suppress(ValueError, RecursionError):
@@ -59,9 +59,9 @@ def tensor_digests(weights: Weights) -> dict[str, str]:
     return found
 
 
-def places_key(weights: Weights) -> Any:
-    """Key of the numbers of a set that lies in files: those files, as they were when it was opened, and
-    where in them each tensor is. None for tensors in memory."""
+def places_key(weights: Weights) -> list | None:
+    """Cache key of the numbers of a set in files: the files as they were when it was opened, and the place
+    of each tensor in them. None for tensors in memory."""
     if not weights.files:
         return None
     places = [
@@ -81,7 +81,7 @@ def combined(hashes: Sequence[tuple[str, str]]) -> str:
 
 
 class HashFollower(threading.Thread):
-    """Hashes files in the background, staying behind the positions told to `advance`; `result()` ends it."""
+    """Thread that hashes files up to the positions given to `advance`; `result()` ends it."""
 
     def __init__(self, files: Sequence[InputFile]):
         super().__init__(daemon=True, name="edg-hash")
@@ -94,7 +94,7 @@ class HashFollower(threading.Thread):
         self.start()
 
     def advance(self, path: str, position: int) -> None:
-        """The merge has read up to here."""
+        """Allow hashing up to this position."""
         with self.wake:
             if path in self.goal and position > self.goal[path]:
                 self.goal[path] = min(position, self.files[path].size)
@@ -126,7 +126,7 @@ class HashFollower(threading.Thread):
                     forget(self.files[path].fd, self.done[path], count)
                 self.digests[path].update(buffer[:count])
                 self.done[path] += count
-        except Exception as error:  # told to the caller of result()
+        except Exception as error:  # raised by result()
             self.error = error
 
     def result(self) -> dict[str, str]:

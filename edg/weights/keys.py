@@ -1,25 +1,14 @@
-"""Names of tensors: bringing them to the published form, and telling from a name what a tensor belongs to.
-
-Published form: `model.diffusion_model.*`, `first_stage_model.*`, `cond_stage_model.model.*`,
-`embedder.model.*`, `image_proj_model.*`, schedule buffers without a dot, and for the text adapter
-`queries`, `qformer.*`, `*.cc_projection.{weight,bias}`.
-"""
+"""Names of tensors in the published form, and names near to a misspelt one."""
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-ROOTS = {
-    "model.diffusion_model.": "unet",
-    "first_stage_model.": "vae",
-    "cond_stage_model.": "text",
-    "embedder.": "image",
-    "image_proj_model.": "image_proj",
-}
+from edg.weights.family import UNKNOWN, Family
+
 #: Parts of names that compile, FSDP, activation checkpointing and their kin put between a module and its
 #: parameters: taken off wherever they stand.
 WRAPPERS = frozenset(
@@ -43,113 +32,74 @@ LORA = re.compile(
 AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averages", "shadow", "polyak", "teacher"}
 MAX_COPIES = 16  # of a model in one table; more are none, and would be compared with every name
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
-BUFFERS = frozenset(
-    [
-        "betas",
-        "alphas_cumprod",
-        "alphas_cumprod_prev",
-        "sqrt_alphas_cumprod",
-        "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod",
-        "sqrt_recip_alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance",
-        "posterior_log_variance_clipped",
-        "posterior_mean_coef1",
-        "posterior_mean_coef2",
-        "scale_arr",
-        "scale_factor",
-    ]
-)
-KINDS = {
-    "temporal": "temporal transformers of the blocks (with their adapter projections)",
-    "spatial": "spatial transformers",
-    "resblock": "residual blocks, with the temporal convolutions inside them",
-    "temporal_conv": "the temporal convolutions alone",
-    "init_attn": "the temporal transformer after the first convolution",
-    "in": "first convolution",
-    "out": "last normalisation and convolution",
-    "resample": "down- and upsampling convolutions",
-    "time": "time and frame-rate embeddings",
-    "image_proj": "image projector",
-    "adapter": "text adapter: queries, qformer, cc_projection",
-    "unet": "all of the denoising network",
-    "vae": "autoencoder",
-    "text": "text tower",
-    "image": "image tower",
-    "buffer": "schedule buffers",
-}
-BLOCK = re.compile(
-    r"model\.diffusion_model\.(input_blocks|middle_block|output_blocks)\.(?:(\d+)\.)?(\d+)\.(.*)$"
-)
 
 
-def normalise(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """(published name -> name in the file, notes): what all names carry in front off, wrappers of training
-    frameworks off wherever they stand, EMA copies out, old keys renamed.
+def normalise(names: Iterable[str], family: Family = UNKNOWN) -> tuple[dict[str, str], list[str]]:
+    """(published name -> name in the file, notes).
 
-    Raises ValueError when two names become one."""
+    A common prefix and the wrappers of training frameworks are removed, EMA copies left out, former names
+    replaced by the family's. Raises ValueError if two names become one."""
     names, notes = list(names), []
-    ema = _averaged(names)
+    ema = _averaged(names, family)
     if 0 < len(ema) < len(names):
         names = [n for n in names if n not in ema]
         notes.append(f"{len(ema)} EMA keys ignored")
-    prefix = wrapper_prefix(names)
+    prefix = wrapper_prefix(names, family)
     if prefix:
         count = sum(name.startswith(prefix) for name in names)
         notes.append(f"prefix {prefix!r} removed from {'every name' if count == len(names) else count}")
     short = {name: name.removeprefix(prefix) for name in names}
-    bare = _without_wrappers(short)
+    bare = _without_wrappers(short, family)
     if removed := [part for name in names for part in _parts_less(short[name], bare[name])]:
         count = sum(short[name] != bare[name] for name in names)
         listed = ", ".join(repr(f"{part}.") for part in sorted(set(removed)))
         notes.append(f"{listed} removed from inside {count} names")
-    result, renamed = {}, 0
+    result, renamed = {}, Counter()
     for name in names:
-        fixed = bare[name].replace("framestride_embed", "fps_embedding")
-        renamed += fixed != bare[name]
+        fixed = bare[name]
+        for old, new in family.renames.items():
+            renamed[old] += old in fixed
+            fixed = fixed.replace(old, new)
         if fixed in result:
             raise ValueError(f"{result[fixed]!r} and {name!r} both mean {fixed!r}")
         result[fixed] = name
-    if renamed:
-        notes.append(f"{renamed} keys renamed from framestride_embed to fps_embedding")
+    notes += [f"{n} keys renamed from {old} to {family.renames[old]}" for old, n in renamed.items() if n]
     return result, notes
 
 
 def words(key: object) -> set[str]:
-    """The words of a key, in lower case: 'EMACallback' is {'ema', 'callback'}."""
+    """Lower-case words of a key: 'EMACallback' is {'ema', 'callback'}."""
     return {word.lower() for word in WORD.findall(key[:1000])} if isinstance(key, str) else set()
 
 
-def _averaged(names: list[str]) -> set[str]:
-    """The names of averaged copies: those of the release (`model_ema.`), which have no dots, and those that
-    say so in front of a published name, where another is there as it was trained."""
-    bare = {name: _drop_parts(name, _like_wrapper) for name in names}
-    heads = {_head(name) for name in bare.values()} - {None}
+def _averaged(names: list[str], family: Family) -> set[str]:
+    """Names of averaged copies: those of the release (`model_ema.`), which have no dots, and those with such
+    a word in front of a published name that is there without it too."""
+    bare = {name: without_wrapper_parts(name) for name in names}
+    heads = {family.prefix(name) for name in bare.values()} - {None}
     copies = {head for head in heads if words(head) & AVERAGED}
     copies = tuple(copies) if heads - copies and len(copies) <= MAX_COPIES else ()
     return {
         name
         for name, short in bare.items()
-        if short.startswith(copies) or (_head(short) is None and "model_ema" in short.split(".")[:-1])
+        if short.startswith(copies) or (family.prefix(short) is None and "model_ema" in short.split(".")[:-1])
     }
 
 
-def _head(name: str) -> str | None:
-    """What stands in front of the published form of a name, None where that is not in it."""
-    places = (f".{name}".find(f".{root}") for root in ROOTS if root != "embedder.")
-    return next((name[:at] for at in places if at >= 0), None)
+def without_wrapper_parts(name: str) -> str:
+    """The name without every part that a training framework may have put into it."""
+    return _drop_parts(name, _like_wrapper)
 
 
-def _without_wrappers(names: Mapping[str, str]) -> dict[str, str]:
-    """The names (values) without wrappers: everything like one goes where a published name remains, what is
-    one for certain goes in any case."""
-    bare = {name: _drop_parts(short, _like_wrapper) for name, short in names.items()}
-    prefix = wrapper_prefix(list(bare.values())) if bare != dict(names) else ""  # before the wrappers
+def _without_wrappers(names: Mapping[str, str], family: Family) -> dict[str, str]:
+    """Names (values) without wrappers: everything like one is removed where a published name remains,
+    certain ones in any case."""
+    bare = {name: without_wrapper_parts(short) for name, short in names.items()}
+    prefix = wrapper_prefix(list(bare.values()), family) if bare != dict(names) else ""  # before the wrappers
     found = {}
     for name, short in names.items():
         found[name] = bare[name].removeprefix(prefix)
-        if component(found[name]) == "other":
+        if family.component(found[name]) == "other":
             found[name] = _drop_parts(short, WRAPPERS.__contains__).removeprefix(prefix)
     return found
 
@@ -170,10 +120,9 @@ def _parts_less(long: str, short: str) -> list[str]:
     return list((Counter(long.split(".")) - Counter(short.split("."))).elements())
 
 
-def wrapper_prefix(names: list[str]) -> str:
-    """What all names of the published form carry in front of it, or wrappers that all names do: found from
-    the data, '' when there is nothing."""
-    heads = {_head(name) for name in names} - {None}
+def wrapper_prefix(names: list[str], family: Family) -> str:
+    """The prefix before all published names, or the wrappers before all names, '' where there is none."""
+    heads = {family.prefix(name) for name in names} - {None}
     prefix = min(heads, key=len, default="")
     if prefix and all(head.startswith(prefix) for head in heads):
         return prefix
@@ -187,69 +136,18 @@ def wrapper_prefix(names: list[str]) -> str:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """True for low-rank changes to a model, by whatever trainer: at least half of the names say so."""
+    """True for low-rank changes to a model, of any trainer: at least half of the names have the word."""
     names = list(names)
     return 0 < len(names) <= 2 * sum(bool(LORA.search(name)) for name in names)
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a tensor belongs to the text-to-temporal adapter."""
-    return name == "queries" or name.startswith("qformer.") or ".cc_projection." in name
-
-
-def component(name: str) -> str:
-    """unet, vae, text, image, image_proj, adapter, buffers or other."""
-    if is_adapter(name):
-        return "adapter"
-    if name in BUFFERS:
-        return "buffers"
-    return next((kind for root, kind in ROOTS.items() if name.startswith(root)), "other")
-
-
-def kinds(name: str) -> frozenset[str]:
-    """All module kinds (KINDS) a tensor belongs to; empty for foreign names."""
-    part = component(name)
-    found = {{"buffers": "buffer"}.get(part, part)} - {"other"}
-    if name.startswith("model.diffusion_model."):
-        found |= {"unet"} | _unet_kinds(name)
-    return frozenset(found)
-
-
-def _unet_kinds(name: str) -> set[str]:
-    inner = name.removeprefix("model.diffusion_model.")
-    top = inner.split(".", 1)[0]
-    if top in ("init_attn", "out"):
-        return {top}
-    if top in ("time_embed", "fps_embedding", "label_emb"):
-        return {"time"}
-    match = BLOCK.match(name)
-    if not match:
-        return set()
-    section, block, index, rest = match.groups()
-    if section == "input_blocks" and block == "0":
-        return {"in"}
-    if rest.startswith(("op.", "conv.")):
-        return {"resample"}
-    if re.match(r"(in_layers|out_layers|emb_layers|skip_connection|temopral_conv|h_upd|x_upd)\b", rest):
-        return {"resblock", "temporal_conv"} if rest.startswith("temopral_conv") else {"resblock"}
-    if ".cc_projection." in f".{rest}":
-        return {"temporal"}
-    return {"spatial"} if index == "1" else {"temporal"}
-
-
-def matches(name: str, where: Iterable[str]) -> bool:
-    """Whether a tensor is meant by any of `where`: module kinds (KINDS) or name patterns (`*.bias`)."""
-    own = kinds(name)
-    return any(w in own or fnmatch.fnmatchcase(name, w) for w in where)
-
-
-def near_names(pattern: str, names: Iterable[str]) -> str:
+def near_names(pattern: str, names: Iterable[str], family: Family) -> str:
     """'did you mean ...' for a pattern that matches none of the names: the nearest kind that one of them has
     and the nearest parts of names, each with a name that has it. '' when nothing is near."""
     parts: dict[str, str] = {}
     met: set[str] = set()
     for name in names:
-        met |= kinds(name)
+        met |= family.kinds(name)
         for part in name.split("."):
             parts.setdefault(part, name)
     pieces = [piece for piece in re.split(r"[.*?\[\]]+", pattern) if len(piece) > 1 and piece not in parts]
@@ -263,14 +161,6 @@ def near_names(pattern: str, names: Iterable[str]) -> str:
 def _close(text: str, known: Iterable[str]) -> list[str]:
     by_small = {one.lower(): one for one in known}
     return [by_small[hit] for hit in difflib.get_close_matches(text.lower(), by_small, n=2, cutoff=0.6)]
-
-
-def parameter_counts(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Number of elements per component, largest first; sizes: name -> number of elements."""
-    total = Counter()
-    for name, numel in sizes.items():
-        total[component(name)] += numel
-    return dict(total.most_common())
 
 
 def prefix_hint(ours: Iterable[str], theirs: Iterable[str]) -> str:

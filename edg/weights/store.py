@@ -14,12 +14,13 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edg.core.errors import BadFileError, EdgError, UsageError
 from edg.core.files import read_small
 from edg.core.process import stopping
 from edg.weights import base_file, keys
+from edg.weights.family import UNKNOWN, Family, FamilyOf, resolve
 from edg.weights.hashing import places_key
 from edg.weights.readers.legacy import open_legacy
 from edg.weights.readers.safetensors import open_safetensors
@@ -50,9 +51,12 @@ DAMAGED = (
 class Weights(Mapping):
     """Tensors of a checkpoint by published name.
 
-    path; container: 'zip' | 'safetensors' | 'sharded' | 'legacy' | 'memory'; metadata: texts stored in the
-    file, and plain numbers beside its tensors; notes: what was ignored or renamed; tensors: name ->
-    StoredTensor; files: every file read.
+    container: 'zip' | 'safetensors' | 'sharded' | 'legacy' | 'memory'.
+    metadata: texts stored in the file, and plain numbers beside its tensors.
+    notes: lines on names that were ignored or changed.
+    tensors: name -> StoredTensor.
+    files: every file read.
+    family: of the names.
     """
 
     def __init__(
@@ -64,11 +68,13 @@ class Weights(Mapping):
         metadata: Mapping[str, str] | None = None,
         notes: list[str] | None = None,
         files: list[InputFile] | None = None,
+        family: FamilyOf = UNKNOWN,
     ):
         self.path, self.container = Path(path), container
         self.metadata, self.notes, self.files = dict(metadata or {}), list(notes or []), list(files or [])
+        self.family: Family = resolve(family, tensors)
         try:
-            names, more = keys.normalise(tensors)
+            names, more = keys.normalise(tensors, self.family)
         except ValueError as error:
             raise BadFileError(f"{path}: {error}") from error
         self.tensors = {name: tensors[stored] for name, stored in names.items()}
@@ -114,15 +120,15 @@ class Weights(Mapping):
 
     @property
     def provenance(self) -> dict:
-        """What `edg merge` wrote about this file ({} for foreign files)."""
+        """The record that `edg merge` wrote into this file ({} for foreign files)."""
         try:
             found = json.loads(self.metadata.get("edg", "{}"))
         except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
-    def content_key(self) -> Any:
-        """Key of notes about the numbers (JSON-like), None where nothing stands for them."""
+    def content_key(self) -> list | None:
+        """Cache key of the numbers (JSON-like), None if there is none."""
         return places_key(self)
 
     def check_unchanged(self) -> None:
@@ -151,29 +157,40 @@ class Weights(Mapping):
 
 
 def open_weights(
-    path: str | os.PathLike, *, check_base: bool = True, join_base: bool = True, table: str = ""
+    path: str | os.PathLike,
+    *,
+    check_base: bool = True,
+    join_base: bool = True,
+    table: str = "",
+    family: FamilyOf = UNKNOWN,
 ) -> Weights:
     """Open a checkpoint file or a sharded folder for lazy reading.
 
     A file in which `edg merge` stored only what changed opens as the complete mapping; check_base=False
     skips the check of the base's SHA-256 then, join_base=False shows only what is stored. table: the name of
-    one of several tables in the file, '' for the raw weights (`tables.choose_table`). Raises BadFileError
+    one of several tables in the file, '' for the raw weights (`tables.choose_table`). family: whose published
+    names the tensors get, or a function that finds it from the stored names. Raises BadFileError
     (exit 3) for anything that is not a readable checkpoint, UsageError for a table that it does not have.
     """
-    return _open_joined(Path(path), table, check_base, join_base, {})
+    return _open_joined(Path(path), table, check_base, join_base, {}, family)
 
 
 def _open_joined(
-    path: Path, table: str, check_base: bool, join_base: bool, known: dict[tuple[str, str], Weights | None]
+    path: Path,
+    table: str,
+    check_base: bool,
+    join_base: bool,
+    known: dict[tuple[str, str], Weights | None],
+    family: FamilyOf,
 ) -> Weights:
     """known: bases found so far by path and table, None for a file whose base is being looked for: none is
     opened twice."""
     try:
         place = os.path.realpath(path), table
         known[place] = None
-        weights = _open(path, table)
+        weights = _open(path, family, table)
         if join_base and weights.provenance.get("base"):
-            find = partial(_open_joined, check_base=check_base, join_base=True, known=known)
+            find = partial(_open_joined, check_base=check_base, join_base=True, known=known, family=family)
             weights = base_file.complete(weights, known, find, check_base)
         known[place] = weights
         return weights
@@ -189,10 +206,10 @@ def _open_joined(
         ) from error
 
 
-def _open(path: Path, table: str = "") -> Weights:
+def _open(path: Path, family: FamilyOf, table: str = "") -> Weights:
     if path.is_dir() or path.name.endswith(".index.json"):
         _check_one_table(path, table)
-        return _open_sharded(path)
+        return _open_sharded(path, family)
     if path.exists() and not path.is_file():
         raise BadFileError(f"{path} is not a regular file", expected="a checkpoint")
     file = InputFile(path)
@@ -200,12 +217,13 @@ def _open(path: Path, table: str = "") -> Weights:
     if kind == "safetensors":
         tensors, metadata = open_safetensors(file)
         _check_one_table(path, table)
-        return Weights(path, kind, tensors, metadata=metadata, notes=_name_note(path, kind), files=[file])
+        notes = _name_note(path, kind)
+        return Weights(path, kind, tensors, metadata=metadata, notes=notes, files=[file], family=family)
     top, records, notes = open_zip(file) if kind == "zip" else open_legacy(file)
     refs, metadata, more = choose_table(path, top, table)
     tensors = {name: file_tensor(file, records, name, ref) for name, ref in refs.items()}
     notes += _name_note(path, kind) + more
-    weights = Weights(path, kind, tensors, metadata=metadata, notes=notes, files=[file])
+    weights = Weights(path, kind, tensors, metadata=metadata, notes=notes, files=[file], family=family)
     weights.table = table
     used = dict.fromkeys(f"data/{ref.storage.key}".lower() for ref in refs.values())
     if kind == "zip":  # the others have no checksums
@@ -227,7 +245,7 @@ def _name_note(path: Path, kind: str) -> list[str]:
     )
 
 
-def _open_sharded(path: Path) -> Weights:
+def _open_sharded(path: Path, family: FamilyOf) -> Weights:
     """A folder of shards, with or without *.index.json."""
     folder = path if path.is_dir() else path.parent
     index = [path] if path.is_file() else sorted(folder.glob("*.index.json"))
@@ -255,11 +273,11 @@ def _open_sharded(path: Path) -> Weights:
             raise BadFileError(f"{index[0] if index else folder} names the shard {name}, which is missing")
         if index and not _is_inside(shard, folder):
             raise BadFileError(f"{index[0]}: its weight_map names files outside the folder, as {name}")
-        shards[name] = _open(shard)
+        shards[name] = _open(shard, family)
     tensors = _gather_shards(path, shards, weight_map)
     notes = [note for shard in shards.values() for note in shard.notes]
     files = [file for shard in shards.values() for file in shard.files]
-    weights = Weights(path, "sharded", tensors, notes=notes, files=files)
+    weights = Weights(path, "sharded", tensors, notes=notes, files=files, family=family)
     weights.records = [record for shard in shards.values() for record in shard.records]
     return weights
 
@@ -292,17 +310,17 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _is_relative(name: object) -> bool:
-    """Whether the name of a shard leads down from the index's folder."""
+    """True if the name of a shard leads down from the index's folder."""
     parts = Path(name).parts if isinstance(name, str) else ()
     return bool(parts) and not Path(name).is_absolute() and ".." not in parts
 
 
 def _is_inside(shard: Path, folder: Path) -> bool:
-    """Whether a shard lies in the folder when links are followed; a snapshot of the Hugging Face cache is
+    """True if a shard is in the folder when links are followed; a snapshot of the Hugging Face cache is
     made of links to the blobs of its repository."""
-    home, place = folder.resolve(), shard.resolve()
-    snapshots = next((parent for parent in (home, *home.parents) if parent.name == "snapshots"), None)
-    allowed = [home] if snapshots is None else [home, snapshots.parent / "blobs"]
+    top, place = folder.resolve(), shard.resolve()
+    snapshots = next((parent for parent in (top, *top.parents) if parent.name == "snapshots"), None)
+    allowed = [top] if snapshots is None else [top, snapshots.parent / "blobs"]
     return any(place.is_relative_to(root) for root in allowed)
 
 

@@ -135,7 +135,7 @@ def _tables(top: object) -> Iterator[Table]:
 
 
 def _is_beside(key: object) -> bool:
-    """Whether a tensor at the top is a counter or a state rather than a parameter, whose names have dots."""
+    """True for a tensor at the top that is a counter or a state: names of parameters have dots."""
     return "." not in str(key) and bool(words(key) & BESIDE)
 
 

@@ -100,8 +100,8 @@ def test_the_loop_as_released_doubles_the_size_by_the_larger_convolution(monkeyp
     with torch.no_grad():
         made = step.make_step(step.Setting(model.name, variant, "cpu", "fp32", 1), model)
         for least in (1, 10**9):
-            monkeypatch.setattr(upsample, "LEAST", least)
-            monkeypatch.setattr(upsample, "SIDE", 1)
+            monkeypatch.setattr(upsample, "MIN_CELLS", least)
+            monkeypatch.setattr(upsample, "MIN_SIDE", 1)
             counted.append(step.count_flops(made))
     assert (counted[0] < counted[1]) is fewer and counted[0] <= counted[1]
 

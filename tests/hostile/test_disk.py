@@ -34,7 +34,7 @@ def test_c73_disk_full_before_start(tmp_path, capsys, pair, monkeypatch):
     monkeypatch.setattr(Weights, "__getitem__", lambda *_: pytest.fail("read before the disk was asked"))
     with largest_file(500_000):
         code, told = edg(capsys, "merge", "edg", *pair, "--out", tmp_path / "merged", "--full", "--quiet")
-    assert code == 4 and "no space left" in told and "free some space" in told
+    assert code == 4 and "free some space" in told
     assert not list((tmp_path / "merged").iterdir())
     monkeypatch.undo()
     folder = prompt_folder(tmp_path / "in", "a red circle moves left")

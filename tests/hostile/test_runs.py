@@ -105,7 +105,7 @@ class SmallGPU:
         return len(x) > self.clips
 
     def _over_frames(self, network, z, chunk=None):
-        return (network.frames_at_once or chunk or z.shape[2]) > self.frames
+        return (network.vae_chunk or chunk or z.shape[2]) > self.frames
 
     def _guarded(self, name, honest, over):
         def call(network, x, *args, **more):

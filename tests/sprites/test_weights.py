@@ -9,6 +9,7 @@ from PIL import Image
 
 from edg.data.prompts import read_folder
 from edg.networks.latent_video import load
+from edg.networks.latent_video.keys import is_adapter
 from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
 from edg.sprites.data import psnr_on_shape, stills
@@ -18,7 +19,6 @@ from edg.systems.base import Placement, Request
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import load_sets
-from edg.weights.keys import is_adapter
 from edg.weights.store import open_weights
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "sprites"

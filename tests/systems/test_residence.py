@@ -118,7 +118,7 @@ def test_what_moves_and_how_often(spec, weights, image):
     times = {"told": set(), "joined": set(), "other": set()}
     kinds = {}
     for layer in sets.use(0).unet.modules():
-        if isinstance(layer, SpatialAttention) and layer.is_told:
+        if isinstance(layer, SpatialAttention) and layer.is_cross_attention:
             parts = [p for name, p in layer.named_parameters() if name.startswith(("to_k", "to_v"))]
             kinds |= {p.data_ptr(): "told" for p in parts}
         if isinstance(layer, JoinedLinear):
@@ -136,7 +136,7 @@ def test_frames_one_by_one_are_the_same_latents(spec, weights):
     network = ParameterSets(spec, weights).use(0)
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     together = network.encode_frames(pictures)
-    network.frames_at_once = 1
+    network.vae_chunk = 1
     single = network.encode_frames(pictures)
     assert torch.allclose(together.mean, single.mean, atol=1e-5)
     assert torch.allclose(together.logvar, single.logvar, atol=1e-5)

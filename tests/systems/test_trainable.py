@@ -8,13 +8,13 @@ import torch
 
 from edg.core.errors import MachineError, UsageError
 from edg.networks.latent_video.adapter import begin_released
+from edg.networks.latent_video.keys import is_adapter
 from edg.networks.latent_video.load import build, load_model
 from edg.networks.latent_video.presets import DYNAMICRAFTER_512, SPRITES
 from edg.networks.latent_video.spec import ClipTextSpec
 from edg.systems.edg.training.loss import Constants, Drops, Objective, denoising_loss
 from edg.systems.edg.training.trainable import add_lora, choose, lora_layers, merge_lora, published_state
 from edg.verify.rules import fill
-from edg.weights.keys import is_adapter
 
 TINY = replace(SPRITES, unet=replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,)))
 FROZEN = ("first_stage_model.", "cond_stage_model.", "embedder.")

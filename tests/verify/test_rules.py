@@ -35,8 +35,8 @@ class Small(nn.Module):
         self.register_buffer("count", torch.tensor([5]))
 
 
-def test_fill_writes_every_parameter_and_keeps_schedule_and_integers():
-    module = rules.fill(Small(), 3, "part.", keep={"part.betas"})
+def test_fill_writes_every_parameter_and_keeps_buffers():
+    module = rules.fill(Small(), 3, "part.")
     assert torch.equal(module.layer.weight, rules.weight(3, "part.layer.weight", (2, 3)))
     assert torch.equal(module.alpha, rules.weight(3, "part.alpha", ()))
     assert (module.betas == 7).all() and module.count == 5

@@ -1,4 +1,4 @@
-"""Names as frameworks leave them, steps that meet nothing, and files that are changes to a model."""
+"""Names as frameworks leave them, brought to the published form."""
 
 import gzip
 import json
@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from edg.cli.main import main
-from edg.core.errors import BadFileError, UsageError
-from edg.merging import merge, recipe
-from edg.merging.lazy import merged
+from edg.core.errors import BadFileError
+from edg.networks import family_of, open_weights
+from edg.networks.latent_video.keys import FAMILY
 from edg.weights import keys
 from edg.weights.export import export
-from edg.weights.store import open_weights
 
 UNET = "model.diffusion_model."
 NAMES = [f"{UNET}{name}" for name in (
@@ -41,28 +40,32 @@ WRAPPED = {
 }  # fmt: skip
 
 
+def normalise(names):
+    return keys.normalise(names, FAMILY)
+
+
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_wrappers_are_taken_off_wherever_they_stand(wrap):
     wrapped = [wrap(name) for name in NAMES]
     assert wrapped != NAMES
-    found, notes = keys.normalise(wrapped)
+    found, notes = normalise(wrapped)
     assert list(found) == NAMES and list(found.values()) == wrapped and notes
 
 
 @pytest.mark.parametrize("file", sorted(REFERENCE.glob("keys_*.json.gz")), ids=lambda path: path.name)
 def test_published_names_stay_and_come_back_from_any_wrapper(file):
     names = list(json.loads(gzip.decompress(file.read_bytes())))
-    assert keys.normalise(names) == ({name: name for name in names}, [])
+    assert normalise(names) == ({name: name for name in names}, [])
     assert not keys.is_lora(names)
     for wrap in (WRAPPED["before the last part"], WRAPPED["all at once"], WRAPPED["DDP above"]):
-        assert list(keys.normalise([wrap(name) for name in names])[0]) == names
+        assert list(normalise([wrap(name) for name in names])[0]) == names
 
 
 def test_parts_of_other_models_that_may_be_their_own_stay():
     names = ["encoder.module.weight", "encoder._module.bias", "module_list.0.weight", "head.module"]
-    assert list(keys.normalise(names)[0]) == names
-    assert list(keys.normalise(["a._orig_mod.w", "b.w"])[0]) == ["a.w", "b.w"]
-    assert list(keys.normalise(["module.a.module.w", "module.b"])[0]) == ["a.module.w", "b"]
+    assert list(normalise(names)[0]) == names
+    assert list(normalise(["a._orig_mod.w", "b.w"])[0]) == ["a.w", "b.w"]
+    assert list(normalise(["module.a.module.w", "module.b"])[0]) == ["a.module.w", "b"]
 
 
 def test_two_names_that_become_one_are_refused_with_both(tmp_path, base):
@@ -75,7 +78,7 @@ def test_two_names_that_become_one_are_refused_with_both(tmp_path, base):
 
 def test_wrapped_copies_of_averages_are_left_out():
     names = [f"module.{name}" for name in NAMES] + ["module.model_ema.decay", "module.model_ema.out2bias"]
-    assert list(keys.normalise(names)[0]) == NAMES
+    assert list(normalise(names)[0]) == NAMES
 
 
 COPIES = {  # where the trained weights and where the averaged ones stand
@@ -94,13 +97,13 @@ def test_averaged_copies_in_front_of_names_are_left_out(raw, copy, order):
     trained = [raw + name for name in NAMES]
     copies = [f"{copy}decay", *(copy + name for name in NAMES)]
     for others in ([], ["loss.perceptual.weight", "step"]):
-        found, notes = keys.normalise([*(trained + copies)[::order], *others])
+        found, notes = normalise([*(trained + copies)[::order], *others])
         assert set(found) == {*NAMES, *others} and notes
         assert {found[name] for name in NAMES} == set(trained)
 
 
 def test_averaged_copies_alone_are_the_model():
-    found, notes = keys.normalise([f"ema_model.{name}" for name in NAMES] + ["initted", "step"])
+    found, notes = normalise([f"ema_model.{name}" for name in NAMES] + ["initted", "step"])
     assert set(found) == {*NAMES, "initted", "step"} and notes
 
 
@@ -116,154 +119,5 @@ def test_a_compiled_pair_merges_as_the_plain_one(tmp_path, base, tuned, files, b
     assert set(made) == set(base)
     wanted = {n: t + 1.5 * (t - tuned[n]) if n == CONV else tuned[n] for n, t in base.items()}
     assert all(torch.equal(made[name], tensor) for name, tensor in wanted.items())
-    export(tmp_path / "tuned.ckpt", tmp_path / "plain.pt")
+    export(tmp_path / "tuned.ckpt", tmp_path / "plain.pt", family=family_of)
     assert set(torch.load(tmp_path / "plain.pt")["state_dict"]) == set(tuned)
-
-
-# ---- steps and patterns that meet nothing ------------------------------------------------------------------
-
-SLIP = {"op": "extrapolate", "alpha": 1.5, "where": "*temporal_conv*"}
-REST = {"op": "copy", "of": "tuned"}
-IDLE = {
-    "a slip": [SLIP, REST],
-    "one of two": [{**SLIP, "where": ["temporal_conv", "*temporal_conv*"]}, REST],
-    "a kind that is not there": [{**SLIP, "where": "adapter"}],
-    "letters": [{**SLIP, "where": "*.BIAS"}],
-    "empty": [{**SLIP, "where": ""}],
-    "only numbers that are copied": [{**SLIP, "where": "count*"}],
-    "taken before": [{"op": "copy"}, {**SLIP, "where": "unet"}],
-    "never reached": [REST, SLIP | {"where": []}],
-    "optional for another": [{**SLIP, "where": ["unet", "*nowhere*", "adapter"], "optional": ["adapter"]}],
-}  # fmt: skip
-
-
-def of(files, steps, output="dyn"):
-    inputs = {"base": str(files[0]), "tuned": str(files[1])}
-    return recipe.from_dict({"inputs": inputs, "outputs": {output: steps}})
-
-
-@pytest.fixture
-def counted(tmp_path, base, tuned):
-    """The two files, with a tensor of whole numbers."""
-    for name, state in {"base": base, "tuned": tuned}.items():
-        torch.save(state | {"count": torch.tensor(3)}, tmp_path / f"{name}.ckpt")
-    return tmp_path / "base.ckpt", tmp_path / "tuned.ckpt"
-
-
-@pytest.mark.parametrize("steps", IDLE.values(), ids=IDLE)
-def test_a_step_or_pattern_that_meets_nothing_is_an_error(tmp_path, counted, steps):
-    wanted = of(counted, steps)
-    for run in (lambda: merge.run(wanted, tmp_path / "out"), lambda: merged(wanted)):
-        with pytest.raises(UsageError) as error:
-            run()
-        assert error.value.given.startswith("dyn: step ") and "optional: true" in error.value.fix
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_error_names_output_step_pattern_and_the_nearest_names(tmp_path, files, capsys):
-    with pytest.raises(UsageError) as error:
-        merged(of(files, [SLIP, REST], "moving"))
-    assert "moving: step 1 (extrapolate)" in error.value.given and "'*temporal_conv*'" in error.value.given
-    assert repr(CONV) in error.value.fix and "'temporal_conv'" in error.value.fix
-    path = tmp_path / "slip.json"
-    path.write_text(json.dumps({"inputs": {"base": "", "tuned": ""}, "outputs": {"dyn": [SLIP, REST]}}))
-    argv = ["merge", path, "--base", files[0], "--tuned", files[1], "--out", tmp_path / "out"]
-    for more in ([], ["--dry-run"]):
-        assert main([*map(str, argv), *more]) == 2
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("optional", [True, "*temporal_conv*", ["*temporal_conv*"]])
-def test_who_means_it_says_so(tmp_path, files, tuned, optional):
-    notes = []
-    wanted = of(files, [{**SLIP, "optional": optional}, REST])
-    merge.run(wanted, tmp_path / "out", warn=notes.append)
-    made = open_weights(tmp_path / "out" / "dyn.safetensors")
-    assert all(torch.equal(made[name], tuned[name]) for name in tuned)
-    assert any("*temporal_conv*" in note for note in notes)
-    assert recipe.from_dict(recipe.to_dict(wanted)) == wanted
-    assert recipe.same_result(recipe.to_dict(wanted)) == recipe.same_result(
-        recipe.to_dict(of(files, [SLIP, REST]))
-    )
-
-
-def test_a_kind_that_is_not_there_is_not_what_was_meant(tmp_path):
-    torch.save({"encoder.0.weight": torch.zeros(2), "netx.weight": torch.zeros(2)}, tmp_path / "x.pt")
-    with pytest.raises(UsageError) as error:
-        merged(of([tmp_path / "x.pt"] * 2, [{**SLIP, "where": "unet"}]), warn=lambda _: None)
-    assert "'unet'" not in error.value.fix
-
-
-def test_the_average_of_a_family_without_a_denoiser_is_the_base_with_a_note(tmp_path, capsys):
-    for k, name in enumerate(("base.pt", "tuned.pt")):
-        torch.save({"encoder.0.weight": torch.full((2,), float(k))}, tmp_path / name)
-    argv = ["merge", "average", "--base", tmp_path / "base.pt", "--tuned", tmp_path / "tuned.pt", "--out"]
-    assert main([str(item) for item in [*argv, tmp_path]]) == 0
-    assert "'unet'" in capsys.readouterr().err
-    assert open_weights(tmp_path / "merged.safetensors")["encoder.0.weight"].tolist() == [0, 0]
-
-
-def test_optional_names_patterns_of_where():
-    with pytest.raises(UsageError):
-        of(("a", "b"), [{**SLIP, "optional": ["unet"]}])
-
-
-@pytest.mark.parametrize("name", ["edg", "edg_anchored", "edg_temporal", "extrapolate", "task_arithmetic"])
-def test_shipped_recipes_work_without_convolutions_in_time_or_adapter(tmp_path, base, tuned, name):
-    for file, state in {"base": base, "tuned": tuned}.items():
-        kept = {n: t for n, t in state.items() if "temopral" not in n and "init_attn" not in n}
-        torch.save(kept, tmp_path / f"{file}.pt")
-    argv = ["merge", name, "--base", tmp_path / "base.pt", "--tuned", tmp_path / "tuned.pt", "--dry-run"]
-    assert main([str(item) for item in argv]) == 0
-
-
-# ---- low-rank changes --------------------------------------------------------------------------------------
-
-LORAS = {
-    "kohya": ["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"],
-    "peft": ["base_model.model.a.lora_A.weight", "base_model.model.a.lora_B.weight"],
-    "diffusers": ["unet.a.to_q_lora.down.weight", "unet.a.to_q_lora.up.weight"],
-    "lightning": [f"{UNET}a.lora_A.default.weight", f"{UNET}a.lora_B.default.weight"],
-    "oft": ["oft_unet_a.oft_blocks", "oft_unet_a.alpha"],
-    "boft": ["base_model.model.a.boft_R.default", "base_model.model.a.boft_s.default"],
-    "ia3": ["base_model.model.a.ia3_l.weight"],
-    "vera": ["base_model.model.a.vera_lambda_b", "base_model.model.a.vera_lambda_d"],
-    "in one word": ["a.loraA.weight", "a.loraB.weight"],
-    "lycoris": ["lycoris_a.hada_w1_a", "lycoris_a.hada_w1_b", "lycoris_a.lokr_w2", "lycoris_a.alpha"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("names", LORAS.values(), ids=LORAS)
-def test_a_lora_in_the_place_of_a_model_is_named(tmp_path, files, names):
-    lora = tmp_path / "lora.pt"
-    torch.save({name: torch.zeros(2, 2) for name in names}, lora)
-    for pair in ((files[0], lora), (lora, files[1])):
-        with pytest.raises(BadFileError) as error:
-            merged(of(pair, [REST]))
-        assert str(lora) in error.value.given and "LoRA" in error.value.given
-    with pytest.raises(BadFileError):
-        export(lora, tmp_path / "out.pt")
-    flags = ["--dynamic_path", lora, "--consistency_path", files[1], "--savedir", tmp_path / "clips"]
-    for config in ([], ["--config", "sprites"]):
-        assert main(["sample", *map(str, flags), *config]) == 3
-    assert len(merged(of((lora, lora), [REST]), warn=lambda _: None)["dyn"]) == len(names)
-
-
-def test_half_an_adapter_is_not_taken_for_none(tmp_path, files, base, adapted):
-    """The identity stands for an adapter that an input lacks as a whole, not for tensors that were lost."""
-    third = dict(adapted)
-    del third["queries"]
-    torch.save(third, tmp_path / "third.pt")
-    torch.save(adapted, tmp_path / "adapted.pt")
-    with pytest.raises(UsageError) as error:
-        merged(of((tmp_path / "adapted.pt", tmp_path / "third.pt"), [REST]))
-    assert "'queries'" in error.value.given
-    assert "queries" in merged(of((files[0], tmp_path / "adapted.pt"), [REST]), warn=lambda _: None)["dyn"]
-
-
-def test_whole_numbers_keep_their_dtype_in_a_16_bit_merge(tmp_path, counted):
-    inputs = {"base": str(counted[0]), "tuned": str(counted[1])}
-    wanted = recipe.from_dict({"inputs": inputs, "outputs": {"m": [REST]}, "dtype": "float16"})
-    merge.run(wanted, tmp_path / "out", full=True)
-    made = open_weights(tmp_path / "out" / "m.safetensors")
-    assert made["count"].dtype == torch.int64 and made["count"] == 3 and made["betas"].dtype == torch.float16

@@ -53,7 +53,7 @@ def test_what_cannot_be_brought_to_the_disk_is_an_error(tmp_path, recipe, large,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fdatasync", full)
-    with pytest.raises(MachineError, match="no space left"):
+    with pytest.raises(MachineError):
         merge.run(recipe, tmp_path / "out", full=True)
     assert list((tmp_path / "out").iterdir()) == []
 

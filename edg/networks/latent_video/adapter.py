@@ -1,7 +1,6 @@
-"""The text-to-temporal adapter (EDG, stage 1): one vector per frame, made from the prompt, for the temporal
-blocks.
+"""The text-to-temporal adapter (EDG, stage 1): one vector per frame from the prompt, for the temporal blocks.
 
-Three parts with three homes in a checkpoint: `queries` (Q, width), `qformer.*` (one cross-attention), and a
+Three parts in a checkpoint: `queries` (Q, width), `qformer.*` (one cross-attention), and a
 `cc_projection` in every temporal transformer, which `attention.py` applies to concat(x, temporal_context).
 """
 
@@ -36,8 +35,8 @@ class QFormer(nn.Module):
 
 
 def over_frames(context_BQD: Tensor, frames: int) -> Tensor:
-    """One vector per frame: the queries themselves where their number is the frames', else linear between
-    them (first frame the first query, last frame the last)."""
+    """One vector per frame: the queries if there are as many, else linear between them (first frame the first
+    query, last frame the last)."""
     if context_BQD.shape[1] == frames:
         return context_BQD
     by_channel = rearrange(context_BQD, "b q d -> b d q")
@@ -48,7 +47,7 @@ def over_frames(context_BQD: Tensor, frames: int) -> Tensor:
 
 @torch.no_grad()
 def make_identity(cc_projection: nn.Linear) -> None:
-    """[I | 0] and no bias: x passes unchanged, the text is not heard."""
+    """Set the projection to [I | 0] without bias: x passes unchanged, the text has no effect."""
     weight = cc_projection.weight
     weight.zero_()
     weight[:, : len(weight)].fill_diagonal_(1.0)
@@ -57,9 +56,9 @@ def make_identity(cc_projection: nn.Linear) -> None:
 
 @torch.no_grad()
 def begin(model: nn.Module, generator: torch.Generator) -> None:
-    """Where training the adapter starts: every cc_projection the identity, queries N(0, 1), the
-    cross-attention random with scale fan_in^-1/2. The output is the model's without adapter, and the text's
-    columns receive gradients."""
+    """Initialise the adapter for training: every cc_projection the identity, queries N(0, 1), the
+    cross-attention random with scale fan_in^-1/2. The output is that of the model without adapter, and the
+    columns of the text receive gradients."""
     for module in model.modules():
         if hasattr(module, "cc_projection"):
             make_identity(module.cc_projection)
@@ -74,8 +73,9 @@ def begin(model: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def begin_released(model: nn.Module, generator: torch.Generator) -> None:
-    """Where the published code starts: every linear layer, cc_projection too, as torch draws it by default,
-    U(-b, b) with b = fan_in^-1/2, and queries N(0, 1). The base model's output is lost at the first step."""
+    """Initialise the adapter as the published code does: every linear layer, cc_projection too, with torch's
+    default U(-b, b), b = fan_in^-1/2, and queries N(0, 1). The base model's output is lost at the first
+    step."""
     model.queries.copy_(torch.randn(model.queries.shape, generator=generator))
     projections = [module.cc_projection for module in model.modules() if hasattr(module, "cc_projection")]
     linears = [module for module in model.qformer.modules() if isinstance(module, nn.Linear)]

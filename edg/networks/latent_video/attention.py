@@ -18,9 +18,9 @@ from edg.networks.latent_video.onednn_linear import JoinedLinear, Linear, SplitL
 from edg.networks.latent_video.spec import UNetSpec
 from edg.networks.latent_video.vae import HALVES, GroupNorm
 
-GRID = 65_535
-FEW = 16  # keys, and numbers in a head
-FEW_IN = (torch.float32, torch.bfloat16)
+CUDA_MAX_BATCH = 65_535
+MAX_SHORT_KV = 16  # keys, and numbers in a head
+SHORT_KV_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def split_heads(x: Float[Tensor, "b l hd"], heads: int) -> Float[Tensor, "b heads l d"]:
@@ -33,17 +33,23 @@ def attend(
     v: Float[Tensor, "b heads m d"],
     causal: bool = False,
 ) -> Float[Tensor, "b heads l d"]:
-    """softmax(q k^T / sqrt d) v, all (b, heads, L, d). Cut on b, which CUDA's kernels count in 16 bits."""
-    if q.device.type == "cpu" and q.dtype in FEW_IN and not causal and max(k.shape[2:]) <= FEW:
-        return attend_to_few(q, k, v)
-    parts = zip(*(part.split(GRID) for part in (q, k, v)), strict=True)
+    """Attention softmax(q k^T / sqrt d) v, all (b, heads, L, d), in parts of b that CUDA's 16-bit grid
+    allows."""
+    if (
+        q.device.type == "cpu"
+        and q.dtype in SHORT_KV_DTYPES
+        and not causal
+        and max(k.shape[2:]) <= MAX_SHORT_KV
+    ):
+        return attention_short_kv(q, k, v)
+    parts = zip(*(part.split(CUDA_MAX_BATCH) for part in (q, k, v)), strict=True)
     done = [F.scaled_dot_product_attention(*part, is_causal=causal) for part in parts]
     return done[0] if len(done) == 1 else torch.cat(done)
 
 
-def attend_to_few(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same with a row of scores for each key: along rows as short as the keys are few, a CPU's softmax
-    goes number by number. In 16 bits scores and weights are rounded, which the fused kernel does not do."""
+def attention_short_kv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention to few keys, with a row of scores for each key: along short rows a CPU's softmax goes number
+    by number. In 16 bits scores and weights are rounded, which the fused kernel does not do."""
     scores = (k * k.shape[-1] ** -0.5) @ q.transpose(-1, -2)
     return scores.softmax(-2).transpose(-1, -2) @ v
 
@@ -54,38 +60,40 @@ def merge_heads(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b l hd"]:
 
 @dataclass(frozen=True)
 class Context:
-    """What the `frames` of B clips attend to: text (B, L, D), the same for every frame; with image
-    cross-attention image tokens, (B, L', D) the same for every frame, or (B T, L', D); with an adapter words
-    (B, T, adapter_width) for the temporal layers.
+    """The tokens that B clips attend to.
 
-    known: what a layer makes of all that (keys and values), for as long as neither changes, see `UNet.tell`.
+    frames: of a clip.
+    text: (B, L, D), the same for every frame.
+    image: image tokens, (B, L', D) the same for every frame or (B T, L', D); None without cross-attention.
+    adapter_embedding: (B, T, adapter_width) for the temporal layers; None without adapter.
+    kv_cache: layer -> its keys and values, for as long as tokens and weights stay (`UNet.prepare_context`).
     """
 
     frames: int
     text: Float[Tensor, "b l d"]
     image: Float[Tensor, "groups m d"] | None = None
-    words: Float[Tensor, "b t d_adapter"] | None = None
-    known: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
+    adapter_embedding: Float[Tensor, "b t d_adapter"] | None = None
+    kv_cache: dict[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @staticmethod
     def split(
         context: Float[Tensor, "b l d"],
         frames: int,
         spec: UNetSpec,
-        words: Float[Tensor, "b t d_adapter"] | None = None,
+        adapter_embedding: Float[Tensor, "b t d_adapter"] | None = None,
     ) -> Context:
         """The first text_tokens of context (B, L, D) are text. The rest are image tokens: image_tokens per
         frame where the length is exactly text_tokens + image_tokens * frames, else the same tokens for every
         frame."""
         text, image = context[:, : spec.text_tokens], context[:, spec.text_tokens :]
         if not spec.image_cross_attention or image.shape[1] == 0:
-            return Context(frames, text, None, words)
+            return Context(frames, text, None, adapter_embedding)
         if image.shape[1] == spec.image_tokens * frames:
             image = rearrange(image, "b (t l) d -> (b t) l d", t=frames)
-        return Context(frames, text, image, words)
+        return Context(frames, text, image, adapter_embedding)
 
-    def for_all(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n_all ..."]:
-        """What is the same for several branches of guidance so far, once for each: (B * frames, ...)."""
+    def repeat_for_branches(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n_all ..."]:
+        """Repeat a stream that the branches of guidance share so far, once for each: (B * frames, ...)."""
         times = len(self.text) * self.frames // len(x)
         return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))
 
@@ -101,7 +109,7 @@ class SpatialAttention(nn.Module):
     ):
         super().__init__()
         inner, source = heads * dim_head, context_dim or width
-        self.heads, self.is_told = heads, context_dim is not None
+        self.heads, self.is_cross_attention = heads, context_dim is not None
         self.to_q = Linear(width, inner, bias=False)
         self.to_k = Linear(source, inner, bias=False)
         self.to_v = Linear(source, inner, bias=False)
@@ -117,14 +125,14 @@ class SpatialAttention(nn.Module):
         q = self.to_q(x)
         if context is None:
             return self.to_out(self._attend(q, self.to_k(x), self.to_v(x)))
-        keys = context.known.get(self) or self.tell(context)
+        keys = context.kv_cache.get(self) or self.prepare(context)
         out = self._attend(q, *keys[:2])
         if len(keys) > 2:
             from_image = self._attend(q, *keys[2:])
             out = out + (from_image * (torch.tanh(self.alpha) + 1) if self.image == "learned" else from_image)
         return self.to_out(out)
 
-    def tell(self, context: Context) -> tuple[Tensor, ...]:
+    def prepare(self, context: Context) -> tuple[Tensor, ...]:
         """Keys and values of the text, then of the image tokens."""
         keys = (self.to_k(context.text), self.to_v(context.text))
         if context.image is None:
@@ -134,7 +142,7 @@ class SpatialAttention(nn.Module):
     def _attend(
         self, q: Float[Tensor, "n l hd"], k: Float[Tensor, "g m hd"], v: Float[Tensor, "g m hd"]
     ) -> Float[Tensor, "n l hd"]:
-        """Where k and v have fewer entries than q, neighbours (the frames of a clip) share one."""
+        """Attention in which the frames of a clip share k and v where these have fewer entries than q."""
         shape = q.shape
         q = split_heads(q.reshape(len(k), -1, shape[-1]), self.heads)
         k, v = split_heads(k, self.heads), split_heads(v, self.heads)
@@ -198,8 +206,8 @@ class TemporalAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate), where `proj` makes both. In place where nothing is learned: these are the largest
-    tensors of a step."""
+    """Gated linear unit value * gelu(gate), where `proj` makes both. In place without gradients: these are
+    the largest tensors of a step."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()
@@ -214,7 +222,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear(gelu gate), dropout, Linear; four times as wide inside."""
+    """GEGLU, dropout, Linear; four times as wide inside."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -245,13 +253,14 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d"], context: Context | None = None) -> Float[Tensor, "b l d"]:
         x = x + self.attn1(self.norm1(x))
-        x = x if context is None else context.for_all(x)
+        x = x if context is None else context.repeat_for_branches(x)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The module with its parameters at zero, so that the residual branch it ends starts as nothing."""
+    """Set the parameters to zero, so that a residual branch which ends here begins as zero; returns the
+    module."""
     for parameter in module.parameters():
         if not parameter.is_meta:
             nn.init.zeros_(parameter)
@@ -297,24 +306,24 @@ class SpatialTransformer(nn.Module):
         y = y.to(self.proj_out.weight.dtype)
         y = self.proj_out(y) if self.use_linear else y
         y = rearrange(y, "n (h w) c -> n c h w", h=height)
-        return context.for_all(x) + (y if self.use_linear else self.proj_out(y))
+        return context.repeat_for_branches(x) + (y if self.use_linear else self.proj_out(y))
 
 
 class TemporalTransformer(nn.Module):
     """x (B, C, T, h, w) + proj_out(blocks(proj_in(norm x))), each cell by itself, over its frames.
 
-    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, words)),
-    where frame t of every cell meets vector t of the context's words (B, T, adapter_width).
+    With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, adapter_embedding)),
+    where frame t of every cell meets vector t of the context's embedding (B, T, adapter_width).
     """
 
     def __init__(self, spec: UNetSpec, width: int, heads: int, dim_head: int, use_linear: bool, causal: bool):
         super().__init__()
         inner, drop = heads * dim_head, 0.0
         reach = spec.temporal_length if spec.use_relative_position else None
-        self.use_linear, self.is_told = use_linear, not spec.temporal_selfatt_only
+        self.use_linear, self.has_adapter = use_linear, not spec.temporal_selfatt_only
         self.norm = GroupNorm(width, eps=1e-6)
         self.proj_in = _project(use_linear, nn.Conv1d, width, inner)
-        if self.is_told:
+        if self.has_adapter:
             self.cc_projection = JoinedLinear(spec.adapter_width + inner, inner)
         self.transformer_blocks = nn.ModuleList(
             Block(
@@ -333,8 +342,8 @@ class TemporalTransformer(nn.Module):
         b, _, _, h, w = x.shape
         y = rearrange(self.norm(x), "b c t h w -> (b h w) t c")
         y = self._project(self.proj_in, y)
-        if self.is_told:
-            y = self._with_words(y, context, h, w)
+        if self.has_adapter:
+            y = self._with_adapter(y, context, h, w)
         y = y.to(x.dtype)
         for block in self.transformer_blocks:
             y = block(y)
@@ -344,17 +353,17 @@ class TemporalTransformer(nn.Module):
     def _project(self, layer: nn.Module, y: Float[Tensor, "m t c"]) -> Float[Tensor, "m t d"]:
         return layer(y) if self.use_linear else layer(y.transpose(1, 2)).transpose(1, 2)
 
-    def tell(self, context: Context) -> tuple[Tensor, ...]:
-        """The words' part of cc_projection, (B, 1, T, inner); nothing where that layer is not a plain one."""
+    def prepare(self, context: Context) -> tuple[Tensor, ...]:
+        """The adapter's part of cc_projection, (B, 1, T, inner); () where that layer is not a plain one."""
         if not isinstance(self.cc_projection, JoinedLinear):
             return ()
-        return (self.cc_projection(context.words, part="words")[:, None],)
+        return (self.cc_projection(context.adapter_embedding, part="adapter")[:, None],)
 
-    def _with_words(
+    def _with_adapter(
         self, y: Float[Tensor, "m t c"], context: Context, h: int, w: int
     ) -> Float[Tensor, "m t c"]:
-        if known := context.known.get(self):
+        if cached := context.kv_cache.get(self):
             y = self.cc_projection(y, part="y")
-            return (y.unflatten(0, (-1, h * w)) + known[0]).flatten(0, 1)
-        words = repeat(context.words, "b t d -> (b h w) t d", h=h, w=w)
-        return self.cc_projection(torch.cat([y, words.to(y.dtype)], dim=-1))
+            return (y.unflatten(0, (-1, h * w)) + cached[0]).flatten(0, 1)
+        embedding = repeat(context.adapter_embedding, "b t d -> (b h w) t d", h=h, w=w)
+        return self.cc_projection(torch.cat([y, embedding.to(y.dtype)], dim=-1))

@@ -1,4 +1,5 @@
-"""Text and image towers (OpenCLIP) and the projection of image tokens. The only room open_clip is a guest of.
+"""Text and image towers (OpenCLIP) and the projection of image tokens. The only module that imports
+open_clip.
 
 The towers are built from open_clip's classes without any download: their weights are part of the checkpoint.
 """
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from edg.core.errors import MachineError
 from edg.core.process import stopping
 from edg.networks.latent_video.attention import attend, merge_heads, split_heads
-from edg.networks.latent_video.spec import ClipSpec, ImageSpec, ResamplerSpec, TextSpec
+from edg.networks.latent_video.spec import ClipModelSpec, ImageSpec, ResamplerSpec, TextSpec
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,7 +49,7 @@ def open_clip() -> ModuleType:
     return package
 
 
-def _clip(spec: ClipSpec) -> nn.Module:
+def _clip(spec: ClipModelSpec) -> nn.Module:
     vision, text = spec.vision, spec.text
     model = open_clip().CLIP(
         embed_dim=spec.embed_dim,
@@ -137,15 +138,15 @@ def lost_text(prompt: str, spec: TextSpec) -> str:
 
 
 def cut_warning(what: str, lost: str, spec: TextSpec) -> str:
-    """A line on a text whose end is lost, "" where nothing is. what: the text in words, "the prompt"."""
+    """A warning that the end of a text is cut off, "" if nothing is. what: the kind of text, "the prompt"."""
     if not lost:
         return ""
     return f"{what} is longer than {spec.clip.text.context_length} tokens; lost: {_shown(lost)}"
 
 
 def cut_remarks(texts: Sequence[str], spec: TextSpec, what: str) -> list[str]:
-    """One line on how many of these texts are cut, with an example; nothing where none is. what: in words, in
-    the plural ("captions"). Equal texts count each."""
+    """A warning with the number of texts that are cut off and an example; empty if none is. what: the kind
+    of texts, in the plural ("captions"). Equal texts count each."""
     lost = [lost_text(text, spec) for text in texts]
     cut = [place for place, text in enumerate(lost) if text]
     if not cut:

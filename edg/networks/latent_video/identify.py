@@ -1,18 +1,21 @@
-"""What a checkpoint is, from the names and shapes of its tensors alone."""
+"""Identify a checkpoint by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edg.networks.latent_video.presets import PRESETS
 from edg.networks.latent_video.spec import ModelSpec
 from edg.weights.keys import is_lora
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 UNET = "model.diffusion_model."
 
 
-def identify(weights: Mapping[str, Any]) -> tuple[str | None, str]:
+def identify(weights: Mapping[str, Tensor]) -> tuple[str | None, str]:
     """(name of a known spec or None, the reason in words). weights: a mapping with `.info(name).shape`, or of
     tensors.
 
@@ -34,7 +37,7 @@ def identify(weights: Mapping[str, Any]) -> tuple[str | None, str]:
     return fitting[0].name, f"its names and shapes, which {names} share"
 
 
-def _fits(spec: ModelSpec, weights: Mapping[str, Any]) -> bool:
+def _fits(spec: ModelSpec, weights: Mapping[str, Tensor]) -> bool:
     expected = landmarks(spec)
     if not all(name in weights and _shape(weights, name) == shape for name, shape in expected.items()):
         return False
@@ -43,7 +46,7 @@ def _fits(spec: ModelSpec, weights: Mapping[str, Any]) -> bool:
 
 
 def landmarks(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """A few tensors whose shapes tell the specs apart."""
+    """A few tensors whose shapes differ between the specs."""
     unet, vae, resampler = spec.unet, spec.vae, spec.resampler
     width = unet.model_channels
     deepest = width * unet.channel_mult[-1]
@@ -57,13 +60,13 @@ def landmarks(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     info = getattr(weights, "info", None)
     return tuple(info(name).shape if info else weights[name].shape)
 
 
-def guess(weights: Mapping[str, Any]) -> str:
-    """What kind of file this probably is, as a sentence for an error; "" when nothing comes to mind."""
+def guess(weights: Mapping[str, Tensor]) -> str:
+    """A guess at the kind of file, as a sentence for an error; "" without one."""
     names = list(weights)
 
     def any_with(*parts: str) -> bool:
@@ -103,7 +106,7 @@ def guess(weights: Mapping[str, Any]) -> str:
     return _nearest_spec(weights)
 
 
-def _nearest_spec(weights: Mapping[str, Any]) -> str:
+def _nearest_spec(weights: Mapping[str, Tensor]) -> str:
     for spec in PRESETS.values():
         if _fits(spec, weights):
             return f"it has the main shapes of {spec.name}"

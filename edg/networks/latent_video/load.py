@@ -1,4 +1,4 @@
-"""Weights -> model: built on the meta device, filled tensor by tensor, strictly.
+"""Load weights into a model: built on the meta device, filled tensor by tensor, strictly.
 
 `weights` is any mapping name -> tensor; one with `.info(name).shape` is checked without being read.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,12 @@ from edg.core.process import stopping
 from edg.core.seeding import derive
 from edg.networks.latent_video.adapter import make_identity
 from edg.networks.latent_video.identify import guess
+from edg.networks.latent_video.keys import is_adapter
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
 from edg.networks.latent_video.vae import HALVES
-from edg.weights.keys import is_adapter
 
-Weights = Mapping[str, Any]
+Weights = Mapping[str, Tensor]
 TOWERS = ("cond_stage_model.", "embedder.")
 
 
@@ -68,12 +67,14 @@ def assign(model: LatentVideoModel, weights: Weights) -> None:
 def _fill(model: LatentVideoModel, weights: Weights) -> None:
     stored, targets = canonical(weights), model.state_dict()
     drawn = model.spec.towers_seed is not None and not any(name.startswith(TOWERS) for name in stored)
-    if drawn and not model.towers_drawn:
+    if drawn and not model.towers_are_random:
         rebuild_towers(model)
-    model.towers_drawn = drawn
+    model.towers_are_random = drawn
     computed = model.schedule_buffers()
     for name, actual in stored.items():
-        if name in computed and weights[actual].dtype in HALVES:
+        if name in computed and (
+            weights[actual].dtype in HALVES or is_bare_scale(model, name, weights, actual)
+        ):
             continue  # a schedule cannot be kept in 16 bits; the spec's own takes its place below
         stopping.check()
         _read(weights, actual, targets[name])
@@ -81,11 +82,11 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
     for name, value in computed.items():
         targets[name].copy_(value)
     if model.spec.adapter is not None and not any(map(is_adapter, stored)):
-        _silence_adapter(model)
+        set_adapter_to_identity(model)
     check_bytes(weights)
 
 
-def check_bytes(weights: Mapping[str, Any]) -> None:
+def check_bytes(weights: Weights) -> None:
     """Raise BadFileError when a file of a parameter set was altered since it was opened: what was hashed then
     is not what was read."""
     for file in getattr(weights, "files", ()):
@@ -93,7 +94,7 @@ def check_bytes(weights: Mapping[str, Any]) -> None:
 
 
 def _read(weights: Weights, name: str, target: Tensor) -> None:
-    """The tensor into `target`, converted to its dtype; straight from the file where `weights` can do
+    """Read a tensor into `target`, converted to its dtype; straight from the file where `weights` can do
     that."""
     if hasattr(weights, "read_into") and target.device.type == "cpu":
         weights.read_into(name, 0, target.view(-1))
@@ -101,8 +102,8 @@ def _read(weights: Weights, name: str, target: Tensor) -> None:
         target.copy_(weights[name])
 
 
-def _silence_adapter(model: LatentVideoModel) -> None:
-    """The model computes what it would without adapter, to the last bit."""
+def set_adapter_to_identity(model: LatentVideoModel) -> None:
+    """Make the model compute as without adapter, to the last bit."""
     for module in model.modules():
         if hasattr(module, "cc_projection"):
             make_identity(module.cc_projection)
@@ -157,25 +158,30 @@ def check(model: LatentVideoModel, weights: Weights) -> None:
     misshapen = []
     for name in stored.keys() & expected.keys():
         shape = shape_of(weights, stored[name])
-        if shape != expected[name]:
+        if shape != expected[name] and not is_bare_scale(model, name, weights, stored[name]):
             misshapen.append(f"{name} is {shape} instead of {expected[name]}")
     if not (missing or surplus or misshapen):
         return
-    told = [
+    problems = [
         f"{len(found)} {what} ({', '.join(sorted(found)[:2])}{', ...' if len(found) > 2 else ''})"
         for what, found in (("missing", missing), ("unexpected", surplus), ("of another shape", misshapen))
         if found
     ]
     given = getattr(weights, "path", "the parameter set")
     raise BadFileError(
-        f"{given} does not fit {model.spec.name}: {'; '.join(told)}",
+        f"{given} does not fit {model.spec.name}: {'; '.join(problems)}",
         expected=f"its {len(expected)} tensors",
         fix=guess(weights),
     )
 
 
+def is_bare_scale(model: LatentVideoModel, name: str, weights: Weights, actual: str) -> bool:
+    """True for a `scale_arr` of one value per timestep (VideoCrafter1-1024), which the spec's begins with."""
+    return name == "scale_arr" and shape_of(weights, actual) == (model.spec.schedule.timesteps,)
+
+
 def may_lack(model: LatentVideoModel, name: str, stored: Mapping[str, str]) -> bool:
-    """Whether a parameter set without `name` is complete all the same."""
+    """True if a parameter set is complete without `name`."""
     optional: list[Callable[[str], bool]] = [is_adapter]
     if model.spec.towers_seed is not None:
         optional += [lambda n: n.startswith(TOWERS)]
@@ -194,5 +200,5 @@ def has_adapter(weights: Weights) -> bool:
 
 
 def with_adapter_of(spec: ModelSpec, sets: Iterable[Weights]) -> ModelSpec:
-    """The spec with the text adapter where any of the parameter sets holds one, else as it is."""
+    """The spec, with the text adapter if any of the parameter sets holds one."""
     return spec.with_adapter() if any(map(has_adapter, sets)) else spec

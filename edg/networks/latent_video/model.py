@@ -21,7 +21,7 @@ from edg.networks.latent_video.vae import AutoencoderKL, Posterior
 
 
 class LatentVideoModel(nn.Module):
-    """Parts of a checkpoint as attributes, and what a sampler or trainer asks of them. Latents are float32
+    """The parts of a checkpoint as modules, with encoding, decoding and prediction. Latents are float32
     outside; inside, every part computes in the dtype of its own weights. Schedule buffers are float32
     always."""
 
@@ -31,13 +31,14 @@ class LatentVideoModel(nn.Module):
         self.model = nn.ModuleDict({"diffusion_model": UNet(spec.unet)})
         self.first_stage_model = AutoencoderKL(spec.vae)
         self.cond_stage_model = TextEncoder(spec.text)
-        self.embedder = ImageEncoder(spec.image)
-        self.image_proj_model = ImageProjector(spec.resampler)
+        if spec.image is not None:
+            self.embedder = ImageEncoder(spec.image)
+            self.image_proj_model = ImageProjector(spec.resampler)
         if spec.adapter is not None:
             self.queries = nn.Parameter(torch.randn(spec.adapter.num_queries, spec.adapter.width))
             self.qformer = QFormer(spec.adapter)
-        self.frames_at_once: int | None = None  # that the autoencoder takes; None: as many as it is given
-        self.towers_drawn = False  # from the spec's seed: every parameter set that has none shares them
+        self.vae_chunk: int | None = None  # frames at once in the autoencoder; None: all that it is given
+        self.towers_are_random = False  # drawn from the spec's seed, for every parameter set without towers
         self.buffer_names = tuple(self.schedule_buffers())
         for name, value in self.schedule_buffers().items():
             self.register_buffer(name, torch.empty_like(value, device=self.device).copy_(value))
@@ -48,7 +49,7 @@ class LatentVideoModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.image_proj_model.latents.device
+        return (self.unet.out[-1].weight if self.spec.image is None else self.image_proj_model.latents).device
 
     def schedule_buffers(self) -> dict[str, Float[Tensor, " _"]]:
         """The schedule that the spec computes, on the CPU; a checkpoint's own values take its place when
@@ -79,7 +80,7 @@ class LatentVideoModel(nn.Module):
     def encode_frames(self, x_N3HW: Float[Tensor, "n 3 h w"]) -> Posterior:
         """Frames in [-1, 1] -> the posterior of their unscaled latents, float32."""
         vae = self.first_stage_model
-        parts = x_N3HW.to(vae.quant_conv.weight.dtype).split(self.frames_at_once or len(x_N3HW))
+        parts = x_N3HW.to(vae.quant_conv.weight.dtype).split(self.vae_chunk or len(x_N3HW))
         posteriors = [vae.encode(part) for part in parts]
         mean = torch.cat([posterior.mean.float() for posterior in posteriors])
         return Posterior(mean, torch.cat([posterior.logvar.float() for posterior in posteriors]))
@@ -92,15 +93,15 @@ class LatentVideoModel(nn.Module):
         vae, batch = self.first_stage_model, len(z_BCTHW)
         z = rearrange(z_BCTHW, "b c t h w -> (b t) c h w") / self.spec.scale_factor
         z = z.to(vae.quant_conv.weight.dtype)
-        parts = z.split(self.frames_at_once or chunk or len(z))
+        parts = z.split(self.vae_chunk or chunk or len(z))
         frames = torch.cat([vae.decode(part).float() for part in parts])
         return rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
 
     def temporal_context(
         self, text_BLD: Float[Tensor, "b l d"], frames: int | None = None
     ) -> Float[Tensor, "b t d_adapter"] | None:
-        """What the adapter tells each frame, (B, T, adapter width); None without adapter. frames: None is the
-        spec's."""
+        """The embedding of each frame by the adapter, (B, T, adapter width); None without adapter. frames:
+        None is the spec's."""
         if self.spec.adapter is None:
             return None
         text = text_BLD[:, : self.spec.unet.text_tokens].to(self.queries.dtype)

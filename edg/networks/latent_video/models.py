@@ -1,4 +1,4 @@
-"""The one way to a spec: a known name, a YAML file of ours, or a published one."""
+"""Model specs by name, from a YAML file of ours, or from a published one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The denoiser's linear layers, by the faster of a CPU's two libraries.
+"""Linear layers of the denoiser, by oneDNN on a CPU.
 
-PyTorch multiplies float32 matrices with MKL, which on AMD's processors is slower than oneDNN. That comes
-with PyTorch too, and takes AVX-512 there (`python bench/step.py`; on Intel's it was not measured). Where
-gradients are taken MKL stays.
+PyTorch multiplies float32 matrices with MKL, which on AMD's processors is slower than oneDNN: that comes
+with PyTorch too, and uses AVX-512 there (`python bench/step.py`; not measured on Intel's). With gradients,
+MKL stays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, library, nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-LEAST = 2**14  # numbers in a weight, below which a call costs more than it saves
+MIN_ELEMENTS = 2**14  # of a weight; below, a call costs more than it saves
 
 
 def linear(
@@ -30,7 +30,7 @@ def linear(
 def goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == weight.device.type == "cpu"
     full = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    wanted = ONEDNN and torch.backends.mkldnn.enabled and weight.numel() >= LEAST
+    wanted = ONEDNN and torch.backends.mkldnn.enabled and weight.numel() >= MIN_ELEMENTS
     return on_cpu and full and wanted and not torch.is_grad_enabled()
 
 
@@ -41,7 +41,7 @@ def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @library.custom_op("edg::linear", mutates_args=(), device_types="cpu")
 def by_onednn_compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same, not looked into by torch.compile, which would have the weight constant."""
+    """Linear layer that torch.compile does not look into: it would take the weight for a constant."""
     return by_onednn(x, weight, bias)
 
 
@@ -65,7 +65,7 @@ class Linear(nn.Linear):
 
 
 class SplitLinear(Linear):
-    """W x + b; with `parts` as so many tensors that share its features out."""
+    """W x + b; with `parts`, the features divided among so many tensors."""
 
     def forward(self, x: Float[Tensor, "... d_in"], parts: int = 1) -> Tensor | tuple[Tensor, ...]:
         if parts == 1:
@@ -75,11 +75,11 @@ class SplitLinear(Linear):
 
 
 class JoinedLinear(Linear):
-    """W concat(y, words) + b, where W's first out_features columns are y's; also of one part alone: of y
-    without b, of the words with it, so that both add up to the whole."""
+    """W concat(y, embedding) + b, where W's first out_features columns are y's. part "y" is without b,
+    "adapter" with it: both add up to the whole."""
 
     def forward(self, x: Float[Tensor, "... d_in"], part: str = "both") -> Float[Tensor, "... d"]:
         if part == "both":
             return super().forward(x)
-        of_y, of_words = self.weight.tensor_split([self.out_features], dim=1)
-        return linear(x, of_y) if part == "y" else linear(x.to(self.weight.dtype), of_words, self.bias)
+        of_y, of_embedding = self.weight.tensor_split([self.out_features], dim=1)
+        return linear(x, of_y) if part == "y" else linear(x.to(self.weight.dtype), of_embedding, self.bias)

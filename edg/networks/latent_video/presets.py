@@ -1,4 +1,4 @@
-"""The models we know by name: three published ones and the small one that comes with the package."""
+"""The models known by name: the published ones, and the small one that comes with the package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from edg.diffusion.schedule_spec import ScheduleSpec
 from edg.networks.latent_video.spec import (
     AdapterSpec,
-    ClipSpec,
+    ClipModelSpec,
     ClipTextSpec,
     ClipVisionSpec,
     ImageSpec,
@@ -18,7 +18,7 @@ from edg.networks.latent_video.spec import (
     VAESpec,
 )
 
-VIT_H_14 = ClipSpec(
+VIT_H_14 = ClipModelSpec(
     embed_dim=1024,
     vision=ClipVisionSpec(image_size=224, patch_size=14, width=1280, layers=32, head_width=80, mlp_ratio=4.0),
     text=ClipTextSpec(context_length=77, vocab_size=49408, width=1024, heads=16, layers=24, mlp_ratio=4.0),
@@ -124,7 +124,7 @@ DYNAMICRAFTER_256 = replace(
     width=256,
 )
 
-SPRITES_CLIP = ClipSpec(
+SPRITES_CLIP = ClipModelSpec(
     embed_dim=64,
     vision=ClipVisionSpec(image_size=32, patch_size=8, width=64, layers=2, head_width=32, mlp_ratio=2.0),
     text=ClipTextSpec(context_length=8, vocab_size=49408, width=64, heads=2, layers=2, mlp_ratio=2.0),
@@ -174,4 +174,50 @@ SPRITES = ModelSpec(
     towers_seed=123,
 )
 
+#: Text to video: no image latent beside the noise, and text alone in the context.
+VIDEOCRAFTER_2 = replace(
+    DYNAMICRAFTER_512,
+    name="videocrafter-2",
+    unet=replace(
+        DYNAMICRAFTER_512.unet, in_channels=4, image_tokens=0, image_cross_attention=False, default_fs=16
+    ),
+    vae=replace(DYNAMICRAFTER_512.vae, resolution=512),
+    image=None,
+    resampler=None,
+    schedule=replace(DYNAMICRAFTER_512.schedule, zero_terminal_snr=False),
+    parameterization="eps",
+)
+
+VIDEOCRAFTER_1_512 = replace(
+    VIDEOCRAFTER_2,
+    name="videocrafter-1-512",
+    unet=replace(
+        VIDEOCRAFTER_2.unet, temporal_conv=False, use_relative_position=True, fs_condition=False, dropout=0.0
+    ),
+    schedule=replace(VIDEOCRAFTER_2.schedule, base_scale=None),
+)
+
+VIDEOCRAFTER_1_1024 = replace(
+    VIDEOCRAFTER_1_512,
+    name="videocrafter-1-1024",
+    unet=replace(VIDEOCRAFTER_1_512.unet, fs_condition=True),
+    schedule=replace(VIDEOCRAFTER_2.schedule, base_scale=0.3),
+    height=576,
+    width=1024,
+)
+
+#: Published in diffusers' layout (`diffusers_names`).
+MODELSCOPE = replace(
+    VIDEOCRAFTER_2,
+    name="modelscope-1.7b",
+    unet=replace(VIDEOCRAFTER_2.unet, fs_condition=False),
+    schedule=replace(VIDEOCRAFTER_2.schedule, base_scale=None),
+    height=256,
+    width=256,
+)
+
+#: Image to video.
 PRESETS = {spec.name: spec for spec in (DYNAMICRAFTER_512, DYNAMICRAFTER_1024, DYNAMICRAFTER_256, SPRITES)}
+TEXT_TO_VIDEO = {
+    spec.name: spec for spec in (VIDEOCRAFTER_2, VIDEOCRAFTER_1_512, VIDEOCRAFTER_1_1024, MODELSCOPE)
+}

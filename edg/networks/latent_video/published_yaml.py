@@ -1,4 +1,4 @@
-"""The published YAML layout (`target:` and `params:`) -> ModelSpec. The only place that knows it.
+"""Read the published YAML layout (`target:` and `params:`) as a ModelSpec.
 
 Only the last word of a dotted `target` is looked at; nothing named there is ever imported.
 """
@@ -15,7 +15,7 @@ from edg.diffusion.schedule_spec import ScheduleSpec
 from edg.networks.latent_video.presets import PRESETS, VIT_H_14
 from edg.networks.latent_video.spec import (
     AdapterSpec,
-    ClipSpec,
+    ClipModelSpec,
     ClipTextSpec,
     ClipVisionSpec,
     ImageSpec,
@@ -240,6 +240,8 @@ def unet_spec(params: Mapping[str, Any], text_tokens: int = 77) -> UNetSpec:
     given = {key: value for key, value in params.items() if key not in UNET_IGNORED}
     _fixed(given, {"dims": 2}, "unet_config")
     given.pop("dims", None)
+    if "fps_cond" in given:  # VideoCrafter's name, where 16 stands for a rate that is not given
+        given |= {"fs_condition": given.pop("fps_cond"), "default_fs": given.get("default_fs", 16)}
     ours = {
         "text_tokens": text_tokens,
         "image_tokens": IMAGE_TOKENS,
@@ -274,7 +276,7 @@ def vae_spec(params: Mapping[str, Any]) -> VAESpec:
     return build(VAESpec, values, "ddconfig")
 
 
-def clip_spec(config: Mapping[str, Any]) -> ClipSpec:
+def clip_spec(config: Mapping[str, Any]) -> ClipModelSpec:
     """Both towers from open_clip's layout: embed_dim, vision_cfg, text_cfg."""
     _only(config, ["embed_dim", "vision_cfg", "text_cfg", "quick_gelu"], "clip")
     _fixed(config, {"quick_gelu": False}, "clip")
@@ -286,7 +288,7 @@ def clip_spec(config: Mapping[str, Any]) -> ClipSpec:
         "mlp_ratio": 4.0,
         **config["text_cfg"],
     }
-    return ClipSpec(
+    return ClipModelSpec(
         embed_dim=config["embed_dim"],
         vision=build(ClipVisionSpec, vision, "clip.vision_cfg"),
         text=build(ClipTextSpec, text, "clip.text_cfg"),
@@ -318,7 +320,7 @@ def _only(values: Mapping[str, Any], known: list[str], where: str) -> None:
 
 
 def _fixed(values: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:
-    """Raise UsageError where an option has another value than the only one there is code for."""
+    """Raise UsageError for an option with another value than the one that is implemented."""
     for key, value in fixed.items():
         if key in values and values[key] != value:
             raise UsageError(

@@ -1,15 +1,16 @@
-"""What a model is, as frozen dataclasses: every number in which two checkpoints could differ is a field here.
+"""Model specs as frozen dataclasses: every number in which two checkpoints could differ is a field here.
 
-The published values are in `presets.py`; the published YAML files are read by `released.py`. A dataclass that
-cannot be built (widths that do not divide, an option nobody implements) raises UsageError at once.
+The published values are in `presets.py`; the published YAML files are read by `published_yaml.py`. A
+dataclass that cannot be built (widths that do not divide, an option nobody implements) raises UsageError at
+once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from edg.core.errors import UsageError
+from edg.core.errors import UsageError, require
 from edg.diffusion.schedule_spec import ScheduleSpec
 
 if TYPE_CHECKING:
@@ -19,19 +20,17 @@ GROUPS = 32  # every GroupNorm of this family
 MIN_FRAMES, MAX_FRAMES = 8, 64
 
 
-def need(ok: bool, given: str, expected: str) -> None:
-    if not ok:
-        raise UsageError(given, expected=expected)
-
-
 @dataclass(frozen=True)
 class UNetSpec:
     """The denoiser. Names are the published constructor's where it has one.
 
-    image_tokens: image tokens per frame; text_tokens: how many context tokens are text, counted from the
-    first. num_heads counts only where num_head_channels is -1. init_heads: heads of the first temporal
-    attention. temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every
-    temporal transformer.
+    num_heads: counts only if num_head_channels is -1.
+    text_tokens: the first context tokens, which are text.
+    image_tokens: per frame.
+    init_heads: of the first temporal attention.
+    temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every temporal
+        transformer.
+    fs_condition: embed the frame rate or stride; default_fs where none is given.
     """
 
     in_channels: int
@@ -68,11 +67,11 @@ class UNetSpec:
 
     def __post_init__(self) -> None:
         widths = [self.model_channels, *(self.model_channels * m for m in self.channel_mult)]
-        need(all(w % GROUPS == 0 for w in widths), f"UNet widths {widths}", f"multiples of {GROUPS}")
-        need(len(self.channel_mult) > 0, "an empty channel_mult", "one factor per level")
+        require(all(w % GROUPS == 0 for w in widths), f"UNet widths {widths}", f"multiples of {GROUPS}")
+        require(len(self.channel_mult) > 0, "an empty channel_mult", "one factor per level")
         fixed = self.num_head_channels > 0
-        need(fixed or self.num_heads > 0, "neither num_heads nor num_head_channels", "one of them")
-        need(
+        require(fixed or self.num_heads > 0, "neither num_heads nor num_head_channels", "one of them")
+        require(
             fixed or not self.addition_attention,
             "addition_attention with num_heads alone",
             "num_head_channels",
@@ -82,13 +81,13 @@ class UNetSpec:
             unit = self.num_head_channels if fixed else self.num_heads
             last = level == len(self.channel_mult) - 1  # the middle block always attends
             used = 2**level in self.attention_resolutions or last
-            need(
+            require(
                 not used or width % unit == 0,
                 f"width {width} at level {level}",
                 f"a multiple of {unit} (heads)",
             )
         lengthy = self.use_relative_position or self.use_causal_attention
-        need(
+        require(
             not lengthy or self.temporal_length is not None,
             "relative positions or a causal mask without temporal_length",
             "temporal_length, in frames",
@@ -102,7 +101,7 @@ class UNetSpec:
 
     @property
     def size_multiple(self) -> int:
-        """What height and width of the latent must be a multiple of, so that skips meet their equals."""
+        """Height and width of the latent are multiples of this, so that skip connections fit."""
         return 2 ** (len(self.channel_mult) - 1)
 
 
@@ -123,9 +122,11 @@ class VAESpec:
     dropout: float
 
     def __post_init__(self) -> None:
-        need(len(self.ch_mult) > 0, "an empty ch_mult", "one factor per level")
+        require(len(self.ch_mult) > 0, "an empty ch_mult", "one factor per level")
         widths = [self.ch, *(self.ch * m for m in self.ch_mult)]
-        need(all(w % GROUPS == 0 for w in widths), f"autoencoder widths {widths}", f"multiples of {GROUPS}")
+        require(
+            all(w % GROUPS == 0 for w in widths), f"autoencoder widths {widths}", f"multiples of {GROUPS}"
+        )
 
     @property
     def factor(self) -> int:
@@ -135,7 +136,7 @@ class VAESpec:
 
 @dataclass(frozen=True)
 class ClipVisionSpec:
-    """image_size: pixels the image is resized to. head_width: channels per head."""
+    """CLIP image tower. image_size: pixels the image is resized to. head_width: channels per head."""
 
     image_size: int
     patch_size: int
@@ -147,7 +148,7 @@ class ClipVisionSpec:
 
 @dataclass(frozen=True)
 class ClipTextSpec:
-    """context_length: tokens per prompt, padding included."""
+    """CLIP text tower. context_length: tokens per prompt, padding included."""
 
     context_length: int
     vocab_size: int
@@ -158,7 +159,7 @@ class ClipTextSpec:
 
 
 @dataclass(frozen=True)
-class ClipSpec:
+class ClipModelSpec:
     """One CLIP. Each tower keeps some of the other's parameters in its checkpoint, so both halves are
     described."""
 
@@ -169,9 +170,9 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """layer: "last" runs all blocks, "penultimate" all but the last; both end with ln_final."""
+    """Text encoder. layer: "last" runs all blocks, "penultimate" all but the last; both end with ln_final."""
 
-    clip: ClipSpec
+    clip: ClipModelSpec
     layer: Literal["last", "penultimate"]
 
 
@@ -179,7 +180,7 @@ class TextSpec:
 class ImageSpec:
     """The image tower; its output are all tokens after the last block."""
 
-    clip: ClipSpec
+    clip: ClipModelSpec
 
 
 @dataclass(frozen=True)
@@ -211,20 +212,23 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole model: parts, schedule and what the checkpoint was trained for.
+    """A whole model: parts, schedule, and the size and length of clips that it was trained for.
 
-    adapter_design: what the text adapter looks like where there is one; whether there is one, `adapter`
-    tells. height, width: pixels, the size it was trained at. frames: clip length; image tokens belong to
-    frames. fps_condition_type: "fps" (frames per second) or "fs" (frame stride), the meaning of the fs input.
-    towers_seed: None, or the seed that text and image towers are rebuilt from instead of being stored.
+    image, resampler: None in a text-to-video model.
+    adapter_design: of the text adapter, if there is one (`adapter`).
+    fps_condition_type: meaning of the fs input, "fps" (frames per second) or "fs" (frame stride).
+    perframe_ae: whether the autoencoder takes one frame at a time.
+    height, width: pixels.
+    frames: length of a clip; image tokens belong to frames.
+    towers_seed: seed that text and image towers are drawn from instead of being stored, or None.
     """
 
     name: str
     unet: UNetSpec
     vae: VAESpec
     text: TextSpec
-    image: ImageSpec
-    resampler: ResamplerSpec
+    image: ImageSpec | None
+    resampler: ResamplerSpec | None
     adapter_design: AdapterSpec
     schedule: ScheduleSpec
     parameterization: Literal["v", "eps"]
@@ -237,36 +241,51 @@ class ModelSpec:
     towers_seed: int | None
 
     def __post_init__(self) -> None:
-        unet, text, resampler = self.unet, self.text.clip.text, self.resampler
+        unet, text = self.unet, self.text.clip.text
         z = self.vae.embed_dim
-        need(unet.out_channels == z, f"UNet output of {unet.out_channels} channels", f"the latent's {z}")
-        need(unet.in_channels == 2 * z, f"UNet input of {unet.in_channels} channels", f"2 x the latent's {z}")
-        need(text.width == unet.context_dim, f"text of width {text.width}", f"context_dim {unet.context_dim}")
-        need(
+        require(unet.out_channels == z, f"UNet output of {unet.out_channels} channels", f"the latent's {z}")
+        latents = 1 if self.image is None else 2  # the noise's and the image's
+        require(
+            unet.in_channels == latents * z,
+            f"UNet input of {unet.in_channels} channels",
+            f"{latents} x the latent's {z}",
+        )
+        require(
+            text.width == unet.context_dim, f"text of width {text.width}", f"context_dim {unet.context_dim}"
+        )
+        require(
             text.context_length == unet.text_tokens,
             f"{text.context_length} text tokens per prompt",
             f"the UNet's text_tokens {unet.text_tokens}",
         )
-        vision = self.image.clip.vision.width
-        need(
-            vision == resampler.embedding_dim, f"image tokens of width {vision}", f"{resampler.embedding_dim}"
-        )
-        need(
-            resampler.output_dim == unet.context_dim,
-            f"resampler output of width {resampler.output_dim}",
-            f"context_dim {unet.context_dim}",
-        )
+        self._check_image_tokens()
         design = self.adapter_design
-        need(
+        require(
             (design.width, design.context_dim) == (unet.adapter_width, text.width),
             f"adapter of widths {design.width}, {design.context_dim}",
             f"{unet.adapter_width}, {text.width}",
         )
         unit = self.size_multiple
-        need(
+        require(
             self.height % unit == 0 and self.width % unit == 0,
             f"size {self.height}x{self.width}",
             f"multiples of {unit}",
+        )
+
+    def _check_image_tokens(self) -> None:
+        image, resampler, unet = self.image, self.resampler, self.unet
+        if image is None or resampler is None:
+            both = image is resampler and not unet.image_cross_attention
+            require(both, "an image tower, a resampler or image cross-attention alone", "all of them or none")
+            return
+        vision = image.clip.vision.width
+        require(
+            vision == resampler.embedding_dim, f"image tokens of width {vision}", f"{resampler.embedding_dim}"
+        )
+        require(
+            resampler.output_dim == unet.context_dim,
+            f"resampler output of width {resampler.output_dim}",
+            f"context_dim {unet.context_dim}",
         )
 
     @property
@@ -285,7 +304,7 @@ class ModelSpec:
 
     @property
     def size_multiple(self) -> int:
-        """What height and width in pixels must be multiples of (64 for the published models)."""
+        """Height and width in pixels are multiples of this (64 for the published models)."""
         return self.vae.factor * self.unet.size_multiple
 
     @property
@@ -306,14 +325,14 @@ class ModelSpec:
 
     def check_frames(self, frames: int) -> None:
         """Raise UsageError for a number of frames that the model cannot make."""
-        need(
+        require(
             frames == self.frames or MIN_FRAMES <= frames <= MAX_FRAMES,
             f"--video_length {frames}",
             f"{MIN_FRAMES} to {MAX_FRAMES}; {self.name} was made for {self.frames}",
         )
 
     def clip(
-        self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: Any
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: object
     ) -> ClipSpec:
         """Clips for this model; None is its own size, `more` the rest of ClipSpec. Raises UsageError for a
         size that it cannot have."""
@@ -323,7 +342,7 @@ class ModelSpec:
         width = self.width if width is None else width
         unit = self.size_multiple
         good = height > 0 and width > 0 and height % unit == 0 and width % unit == 0
-        need(good, f"clips of {height}x{width}", f"multiples of {unit} for {self.name}")
+        require(good, f"clips of {height}x{width}", f"multiples of {unit} for {self.name}")
         frames = self.frames if frames is None else frames
         return ClipSpec(frames, height, width, condition=self.fps_condition_type, **more)
 

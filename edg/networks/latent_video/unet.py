@@ -25,7 +25,7 @@ from edg.networks.latent_video.attention import (
 )
 from edg.networks.latent_video.deepcache import DeepFeature
 from edg.networks.latent_video.spec import UNetSpec
-from edg.networks.latent_video.upsample import ConvOfTwice
+from edg.networks.latent_video.upsample import UpsampleConv2d
 from edg.networks.latent_video.vae import GroupNorm
 
 
@@ -39,13 +39,13 @@ def sinusoid(position_B: Tensor, width: int) -> Tensor:
 
 
 def layout(device: torch.device) -> torch.memory_format:
-    """Channels last on a GPU, whose convolutions want it; on a CPU the group norms are several times slower
-    that way, and the convolutions no faster."""
+    """Memory format of the activations: channels last on a GPU, whose convolutions want it. On a CPU group
+    norms are several times slower that way, and convolutions no faster."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def narrow(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), where they differ with x in the dtype of the layer's weight and the result in x's."""
+def apply_in_weight_dtype(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer to x cast to the dtype of its weight; the result has x's dtype."""
     dtype = getattr(layer, "weight", x).dtype
     return layer(x) if dtype == x.dtype else layer(x.to(dtype)).to(x.dtype)
 
@@ -58,23 +58,23 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return narrow(self.op, x)
+        return apply_in_weight_dtype(self.op, x)
 
 
 class Upsample(nn.Module):
-    """Twice the size: nearest neighbour, then (learned) a 3x3 convolution."""
+    """Twice the size: nearest neighbour, then, if learned, a 3x3 convolution."""
 
     def __init__(self, width: int, learned: bool):
         super().__init__()
-        self.conv = ConvOfTwice(width) if learned else nn.Upsample(scale_factor=2.0)
+        self.conv = UpsampleConv2d(width) if learned else nn.Upsample(scale_factor=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).to(x.dtype)
 
 
 class ConvOverTime(nn.Conv3d):
-    """A convolution (B, C, T, h, w) over frames alone is one over (T, h*w): same numbers, several times as
-    fast on a CPU."""
+    """Convolution (B, C, T, h, w) over frames alone, computed over (T, h*w): the same numbers, several times
+    as fast on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size[1:] != (1, 1):
@@ -101,8 +101,7 @@ class TemporalConv(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block told the time by `emb`; resample is "none", "up" or "down" (done inside both
-    branches)."""
+    """Residual block with the time embedding added; resample is "none", "up" or "down", in both branches."""
 
     def __init__(self, spec: UNetSpec, width_in: int, width_out: int, resample: str = "none"):
         super().__init__()
@@ -133,7 +132,7 @@ class ResBlock(nn.Module):
             h = self.out_layers[1:](_per_clip(torch.add, h, shift_BC))
         else:
             h = self.out_layers(_per_clip(torch.add, h, shift_BC))
-        h = narrow(self.skip_connection, self._resized(x)) + h
+        h = apply_in_weight_dtype(self.skip_connection, self._resized(x)) + h
         if not hasattr(self, "temopral_conv"):
             return h
         h = self.temopral_conv(rearrange(h, "(b t) c h w -> b c t h w", b=batch))
@@ -146,14 +145,14 @@ class ResBlock(nn.Module):
 
 
 def _per_clip(operation: Callable, h_NCHW: Tensor, value_BC: Tensor) -> Tensor:
-    """operation(h, value) with each clip's value on all its frames and cells."""
+    """Apply operation(h, value) with each clip's value on all its frames and cells."""
     h = h_NCHW.unflatten(0, (len(value_BC), -1))
     return operation(h, value_BC[:, None, :, None, None]).flatten(0, 1)
 
 
 class Stage(nn.Sequential):
-    """Layers in a row, each given what its kind needs. checkpointing: of a layer only the input is kept for
-    the backward pass, which computes the layer once more (Chen et al. 2016)."""
+    """Layers in a row. checkpointing: keep only the input of each layer for the backward pass, which computes
+    the layer once more (Chen et al. 2016)."""
 
     def forward(
         self,
@@ -163,14 +162,21 @@ class Stage(nn.Sequential):
         checkpointing: bool = False,
     ) -> Tensor:
         for layer in self:
-            given = (layer, x, emb, context)
-            x = checkpoint(_through, *given, use_reentrant=False) if checkpointing else _through(*given)
+            args = (layer, x, emb, context)
+            x = checkpoint(_apply, *args, use_reentrant=False) if checkpointing else _apply(*args)
         return x
 
 
-def _through(layer: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tensor:
-    if isinstance(layer, TemporalTransformer) and layer.is_told:
-        x = context.for_all(x)
+def _takes_context(layer: nn.Module) -> bool:
+    if isinstance(layer, SpatialAttention):
+        return layer.is_cross_attention
+    return isinstance(layer, TemporalTransformer) and layer.has_adapter
+
+
+def _apply(layer: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tensor:
+    """Apply a layer with the inputs that its kind takes."""
+    if isinstance(layer, TemporalTransformer) and layer.has_adapter:
+        x = context.repeat_for_branches(x)
     batch = len(x) // context.frames
     if isinstance(layer, ResBlock):
         return layer(x, emb[:batch], batch)
@@ -179,7 +185,7 @@ def _through(layer: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tens
     if isinstance(layer, TemporalTransformer):
         y = layer(rearrange(x, "(b t) c h w -> b c t h w", b=batch), context)
         return rearrange(y, "b c t h w -> (b t) c h w")
-    return narrow(layer, x)
+    return apply_in_weight_dtype(layer, x)
 
 
 def _attention(spec: UNetSpec, width: int) -> list[nn.Module]:
@@ -196,8 +202,8 @@ def _embedding(width: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """y = UNet(x, t, context, fs): x is the noisy latent, concatenated with the image latent on the
-    channels.
+    """The denoiser y = UNet(x, t, context, fs); x is the noisy latent, in image-to-video models with the
+    image latent behind it on the channels.
 
     `checkpointing = True` trades time for memory: where gradients are taken in train mode, the backward pass
     computes every layer once more; the gradients are the same.
@@ -230,7 +236,7 @@ class UNet(nn.Module):
         )
 
     def _build_down(self) -> list[int]:
-        """Append the stages of the way down; returns the widths on the skip stack."""
+        """Append the stages of the way down; returns the widths of the skip connections."""
         spec = self.spec
         skips = [spec.model_channels]
         for level, mult in enumerate(spec.channel_mult):
@@ -274,17 +280,16 @@ class UNet(nn.Module):
             emb = emb + self.fps_embedding(sinusoid(fs_B, width).to(dtype))
         return emb
 
-    def tell(
+    def prepare_context(
         self, context_BLD: Tensor, frames: int, temporal_context: Tensor | None = None, keep: bool = True
     ) -> Context:
-        """What the layers are told, as `forward` takes it. keep: with the keys and values that they make of
-        it, for many steps of one parameter set (no gradients flow into them)."""
+        """The context as `forward` takes it. keep: with the keys and values of all layers, for many steps of
+        one parameter set (no gradients flow into them)."""
         context = Context.split(context_BLD.to(self.dtype), frames, self.spec, temporal_context)
-        self._check_context(context_BLD, context.words, frames)
+        self._check_context(context_BLD, context.adapter_embedding, frames)
         if keep:
-            layers = (m for m in self.modules() if isinstance(m, SpatialAttention | TemporalTransformer))
             with torch.no_grad():
-                context.known.update({layer: layer.tell(context) for layer in layers if layer.is_told})
+                context.kv_cache.update({m: m.prepare(context) for m in self.modules() if _takes_context(m)})
         return context
 
     def forward(
@@ -299,17 +304,17 @@ class UNet(nn.Module):
         """The raw prediction (B, out_channels, T, h, w), in x's dtype.
 
         x_BCTHW: (B, in_channels, T, h, w). t_B: timesteps 0..999. context_BLD: text then image tokens, or
-        what `tell` made of them; of k B clips where k branches of guidance are told different things about
-        the same x: predictions (k B, ...), and what comes before the first token is computed once.
-        fs_B: frames per second or frame stride, as the checkpoint was trained. temporal_context: (B, T,
-        adapter_width). reuse: where it has a value only the outermost level runs, on top of that value; else
-        it is given one. Raises UsageError where size, context or adapter input do not fit the spec.
+        what `prepare_context` made of them; of k B clips for k branches of guidance with the same x:
+        predictions (k B, ...), and the layers before the first attention to tokens run once. fs_B: frames
+        per second or frame stride, as the checkpoint was trained. temporal_context: (B, T, adapter_width).
+        reuse: with a value only the outermost level runs, on top of that value; without one it is given the
+        value of this pass. Raises UsageError where size, context or adapter input do not fit the spec.
         """
         self._check_size(x_BCTHW)
         frames = x_BCTHW.shape[2]
         context = context_BLD
         if not isinstance(context, Context):
-            context = self.tell(context_BLD, frames, temporal_context, keep=False)
+            context = self.prepare_context(context_BLD, frames, temporal_context, keep=False)
         emb = self.embed(t_B, fs_B, self.dtype).repeat(len(context.text) // len(x_BCTHW), 1)
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         rest = (emb, context, again)
@@ -329,7 +334,7 @@ class UNet(nn.Module):
         for stage in up:
             if reuse is not None and len(skips) == outer:
                 reuse.value = h
-            h = stage(torch.cat([h, context.for_all(skips.pop())], dim=1), *rest)
+            h = stage(torch.cat([h, context.repeat_for_branches(skips.pop())], dim=1), *rest)
         return rearrange(self.out(h), "(b t) c h w -> b c t h w", t=frames).to(x_BCTHW.dtype)
 
     @property
@@ -343,7 +348,7 @@ class UNet(nn.Module):
         if self.spec.use_causal_attention and frames > most:
             raise UsageError(f"{frames} frames", expected=f"at most temporal_length {most}")
 
-    def _check_context(self, context: Tensor, words: Tensor | None, frames: int) -> None:
+    def _check_context(self, context: Tensor, embedding: Tensor | None, frames: int) -> None:
         spec = self.spec
         if spec.image_cross_attention and context.shape[1] < spec.text_tokens:
             raise UsageError(
@@ -352,6 +357,6 @@ class UNet(nn.Module):
         if spec.temporal_selfatt_only:
             return
         wanted = (len(context), frames, spec.adapter_width)
-        if words is None or tuple(words.shape) != wanted:
-            given = "none" if words is None else tuple(words.shape)
+        if embedding is None or tuple(embedding.shape) != wanted:
+            given = "none" if embedding is None else tuple(embedding.shape)
             raise UsageError(f"temporal_context {given} for a UNet with text adapter", expected=str(wanted))

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from edg.networks.latent_video.spec import GROUPS, VAESpec
-from edg.networks.latent_video.upsample import ConvOfTwice
+from edg.networks.latent_video.upsample import UpsampleConv2d
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -106,7 +106,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.conv = ConvOfTwice(width)
+        self.conv = UpsampleConv2d(width)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
         return self.conv(x)

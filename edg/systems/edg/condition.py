@@ -54,7 +54,9 @@ class Condition:
 
         What the layers make of the tokens is computed here, once for all steps. reuse: this denoiser's own.
         """
-        context = network.unet.tell(self.context_BLD, self.concat_BCTHW.shape[2], self.temporal_BTD)
+        context = network.unet.prepare_context(
+            self.context_BLD, self.concat_BCTHW.shape[2], self.temporal_BTD
+        )
 
         def denoise(
             x_BCTHW: Float[Tensor, "b c t h w"], t_B: Int[Tensor, " b"]

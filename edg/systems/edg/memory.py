@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from edg.diffusion.schedule import Schedule, make_schedule
-from edg.networks.latent_video.attention import FEW, FEW_IN
+from edg.networks.latent_video.attention import MAX_SHORT_KV, SHORT_KV_DTYPES
 from edg.networks.latent_video.load import build, with_adapter_of
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
@@ -154,7 +154,7 @@ def estimate(
     device, dtype, batch_size = placement.device.type, placement.dtype, placement.batch_size
     resident, low_memory = placement.offload == "none", placement.offload == "layers"
     network = skeleton(spec, dtype)
-    network.frames_at_once = 1 if low_memory else None
+    network.vae_chunk = 1 if low_memory else None
     network.unet.layout = layout(torch.device(device))
     weightless = Weightless(network, batch_size, tuple(f"set{i}" for i in range(sets)), low_memory)
     steps = make_plan(weightless.schedule, sets, request.options)
@@ -174,7 +174,11 @@ def estimate(
         for phase, calls in counts.items()
     )
     waiting = whole if moves else 0
-    few = device == "cpu" and dtype in FEW_IN and spec.unet.heads(spec.unet.model_channels)[1] <= FEW
+    few = (
+        device == "cpu"
+        and dtype in SHORT_KV_DTYPES
+        and spec.unet.heads(spec.unet.model_channels)[1] <= MAX_SHORT_KV
+    )
     return MemoryEstimate(phases, waiting, BESIDE[device], attention_note(spec, attention.stored, few))
 
 
@@ -185,7 +189,7 @@ def attention_note(spec: ModelSpec, stored: int, few: bool) -> str:
     if spec.unet.use_relative_position:
         return "attention over frames, with relative positions, stores its weights; over space it never does"
     if few:
-        return f"attention to at most {FEW} keys stores its weights, to more it never does"
+        return f"attention to at most {MAX_SHORT_KV} keys stores its weights, to more it never does"
     return "attention is never stored (fused kernels)"
 
 

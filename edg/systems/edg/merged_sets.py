@@ -96,13 +96,14 @@ def open_sets(merging: Merging, note: Callable[[str], None]) -> dict[str, Any]:
     """The recipe's outputs as parameter sets by name, computed when they are read. note: called with a line
     on the merge, and one on the dials."""
     from edg.merging.lazy import merged
+    from edg.networks import family_of
 
     parts = dict(merging.notes["merged_in_memory"])
     note(f"merges {parts.pop('recipe')} in memory, of {' and '.join(parts.values())}")
     if turned := merging.notes.get("dials"):
         words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
         note(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
-    return dict(merged(merging.recipe, warn=note))
+    return dict(merged(merging.recipe, warn=note, family=family_of))
 
 
 def remarks(merging: Merging, request: Request) -> list[str]:

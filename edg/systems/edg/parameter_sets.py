@@ -52,7 +52,7 @@ class ParameterSets:
         self._networks = {name: load.load_model(spec, self.sets[name], home, dtype) for name in first}
         self._loaded = {name: name for name in first}  # which set each network holds now
         for network in self._networks.values():
-            network.frames_at_once = 1 if low_memory else None
+            network.vae_chunk = 1 if low_memory else None
             if compiled:
                 network.unet.compile(**how_to_compile(self.device))
         network = self._networks[self.names[0]]
@@ -86,10 +86,10 @@ class ParameterSets:
     def shrink(self) -> bool:
         """One clip and one frame at a time from now on; False when it was so already."""
         networks = self._networks.values()
-        if self.batch_size == 1 and all(network.frames_at_once == 1 for network in networks):
+        if self.batch_size == 1 and all(network.vae_chunk == 1 for network in networks):
             return False
         for network in networks:
-            network.frames_at_once = 1
+            network.vae_chunk = 1
         self.batch_size, self._shrunk = 1, True
         return True
 

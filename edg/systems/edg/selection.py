@@ -199,7 +199,8 @@ def tables_of(weights: WeightFiles, paths: Mapping[str, Path]) -> dict[str, str]
 
 def _spec_of(spec: ModelSpec | None, weights: WeightFiles, paths: Mapping[str, Path]) -> ModelSpec:
     """The given model, else the one that the first parameter set's names and shapes tell."""
-    from edg.weights.store import open_weights, refuse_lora
+    from edg.networks import open_weights
+    from edg.weights.store import refuse_lora
 
     if spec is not None:
         return spec
@@ -218,7 +219,8 @@ def open_sets(
     paths: Mapping[str, Path], tables: Mapping[str, str], note: Callable[[str], None]
 ) -> dict[str, Any]:
     """The parameter sets, opened lazily. note: called with lines worth a note."""
-    from edg.weights.store import open_weights, refuse_lora
+    from edg.networks import open_weights
+    from edg.weights.store import refuse_lora
 
     sets = {
         name: open_weights(path, check_base=False, table=tables.get(name, "")) for name, path in paths.items()

@@ -61,8 +61,8 @@ def _check_system(file: InputFile, magic: object, protocol: object, system: obje
 def _entries(
     file: InputFile, order: object, storages: Mapping[str, StorageRef], at: int
 ) -> dict[str, ZipEntry]:
-    """Where each storage lies. order: their keys as they follow one another from byte `at`, each as 8 bytes
-    number of elements and the elements."""
+    """Byte position of each storage. order: their keys as they follow one another from byte `at`, each as 8
+    bytes number of elements and the elements."""
     entries: dict[str, ZipEntry] = {}
     for key in order if isinstance(order, list) else ():
         if not isinstance(key, str):

@@ -1,4 +1,4 @@
-"""Reading a pickle as data: a small machine that knows tensors and containers, and calls nothing else.
+"""Read a pickle as data, by a small machine that knows tensors and containers and calls nothing else.
 
 A pickle is a program. Python's unpickler imports what it names and calls it; this one walks over the
 opcodes that `pickletools` decodes and builds plain lists, dicts, tuples, numbers and strings. Names of
@@ -449,7 +449,7 @@ def tensor_ref(storage, dtype, first, shape, strides, metadata):
 
 
 def is_key(key) -> bool:
-    """Whether an entry of a dict is kept. Nobody can choose texts whose hashes meet, but large numbers."""
+    """True for a key whose entry is kept. Nobody can choose texts whose hashes meet, but large numbers."""
     return isinstance(key, (str, bytes, type(None))) or (isinstance(key, int) and -MAX_INT < key < MAX_INT)
 
 

@@ -1,4 +1,4 @@
-"""What a file really is, by its first bytes, and a clear word for what is mistaken for a checkpoint."""
+"""Recognise a file by its first bytes, with a clear error for what is mistaken for a checkpoint."""
 
 from __future__ import annotations
 

@@ -199,8 +199,8 @@ def _name(file: InputFile, entry: _Central) -> str:
 
 
 def _folded(name: str) -> str:
-    """What names are one for some reader: torch's takes capitals and small letters as equal, others write
-    files by them."""
+    """Form in which some reader takes two names for one: torch's takes capitals and small letters as equal,
+    others write files by them."""
     plain = unicodedata.normalize("NFKC", name).casefold().replace("\\", "/")
     return "/".join(part for part in plain.split("/") if part not in ("", "."))
 
@@ -232,7 +232,7 @@ def _data_offset(file: InputFile, entry: _Central, after: int) -> int:
 
 
 def _descriptors(crc: int, packed: int, full: int) -> list[bytes]:
-    """What may follow the data of an entry: with or without a signature, in 32 or in 64 bits."""
+    """Possible descriptors after the data of an entry: with or without a signature, in 32 or in 64 bits."""
     forms = [struct.pack("<LQQ", crc, packed, full)]
     if max(packed, full) <= FULL32:
         forms.append(struct.pack("<LLL", crc, packed, full))
@@ -290,7 +290,8 @@ def _record(file: InputFile, entry: ZipEntry) -> bytes:
 
 
 def file_tensor(file: InputFile, records: dict[str, ZipEntry], name: str, ref: TensorRef) -> FileTensor:
-    """Where the tensor `name` lies. BadFileError when its storage is missing, compressed or too short."""
+    """The tensor `name` in its place. Raises BadFileError when its storage is missing, compressed or too
+    short."""
     storage = ref.storage
     if ref.dtype not in ITEMSIZE:
         raise BadFileError(f"{file.path}: {name} is {ref.dtype}", expected="one of " + ", ".join(ITEMSIZE))
@@ -311,7 +312,7 @@ def file_tensor(file: InputFile, records: dict[str, ZipEntry], name: str, ref: T
 
 
 def check_crc(file: InputFile, entry: ZipEntry) -> bool:
-    """Whether the bytes of an entry still have the CRC-32 written with them."""
+    """True if the bytes of an entry have the CRC-32 written with them."""
     crc, buffer = 0, bytearray(min(entry.size, 16 << 20))
     for at in range(0, entry.size, 16 << 20):
         view = memoryview(buffer)[: min(len(buffer), entry.size - at)]

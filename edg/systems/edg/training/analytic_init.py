@@ -20,6 +20,7 @@ from edg.core.errors import BadFileError, UsageError
 from edg.core.log import log, warn
 from edg.core.seeding import generator
 from edg.diffusion.analytic_init import Moments
+from edg.networks import open_weights
 from edg.networks.latent_video.models import load_spec
 from edg.networks.latent_video.spec import ModelSpec
 from edg.systems.edg.training.encode import (
@@ -32,7 +33,6 @@ from edg.systems.edg.training.encode import (
     workers_for,
 )
 from edg.systems.edg.training.latent_cache import CachedClips, is_cache
-from edg.weights.store import open_weights
 
 EVERY = 100  # clips between two lines of progress
 

@@ -21,6 +21,7 @@ from edg.core.hashing import hash_value
 from edg.core.log import log, warn
 from edg.core.process import stopping
 from edg.data.batches import Caught, told
+from edg.networks import open_weights
 from edg.networks.latent_video.clip_encoders import cut_remarks
 from edg.networks.latent_video.load import (
     TOWERS,
@@ -37,7 +38,6 @@ from edg.networks.latent_video.spec import ModelSpec
 from edg.systems.edg.training import latent_cache
 from edg.systems.edg.training.encode_flags import stride_range
 from edg.systems.edg.training.latent_cache import CachedClips
-from edg.weights.store import open_weights
 
 Item = dict[str, Any]
 WORKERS = 4

@@ -30,6 +30,7 @@ from edg.core.files import ensure_writable, remove_leftovers, same_folder, write
 from edg.core.process import stopping
 from edg.core.seeding import derive
 from edg.data.batches import Caught, Keyed, Order, collate, told
+from edg.networks.latent_video.keys import is_adapter
 from edg.systems.edg.training.config import PRECISIONS, STRATEGIES, Plan
 from edg.systems.edg.training.loss import Constants, Draws, Objective, denoising_loss
 from edg.training.callbacks import (
@@ -42,7 +43,6 @@ from edg.training.callbacks import (
     last_checkpoint,
     set_aside_damaged,
 )
-from edg.weights.keys import is_adapter
 
 
 class _Training(pl.LightningModule):

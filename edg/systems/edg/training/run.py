@@ -28,6 +28,7 @@ from edg.core.video import write_image, write_video
 from edg.data.batches import Table
 from edg.data.prompts import read_folder
 from edg.merging.provenance import base_reference, input_record
+from edg.networks import open_weights
 from edg.networks.latent_video import adapter, load
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.models import load_spec
@@ -43,7 +44,7 @@ from edg.systems.edg.training.latent_cache import CachedClips
 from edg.systems.edg.training.modules import DenoiserTraining, VaeTraining, fit
 from edg.training.callbacks import last_checkpoint
 from edg.weights.base_file import sha256_weights
-from edg.weights.store import Weights, open_weights
+from edg.weights.store import Weights
 from edg.weights.writers import write_safetensors
 
 VAE = "first_stage_model."

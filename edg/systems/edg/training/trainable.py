@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edg.core.errors import MachineError, UsageError, nearest
 from edg.core.seeding import generator
-from edg.weights.keys import KINDS, component, is_adapter, matches
+from edg.networks.latent_video.keys import FAMILY, KINDS, is_adapter
 
 #: Parts that a training changes. The rest (autoencoder, text and image tower) runs without gradients.
 LEARNING = ("adapter", "unet", "image_proj")
@@ -30,9 +30,9 @@ def choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]
     """The parameters that `patterns` mean, by name in the model's order; they alone require gradients then.
 
     patterns: "all" (adapter, UNet and image projector: what the paper trains), "lora", kinds of modules as in
-    recipes ("adapter", "temporal", "init_attn", "unet", "image_proj", ...; see weights.keys.KINDS), or globs
-    on the published names ("*.attn2.to_v.weight"). LoRA's own parameters are meant by "all" and "lora" only.
-    Raises UsageError for a pattern that means nothing that can be trained.
+    recipes ("adapter", "temporal", "init_attn", "unet", "image_proj", ...; see latent_video.keys.KINDS), or
+    globs on the published names ("*.attn2.to_v.weight"). LoRA's own parameters are meant by "all" and "lora"
+    only. Raises UsageError for a pattern that means nothing that can be trained.
     """
     if not patterns:
         raise UsageError("nothing to train", expected=f"some of all, lora, {', '.join(LEARNING)}, or globs")
@@ -40,7 +40,7 @@ def choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]
     chosen: set[str] = set()
     for pattern in patterns:
         meant = {name for name in named if _meant(name, pattern)}
-        found = {name for name in meant if component(published(name)) in LEARNING}
+        found = {name for name in meant if FAMILY.component(published(name)) in LEARNING}
         if not found:
             raise _means_nothing(pattern, bool(meant), named)
         chosen |= found
@@ -51,10 +51,10 @@ def choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]
 
 def _meant(name: str, pattern: str) -> bool:
     if pattern == "all":
-        return component(published(name)) in LEARNING
+        return FAMILY.component(published(name)) in LEARNING
     if LORA in name:
         return pattern == "lora"
-    return matches(published(name), [pattern])
+    return FAMILY.matches(published(name), [pattern])
 
 
 def _means_nothing(pattern: str, frozen: bool, names) -> UsageError:
@@ -106,9 +106,9 @@ def add_lora(
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and component(f"{name}.weight") in LEARNING
+        and FAMILY.component(f"{name}.weight") in LEARNING
         and not is_adapter(f"{name}.weight")
-        and ("all" in patterns or matches(f"{name}.weight", patterns))
+        and ("all" in patterns or FAMILY.matches(f"{name}.weight", patterns))
     ]
     if not targets:
         raise UsageError(f"LoRA on {', '.join(patterns)}: no linear layer is meant", fix="lora on: temporal")

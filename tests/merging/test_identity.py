@@ -10,12 +10,13 @@ import torch
 from edg.core.hashing import hash_value
 from edg.merging import merge, provenance, recipe
 from edg.merging.lazy import merged
+from edg.networks import family_of, open_weights
 from edg.runner.prepare import former_settings, identity, origin
 from edg.sprites import WEIGHTS
 from edg.weights.base_file import candidates
 from edg.weights.export import export
 from edg.weights.hashing import numbers_sha256, tensor_digests
-from edg.weights.store import open_weights, write_pt, write_safetensors
+from edg.weights.store import write_pt, write_safetensors
 
 EDG = {"dyn": [{"op": "dynamic"}], "con": [{"op": "consistent"}]}
 
@@ -33,7 +34,7 @@ def wanted(files):
 @pytest.fixture
 def made(wanted, tmp_path):
     """dyn.safetensors as changes, in a folder of its own."""
-    merge.run(wanted, tmp_path / "out", warn=lambda _: None)
+    merge.run(wanted, tmp_path / "out", warn=lambda _: None, family=family_of)
     return tmp_path / "out" / "dyn.safetensors"
 
 
@@ -53,8 +54,8 @@ def edited(path, out, change):
 
 def test_one_set_in_every_form_is_one(tmp_path, files, base, wanted, made):
     first = number(made)
-    export(made, tmp_path / "whole.pt")
-    merge.run(wanted, tmp_path / "full", full=True, format="pt", warn=lambda _: None)
+    export(made, tmp_path / "whole.pt", family=family_of)
+    merge.run(wanted, tmp_path / "full", full=True, format="pt", warn=lambda _: None, family=family_of)
     torch.save({f"module.{n}": open_weights(made)[n] for n in base}, tmp_path / "wrapped.ckpt")
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -63,7 +64,7 @@ def test_one_set_in_every_form_is_one(tmp_path, files, base, wanted, made):
         write_safetensors(shards / f"model-{k}.safetensors", part)
     forms = [tmp_path / "whole.pt", tmp_path / "full" / "dyn.pt", tmp_path / "wrapped.ckpt", shards]
     assert [number(path) for path in forms] == [first] * 4
-    assert numbers_sha256(merged(wanted, warn=lambda _: None)["dyn"]) == first
+    assert numbers_sha256(merged(wanted, warn=lambda _: None, family=family_of)["dyn"]) == first
     assert number(files[0]) != first != number(tmp_path / "out" / "con.safetensors")
 
 
@@ -98,9 +99,9 @@ def test_a_record_does_not_make_other_numbers_the_same(tmp_path, files, made, li
     other = tmp_path / "other" / "dyn.pt"
     other.parent.mkdir()
     if lie.startswith("16 bits"):
-        export(made, other, "bfloat16")
+        export(made, other, "bfloat16", family=family_of)
         if lie == "16 bits and back":
-            export(other, tmp_path / "other" / "back.pt", "float32")
+            export(other, tmp_path / "other" / "back.pt", "float32", family=family_of)
             other = tmp_path / "other" / "back.pt"
     elif lie == "sidecar":
         shutil.copy(files[0], other)
@@ -150,11 +151,11 @@ def test_a_dial_turned_does_not_read_again_what_is_copied(files, monkeypatch):
     steps = [{"op": "extrapolate", "alpha": 0.5, "where": "temporal_conv"}, {"op": "copy", "of": "tuned"}]
     inputs = {"base": str(files[0]), "tuned": str(files[1])}
     wanted = recipe.from_dict({"inputs": inputs, "outputs": {"dyn": steps}})
-    first = numbers_sha256(merged(wanted, warn=lambda _: None)["dyn"])
+    first = numbers_sha256(merged(wanted, warn=lambda _: None, family=family_of)["dyn"])
     computed, whole = [], MergedTensor.blocks
     monkeypatch.setattr(MergedTensor, "blocks", lambda self: computed.append(self.info.shape) or whole(self))
     turned = recipe.adjusted(wanted, "dyn.alpha", 0.75)
-    assert numbers_sha256(merged(turned, warn=lambda _: None)["dyn"]) != first
+    assert numbers_sha256(merged(turned, warn=lambda _: None, family=family_of)["dyn"]) != first
     assert computed == [(4, 4, 3, 1, 1)]
 
 
@@ -162,7 +163,7 @@ def test_a_dial_turned_does_not_read_again_what_is_copied(files, monkeypatch):
 
 
 def is_made(wanted, out, full=False):
-    return provenance.is_made(wanted, out, full, "safetensors")
+    return provenance.is_made(wanted, out, full, "safetensors", family_of)
 
 
 def forget(tmp_path):
@@ -173,7 +174,7 @@ def forget(tmp_path):
 @pytest.mark.parametrize("change", ["none", "a byte", "other numbers", "truncated", "16 bits", "swapped"])
 def test_an_output_counts_by_its_content(tmp_path, wanted, made, change, remembered):
     out = made.parent
-    merge.run(wanted, out, full=True, warn=lambda _: None)
+    merge.run(wanted, out, full=True, warn=lambda _: None, family=family_of)
     if change == "a byte":
         data = bytearray(made.read_bytes())
         data[-3] ^= 1
@@ -183,7 +184,7 @@ def test_an_output_counts_by_its_content(tmp_path, wanted, made, change, remembe
     elif change == "truncated":
         made.write_bytes(made.read_bytes()[:-8])
     elif change == "16 bits":
-        export(made, tmp_path / "x.safetensors", "float16")
+        export(made, tmp_path / "x.safetensors", "float16", family=family_of)
         shutil.move(tmp_path / "x.safetensors", made)
     elif change == "swapped":
         weights, record = open_weights(out / "con.safetensors"), open_weights(made).metadata
@@ -192,9 +193,9 @@ def test_an_output_counts_by_its_content(tmp_path, wanted, made, change, remembe
         forget(tmp_path)
     assert is_made(wanted, out, full=True) == (change == "none")
     if change != "none":
-        merge.run(wanted, out, full=True, warn=lambda _: None)
+        merge.run(wanted, out, full=True, warn=lambda _: None, family=family_of)
         assert is_made(wanted, out, full=True)
-        assert number(made) == numbers_sha256(merged(wanted, warn=lambda _: None)["dyn"])
+        assert number(made) == numbers_sha256(merged(wanted, warn=lambda _: None, family=family_of)["dyn"])
 
 
 def test_outputs_that_are_copied_elsewhere_are_finished_there(tmp_path, wanted, made):
@@ -217,9 +218,9 @@ def test_an_earlier_record_of_a_merged_set_counts_where_it_is_honest(tmp_path, f
     old = earlier(weights, made)
     same = {"sets": old["settings"]["sets"]}
     assert former_settings({"dyn": weights}, old) == same
-    assert former_settings({"dyn": merged(wanted, warn=lambda _: None)["dyn"]}, old) == same
+    assert former_settings({"dyn": merged(wanted, warn=lambda _: None, family=family_of)["dyn"]}, old) == same
     assert former_settings({"con": weights}, old) == {}
-    export(made, tmp_path / "whole.pt")  # merged again and compared
+    export(made, tmp_path / "whole.pt", family=family_of)  # merged again and compared
     assert former_settings({"dyn": open_weights(tmp_path / "whole.pt")}, old) == same
     moved = shutil.copy(made, tmp_path / "moved.safetensors")
     assert former_settings({"dyn": open_weights(moved)}, old) == same
@@ -232,9 +233,9 @@ def test_an_earlier_record_does_not_count_for_other_numbers(tmp_path, made, lie)
     old = earlier(open_weights(made), made, "2026-01-01T00:00:00+0000")
     other = tmp_path / "other.pt"
     if lie.startswith("16"):
-        export(made, other, "bfloat16")
+        export(made, other, "bfloat16", family=family_of)
         if lie == "16 bits and back":
-            export(other, tmp_path / "back.pt", "float32")
+            export(other, tmp_path / "back.pt", "float32", family=family_of)
             other = tmp_path / "back.pt"
     else:
         edited(made, other, lambda tensors: tensors["betas"].mul_(2))
@@ -247,7 +248,7 @@ def test_an_earlier_record_does_not_count_for_other_numbers(tmp_path, made, lie)
 
 
 def test_a_claim_that_cannot_be_tried_counts_for_the_file_of_then_alone(tmp_path, files, made):
-    export(made, tmp_path / "x.pt")
+    export(made, tmp_path / "x.pt", family=family_of)
     weights = edited(tmp_path / "x.pt", tmp_path / "whole.pt", lambda tensors: None)
     record = json.loads(open_weights(weights).metadata["edg"])
     del record["exported"]

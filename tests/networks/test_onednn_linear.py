@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from edg.networks.latent_video import onednn_linear
-from edg.networks.latent_video.onednn_linear import LEAST, JoinedLinear, Linear, SplitLinear
+from edg.networks.latent_video.onednn_linear import MIN_ELEMENTS, JoinedLinear, Linear, SplitLinear
 
 
 @pytest.fixture(autouse=True)
@@ -40,20 +40,20 @@ def test_onednn_is_the_formula(calls, shape, bias):
     not onednn_linear.ONEDNN, reason="PyTorch is built without MKL or oneDNN: there is one way only"
 )
 def test_who_is_left_to_pytorch(calls):
-    small, large = Linear(64, 64), Linear(128, LEAST // 128)
+    small, large = Linear(64, 64), Linear(128, MIN_ELEMENTS // 128)
     x = torch.randn(3, 128)
     with torch.no_grad():
         small(x[:, :64])
         large.half()(x.half())
         large.to("meta")(x.to("meta"))
         with torch.backends.mkldnn.flags(enabled=False):
-            Linear(128, LEAST // 128)(x)
+            Linear(128, MIN_ELEMENTS // 128)(x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert Linear(128, LEAST // 128)(x).dtype == torch.bfloat16
+            assert Linear(128, MIN_ELEMENTS // 128)(x).dtype == torch.bfloat16
         assert not calls
-        Linear(128, LEAST // 128)(x)
+        Linear(128, MIN_ELEMENTS // 128)(x)
         assert len(calls) == 1
-    Linear(128, LEAST // 128)(x).sum().backward()
+    Linear(128, MIN_ELEMENTS // 128)(x).sum().backward()
     assert len(calls) == 1
 
 
@@ -70,7 +70,7 @@ def test_weights_in_part():
     x, words = torch.randn(5, 128), torch.randn(5, 256)
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(split(x, parts=2), -1), split(x))
-        parts = joined(x, part="y") + joined(words, part="words")
+        parts = joined(x, part="y") + joined(words, part="adapter")
         torch.testing.assert_close(parts, joined(torch.cat([x, words], -1)))
 
 

@@ -161,7 +161,7 @@ def block(tensors=None, mask=KEPT, ndim=2, **more):
         asked.append((stream, keep))
         return mask
 
-    made = steps.Block(tensors or {"base": BASE.clone(), "tuned": TUNED.clone()}, ndim, source, **more)
+    made = steps.MergeBlock(tensors or {"base": BASE.clone(), "tuned": TUNED.clone()}, ndim, source, **more)
     return made, asked
 
 
@@ -191,7 +191,7 @@ def block(tensors=None, mask=KEPT, ndim=2, **more):
         (steps.TaskArithmetic(scaling=(3,)), [[4, 2, 8], [12, -40, 1]], None),
         (steps.TaskArithmetic(scaling=0.5, drop_rate=0.5, dare_scale=2), [[3, 2, 4], [0, -24, 1]], "dare0"),
         (steps.Extrapolate(alpha=0.5), [[0.5, 2, -6], [-2, 16, 1]], None),
-        (steps.Linear(weights=(2, -1)), [[0, 2, -8], [-4, 24, 1]], None),
+        (steps.LinearCombination(weights=(2, -1)), [[0, 2, -8], [-4, 24, 1]], None),
         (steps.Average(of=("base", "tuned")), [[1.5, 2, -2], [2, 0, 1]], None),
         (steps.Average(), [[2, 2, 0], [4, -8, 1]], None),
         (steps.Magnitude(density=0.34, scaling=0.5), [[1, 2, -2], [0, 0, 1]], None),
@@ -236,8 +236,9 @@ NAMES = ["base", "tuned", "third"]
     "step, source",
     [
         (steps.Copy(), "base"), (steps.Copy(of="third"), "third"), (steps.Extrapolate(alpha=0), "base"),
-        (steps.Extrapolate(alpha=1), None), (steps.Linear(weights=(0, 1, 0)), "tuned"),
-        (steps.Linear(weights=(0, 2, 0)), None), (steps.Linear(weights=(1, 1, 0)), None),
+        (steps.Extrapolate(alpha=1), None), (steps.LinearCombination(weights=(0, 1, 0)), "tuned"),
+        (steps.LinearCombination(weights=(0, 2, 0)), None),
+        (steps.LinearCombination(weights=(1, 1, 0)), None),
         (steps.Dynamic(alpha=0), "base"), (steps.Dynamic(beta=0), "base"), (steps.Dynamic(), None),
         (steps.Consistent(beta=0), "tuned"), (steps.Consistent(beta=0, of="third"), "third"),
         (steps.Consistent(), None), (steps.Consistent(beta=0, alpha=2), None),
@@ -258,7 +259,7 @@ def test_where_all_are_equal_a_step_says_whether_the_base_stays():
     equal = {"base": BASE, "tuned": BASE.clone()}
     for step in (
         steps.Consistent(), steps.Consistent(alpha=3, form="anchored"), steps.Consistent(alpha=2),
-        steps.Consistent(alpha=0.5), steps.Dynamic(), steps.Linear(weights=(1, 1)),
+        steps.Consistent(alpha=0.5), steps.Dynamic(), steps.LinearCombination(weights=(1, 1)),
         steps.Extrapolate(alpha=2), steps.TaskArithmetic(scaling=2), steps.Magnitude(density=0.5),
     ):  # fmt: skip
         kept = torch.allclose(step.run(block(dict(equal))[0]), BASE)

@@ -175,7 +175,7 @@ def test_adapter_of_any_set_is_kept_and_never_half_of_it(spec, weights):
     with_adapter = dict(build(spec.with_adapter(), "cpu").state_dict())
     assert with_adapter_of(spec, [weights]).adapter is None
     assert with_adapter_of(spec, [weights, with_adapter]).adapter is not None
-    with pytest.raises(BadFileError, match="unexpected"):
+    with pytest.raises(BadFileError):
         load_model(spec, with_adapter)
     del with_adapter["queries"]
     with pytest.raises(BadFileError, match="queries"):

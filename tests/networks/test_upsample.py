@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edg.networks.latent_video.upsample import LEAST, SIDE, ConvOfTwice
+from edg.networks.latent_video.upsample import MIN_CELLS, MIN_SIDE, UpsampleConv2d
 from edg.networks.latent_video.vae import Upsample
 
 
@@ -16,8 +16,8 @@ def same_numbers():
 @pytest.fixture
 def phases(monkeypatch):
     """The shapes that go by phase."""
-    made, real = [], ConvOfTwice._by_phase
-    monkeypatch.setattr(ConvOfTwice, "_by_phase", lambda self, x: made.append(x.shape) or real(self, x))
+    made, real = [], UpsampleConv2d._by_phase
+    monkeypatch.setattr(UpsampleConv2d, "_by_phase", lambda self, x: made.append(x.shape) or real(self, x))
     return made
 
 
@@ -30,18 +30,18 @@ def by_definition(layer, x):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @torch.no_grad()
 def test_it_is_its_definition(shape, layout):
-    layer, x = ConvOfTwice(shape[1]), torch.randn(shape).contiguous(memory_format=layout)
+    layer, x = UpsampleConv2d(shape[1]), torch.randn(shape).contiguous(memory_format=layout)
     for made in (layer(x), layer._by_phase(x)):
         torch.testing.assert_close(made.double(), by_definition(layer, x), rtol=1e-5, atol=1e-6)
 
 
 def test_where_it_goes_by_phase(phases):
-    layer, enough = ConvOfTwice(4), torch.randn(LEAST // 16, 4, 4, 4)
+    layer, enough = UpsampleConv2d(4), torch.randn(MIN_CELLS // 16, 4, 4, 4)
     layer(enough).sum().backward()
     with torch.no_grad():
         layer(enough[1:])
-        layer(torch.randn(LEAST, 4, SIDE - 1, SIDE))
-        ConvOfTwice(4).bfloat16()(enough.bfloat16())
+        layer(torch.randn(MIN_CELLS, 4, MIN_SIDE - 1, MIN_SIDE))
+        UpsampleConv2d(4).bfloat16()(enough.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(enough).dtype == torch.bfloat16
         assert not phases, "where gradients are taken, for few cells or short edges, in 16 bits"

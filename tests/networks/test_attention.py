@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from edg.networks.latent_video import attention
-from edg.networks.latent_video.attention import FEW, GEGLU, RelativePosition, attend, merge_heads, split_heads
+from edg.networks.latent_video.attention import (
+    GEGLU,
+    MAX_SHORT_KV,
+    RelativePosition,
+    attend,
+    merge_heads,
+    split_heads,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +21,7 @@ def same_numbers():
     torch.manual_seed(0)
 
 
-def tensors(queries, keys, heads=3, dim=FEW, **how):
+def tensors(queries, keys, heads=3, dim=MAX_SHORT_KV, **how):
     """q, k, v as views of what linear layers make."""
     return [
         split_heads(torch.randn(5, length, heads * dim, **how), heads) for length in (queries, keys, keys)
@@ -69,9 +76,9 @@ def test_its_gradients_in_bfloat16():
 @pytest.mark.parametrize(
     "fused, keys, how",
     [
-        (False, FEW, {}),
-        (True, FEW + 1, {}),
-        (True, 8, {"dim": FEW + 1}),
+        (False, MAX_SHORT_KV, {}),
+        (True, MAX_SHORT_KV + 1, {}),
+        (True, 8, {"dim": MAX_SHORT_KV + 1}),
         (False, 8, {"dtype": torch.bfloat16}),
         (True, 8, {"dtype": torch.float16}),
         (True, 8, {"device": "meta"}),  # stands for a GPU
@@ -91,7 +98,7 @@ def test_causal_attention_to_few_keys():
     q, k, v = tensors(8, 8)
     found, expected = attend(q, k, v, causal=True).double(), by_formula(q, k, v, causal=True)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert merge_heads(attend(q, k, v)).shape == (5, 8, 3 * FEW)
+    assert merge_heads(attend(q, k, v)).shape == (5, 8, 3 * MAX_SHORT_KV)
 
 
 @pytest.mark.parametrize("stands_in", [False, True])

@@ -1,0 +1,171 @@
+"""The UNet under the names of diffusers' layout: ModelScope, VideoCrafter's port, Stable Diffusion 1.x."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from edg.core.errors import BadFileError, UsageError
+from edg.networks.latent_video.presets import MODELSCOPE
+from edg.networks.latent_video.spec import UNetSpec
+from edg.weights.family import Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edg.networks.latent_video.unet import UNet
+
+ENDS = {
+    "time_embed.0.": "time_embedding.linear_1.",
+    "time_embed.2.": "time_embedding.linear_2.",
+    "fps_embedding.0.": "fps_embedding.linear_1.",
+    "fps_embedding.2.": "fps_embedding.linear_2.",
+    "input_blocks.0.0.": "conv_in.",
+    "init_attn.0.": "transformer_in.",
+    "out.0.": "conv_norm_out.",
+    "out.2.": "conv_out.",
+}
+RESBLOCK = {
+    "in_layers.0.": "norm1.",
+    "in_layers.2.": "conv1.",
+    "emb_layers.1.": "time_emb_proj.",
+    "out_layers.0.": "norm2.",
+    "out_layers.3.": "conv2.",
+    "skip_connection.": "conv_shortcut.",
+}
+#: First part of a name in diffusers' layout, and part of it -> module kinds (`keys.KINDS`).
+ENDS_KINDS = {
+    "conv_in": "in",
+    "conv_out": "out",
+    "conv_norm_out": "out",
+    "transformer_in": "init_attn",
+    "time_embedding": "time",
+    "fps_embedding": "time",
+}
+PART_KINDS = {
+    "temp_convs": ("resblock", "temporal_conv"),
+    "resnets": ("resblock",),
+    "temp_attentions": ("temporal",),
+    "attentions": ("spatial",),
+    "downsamplers": ("resample",),
+    "upsamplers": ("resample",),
+}
+
+
+def diffusers_names(names: Iterable[str], spec: UNetSpec) -> dict[str, str]:
+    """Name in the UNet -> name of the same tensor in diffusers' layout. Raises KeyError for a name that the
+    layout has no place for (an adapter's)."""
+    modules = _modules(spec)
+    found = {}
+    for name in names:
+        start = next(start for start in modules if name.startswith(start))
+        found[name] = modules[start] + name.removeprefix(start)
+    return found
+
+
+def _modules(spec: UNetSpec) -> dict[str, str]:
+    """Start of a name in the UNet -> start in diffusers' layout."""
+    levels, per_level = len(spec.channel_mult), spec.num_res_blocks
+    found, block = dict(ENDS), 1
+    for level in range(levels):
+        for index in range(per_level):
+            _add_layers(found, f"input_blocks.{block + index}", f"down_blocks.{level}", index, spec)
+        block += per_level
+        if level != levels - 1:
+            found[f"input_blocks.{block}.0.op."] = f"down_blocks.{level}.downsamplers.0.conv."
+            block += 1
+    last = _add_layers(found, "middle_block", "mid_block", 0, spec)
+    _add_resblock(found, f"middle_block.{last}", "mid_block", 1)
+    for block in range(levels * (per_level + 1)):
+        level, index = divmod(block, per_level + 1)
+        _add_layers(found, f"output_blocks.{block}", f"up_blocks.{level}", index, spec)
+        for position in (1, 2, 3):  # behind the attention, where the level has some
+            found[f"output_blocks.{block}.{position}.conv."] = f"up_blocks.{level}.upsamplers.0.conv."
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def _add_layers(found: dict[str, str], ours: str, theirs: str, index: int, spec: UNetSpec) -> int:
+    """Add a residual block and the attention behind it; returns the position after them."""
+    _add_resblock(found, f"{ours}.0", theirs, index)
+    found[f"{ours}.1."] = f"{theirs}.attentions.{index}."
+    if spec.temporal_attention:
+        found[f"{ours}.2."] = f"{theirs}.temp_attentions.{index}."
+    return 3 if spec.temporal_attention else 2
+
+
+def _add_resblock(found: dict[str, str], ours: str, theirs: str, index: int) -> None:
+    for start, name in RESBLOCK.items():
+        found[f"{ours}.{start}"] = f"{theirs}.resnets.{index}.{name}"
+    found[f"{ours}.temopral_conv."] = f"{theirs}.temp_convs.{index}."
+
+
+def load_diffusers(unet: UNet, weights: Mapping[str, Tensor]) -> None:
+    """Fill the UNet from a checkpoint in diffusers' layout, strictly. Raises BadFileError."""
+    import torch
+
+    targets = unet.state_dict()
+    names = diffusers_names(targets, unet.spec)
+    if strange := sorted(set(names.values()) ^ set(weights)):
+        raise BadFileError(
+            f"{getattr(weights, 'path', 'the UNet')}: {len(strange)} names are missing or unknown",
+            expected=f"the {len(names)} tensors of this UNet in diffusers' layout",
+            fix=f"look at {strange[0]}",
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            stored = weights[names[name]]
+            same = stored.shape == target.shape[: stored.ndim] and stored.numel() == target.numel()
+            if not same:  # a convolution of one cell may be stored as a linear layer
+                raise BadFileError(
+                    f"{names[name]} is {tuple(stored.shape)}", expected=f"{tuple(target.shape)}"
+                )
+            target.copy_(stored.view_as(target))
+
+
+def unet_spec(config: Mapping[str, Any]) -> UNetSpec:
+    """The UNet of a UNet3DConditionModel's config. Raises UsageError for levels that we cannot build."""
+    from dataclasses import replace
+
+    widths, blocks = list(config["block_out_channels"]), list(config["down_block_types"])
+    attend = tuple(2**level for level, kind in enumerate(blocks) if kind.startswith("CrossAttn"))
+    if any(width % widths[0] for width in widths) or config.get("norm_num_groups", 32) != 32:
+        raise UsageError(f"block_out_channels {widths}", expected="multiples of the first, in 32 groups")
+    return replace(
+        MODELSCOPE.unet,
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        model_channels=widths[0],
+        channel_mult=tuple(width // widths[0] for width in widths),
+        num_res_blocks=config["layers_per_block"],
+        attention_resolutions=tuple(reversed(attend)),
+        num_head_channels=config["attention_head_dim"],
+        context_dim=config["cross_attention_dim"],
+    )
+
+
+def kinds(name: str) -> frozenset[str]:
+    """The module kinds (`keys.KINDS`) that a name in diffusers' layout belongs to."""
+    first, *rest = name.split(".")
+    if first in ENDS_KINDS:
+        return frozenset({"unet", ENDS_KINDS[first]})
+    part = rest[1] if first != "mid_block" and len(rest) > 1 else rest[0] if rest else ""
+    return frozenset({"unet", *PART_KINDS[part]}) if part in PART_KINDS else frozenset()
+
+
+def title(names: Collection[str]) -> str:
+    """A description of a UNet in diffusers' layout."""
+    video = any(re.search(r"\.temp_(convs|attentions)\.", name) for name in names)
+    return f"latent diffusion UNet of {'videos' if video else 'images'} in diffusers' layout"
+
+
+FAMILY = Family(
+    name="diffusers_unet",
+    roots=dict.fromkeys(("down_blocks.", "mid_block.", "up_blocks.", *(f"{e}." for e in ENDS_KINDS)), "unet"),
+    marks=("down_blocks.0.temp_convs.", "down_blocks.0.temp_attentions."),
+    kinds=kinds,
+    kind_help={
+        kind: kind for kind in ("unet", *ENDS_KINDS.values(), *(k for ks in PART_KINDS.values() for k in ks))
+    },
+    title=title,
+)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edg.merging.recipe import Recipe, load_recipe
-from edg.merging.steps import Average, Copy, Linear, Step, TaskArithmetic, Ties
+from edg.merging.steps import Average, Copy, LinearCombination, MergeStep, TaskArithmetic, Ties
 
 TUNES = {"slow": "slower than the base's", "equal": "as fast", "fast": "faster"}  # clips of the fine-tune
 AWAY = (-2.0, -1.0, -0.5, -0.19)  # the release's dyn is at -0.19 on average
@@ -37,7 +37,7 @@ class MergedSet:
 
     name: str
     inputs: tuple[tuple[str, str | MergedSet], ...]
-    steps: tuple[Step, ...]
+    steps: tuple[MergeStep, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Arm:
 
 def point(tune: str, s: float, modules: str = "") -> MergedSet:
     """The point s of the line, in all the network or in some MODULES."""
-    move = Linear(weights=(1 - s, s), where=MODULES[modules][1] if modules else ())
+    move = LinearCombination(weights=(1 - s, s), where=MODULES[modules][1] if modules else ())
     stay = Copy(of="tuned")
     steps = (Copy(of="tuned", where=TEXT_LAYERS), move, stay) if modules else (move,)
     return MergedSet(f"{tune}_{modules}{s:+g}", (("base", "base"), ("tuned", tune)), steps)
@@ -161,7 +161,7 @@ def switched(
 def recipes(rows: Iterable[Arm], path_of: Callable[[str], Path]) -> list[Recipe]:
     """The merges that the rows need, in an order in which they can be made; path_of: a set's file by its
     name. One recipe for all sets of the same inputs."""
-    wanted: dict[tuple[tuple[str, str], ...], dict[str, tuple[Step, ...]]] = {}
+    wanted: dict[tuple[tuple[str, str], ...], dict[str, tuple[MergeStep, ...]]] = {}
 
     def want(what: str | MergedSet) -> str:
         if isinstance(what, str):

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib.util
 import re
 import runpy
 import shlex
@@ -370,3 +371,12 @@ def test_nothing_is_fetched_from_the_net(site):
         assert not [link for link in loaded if urlsplit(link).netloc], path
     for path in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?(https?:)?//", path.read_text("utf-8")), path
+
+
+def test_the_page_of_options_is_that_of_the_declarations():
+    spec = importlib.util.spec_from_file_location(
+        "write_options_page", ROOT / "scripts/write_options_page.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "python scripts/write_options_page.py"

@@ -301,8 +301,8 @@ def test_errors_can_be_looked_up(page):
 
 def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
     block = re.search(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text("utf-8"), re.DOTALL)[1]
-    assert '"steps": 16' in block and '"clip.mp4"' in block
-    block = block.replace('"steps": 16', '"steps": 2').replace('"clip.mp4"', repr(str(tmp_path / "clip.mp4")))
+    assert "steps=16" in block and '"clip.mp4"' in block
+    block = block.replace("steps=16", "steps=2").replace('"clip.mp4"', repr(str(tmp_path / "clip.mp4")))
     monkeypatch.chdir(ROOT)
     exec(compile(block, "docs/api.md", "exec"), {})
     assert len(read_frames(tmp_path / "clip.mp4")) == 8

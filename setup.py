@@ -15,6 +15,10 @@ VERSION = next(
 )
 # Folders of the repository that a wheel holds inside the package, see edg/core/shipped.py.
 SHIPPED = {"edg.configs": "configs", "edg.prompts": "prompts"}
+# Wheels exist for Linux x86-64 and Windows only. PyAV reads the training clips; decord on request.
+DECORD = (
+    'decord>=0.6; platform_system == "Windows" or platform_system == "Linux" and platform_machine == "x86_64"'
+)
 DEMO = ["gradio>=6.20"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 # Wheels exist for Linux; elsewhere building it needs clang.
@@ -49,10 +53,11 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "lora": ["peft"],
+        "decord": [DECORD],
         "plots": ["matplotlib"],
         "demo": DEMO,
         "docs": DOCS,
-        "tests": [*TESTS, *DEMO, *DOCS, "peft", "matplotlib"],
+        "tests": [*TESTS, *DEMO, *DOCS, DECORD, "peft", "matplotlib"],
     },
     entry_points={"console_scripts": ["edg=edg.cli.main:entry"]},
 )

@@ -20,8 +20,10 @@ from edg.cli import main as cli
 from edg.core import config
 from edg.core.errors import EdgError
 from edg.core.video import read_frames
+from edg.data.kinds import DATA_KINDS
 from edg.merging.recipe import load_recipe
-from edg.runner.train import SOURCES, read_runs
+from edg.runner.train import read_runs
+from edg.systems.base import load_part
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -155,7 +157,7 @@ def trouble(program, args):
                 for run in read_runs(
                     made.config, made.overrides, (made.stages or "").split(",")[: bool(made.stages)]
                 ):
-                    config.build(SOURCES[run.data["kind"]][0], run.data, "data")
+                    config.build(load_part(DATA_KINDS[run.data["kind"]]), run.data, "data")
     except (EdgError, Caught) as error:
         return str(error) or "argparse refuses it"
     return ""

@@ -63,8 +63,8 @@ COMMANDS = {
     ),
     "train": Command(
         "a configuration -> trained parameter sets",
-        "edg.runner.train:add_arguments",
-        "edg.runner.train:train",
+        "edg.cli.train:add_arguments",
+        "edg.cli.train:train",
     ),
     "info": Command(
         "what a checkpoint is, without loading it",

@@ -66,6 +66,15 @@ def _assignments(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key.strip(), value
 
 
+def keyed(key: str, default: Any) -> Any:
+    """A dataclass field with another name in YAML files and records than in Python."""
+    return dataclasses.field(default=default, metadata={"key": key})
+
+
+def _key(field: dataclasses.Field) -> str:
+    return field.metadata.get("key", field.name)
+
+
 def load(cls: type[C], path: str | Path) -> C:
     """The dataclass `cls` filled from a YAML file."""
     return build(cls, read_yaml(path), str(path))
@@ -90,7 +99,7 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     if not isinstance(values, Mapping):
         raise UsageError(f"{where or cls.__name__} is {values!r}", expected="a mapping")
     hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = {_key(field): field for field in dataclasses.fields(cls) if field.init}
     for key in values:
         if key not in fields:
             raise UsageError(
@@ -99,13 +108,16 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
     if missing:
         raise UsageError(f"{where or cls.__name__} has no {', '.join(missing)}", expected=f"a {cls.__name__}")
-    return cls(**{key: convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+    names = {key: fields[key].name for key in values}
+    return cls(
+        **{names[key]: convert(hints[names[key]], value, _join(where, key)) for key, value in values.items()}
+    )
 
 
 def to_dict(value: Any) -> Any:
     """A dataclass (or anything inside one) as plain dictionaries, lists and scalars, for YAML or JSON."""
     if dataclasses.is_dataclass(value):
-        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {_key(field): to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

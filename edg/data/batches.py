@@ -1,4 +1,4 @@
-"""Which samples a training step sees, on which rank, and the seeds of what is drawn for them.
+"""Batches of a training: the samples of a step on each rank, and the seeds of their random draws.
 
 A global batch has B = batch x ranks x accumulate samples. Sample n = step * B + position of the whole run is
 item permutation(seed, n // size)[n % size] of the data: every epoch shows each item once. So a resumed run
@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
-from edg.core.errors import EdgError, UsageError
+from edg.core.errors import EdgError, require
 from edg.core.seeding import derive, generator
+
+Sample = dict[str, Any]  # tensors, numbers and texts of one training sample, by name
+T = TypeVar("T")
 
 
 class Key(NamedTuple):
-    """What a sample is asked for by: item `index` in its `epoch`, for `position` in the batch of `step`."""
+    """Address of a sample: item `index` in its `epoch`, for `position` in the batch of `step`."""
 
     epoch: int
     index: int
@@ -26,24 +30,25 @@ class Key(NamedTuple):
     position: int
 
 
-class Order:
-    """A batch sampler without end: for each micro-batch of this rank, its `batch` keys."""
+class SampleSource(Protocol):
+    """Training data: a sequence of samples, asked for by Key."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Sample: ...
+
+
+class ResumableBatchSampler:
+    """Endless batch sampler: for each micro-batch of this rank its `batch` keys, from `first_step` on."""
 
     def __init__(
-        self,
-        batch: int,
-        ranks: int,
-        rank: int,
-        accumulate: int,
-        size: int,
-        seed: int,
-        first_step: int = 0,
+        self, batch: int, ranks: int, rank: int, accumulate: int, size: int, seed: int, first_step: int = 0
     ):
-        if min(batch, ranks, accumulate, size) < 1 or not 0 <= rank < ranks:
-            raise UsageError(
-                f"batch {batch}, rank {rank} of {ranks}, accumulate {accumulate}, {size} samples",
-                expected="numbers of at least 1, and a rank below their number",
-            )
+        require(
+            min(batch, ranks, accumulate, size) >= 1 and 0 <= rank < ranks,
+            f"batch {batch}, rank {rank} of {ranks}, accumulate {accumulate}, {size} samples",
+            "numbers of at least 1, and a rank below their number",
+        )
         self.batch, self.ranks, self.rank, self.accumulate = batch, ranks, rank, accumulate
         self.size, self.seed, self.first_step = size, seed, first_step
         self._epoch, self._shuffled = -1, torch.empty(0, dtype=torch.long)
@@ -67,69 +72,71 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Clips in memory: columns of equal length, tensors or lists, and the frames in [-1, 1]."""
+class TensorTable:
+    """Samples in memory: columns of equal length, each a tensor or a list."""
 
-    columns: Mapping[str, Any]
+    columns: Mapping[str, Tensor | list[str]]
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def __getitem__(self, key: Key | int) -> Sample:
         index = getattr(key, "index", key)
         return {name: column[index] for name, column in self.columns.items()}
 
 
-class Keyed:
+class KeyedDataset:
     """Data whose samples carry the key they were asked for by, as `collate` needs it."""
 
-    def __init__(self, data: Sequence[Any]):
+    def __init__(self, data: SampleSource):
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Sample:
         return {**self.data[key], "key": key}
 
 
-class Caught(torch.utils.data.Dataset):
-    """Data in which a user's error is an item, for `told` to raise: one that a worker process raises comes
-    out of a DataLoader as a page of traceback."""
+class ErrorCatchingDataset(torch.utils.data.Dataset):
+    """Data that returns an EdgError as the item, for `raise_if_error`: an exception out of a worker process
+    would come as a page of traceback."""
 
-    def __init__(self, data: Any):
+    def __init__(self, data: SampleSource):
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: Any) -> Sample | EdgError:
         try:
             return self.data[key]
         except EdgError as error:
             return error
 
 
-def told(item: Any) -> Any:
-    """The item (or batch) of `Caught` data; raises the EdgError that it may be."""
+def raise_if_error(item: T | EdgError) -> T:
+    """The item (or batch) of an ErrorCatchingDataset. Raises the EdgError that it may be."""
     if isinstance(item, EdgError):
         raise item
     return item
 
 
-def collate(items: Sequence[dict[str, Any]], seed: int) -> Any:
-    """Samples of `Keyed` as one batch: tensors stacked, numbers to tensors, the rest as lists, and the seeds
-    of their random draws: `draw` (B,) for each sample, `batch_draw` (B,) for what the global batch shares.
-    The first error among samples of `Caught` is the batch."""
+def collate(items: Sequence[Sample | EdgError], seed: int) -> Sample | EdgError:
+    """One batch of the samples of a KeyedDataset: tensors stacked, numbers as tensors, the rest as lists.
+
+    Seeds of the random draws are added: `draw` (B,) for each sample, `batch_draw` (B,) for what the global
+    batch shares. The first error among the samples, if any, is returned instead.
+    """
     if failed := [item for item in items if isinstance(item, EdgError)]:
         return failed[0]
     keys = [item["key"] for item in items]
-    batch: dict[str, Any] = {}
+    batch: Sample = {}
     for name in items[0]:
         if name == "key":
             continue
         column = [item[name] for item in items]
-        if isinstance(column[0], torch.Tensor):
+        if isinstance(column[0], Tensor):
             batch[name] = torch.stack(column)
         elif isinstance(column[0], (bool, int, float)):
             batch[name] = torch.tensor(column)

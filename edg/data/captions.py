@@ -1,4 +1,4 @@
-"""Captions in files beside videos, and what is to be known of the captions of a list of videos."""
+"""Captions in files beside videos, and checks of the captions and files of a list of videos."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from edg.core.errors import BadFileError
 from edg.core.files import read_small
 
 if TYPE_CHECKING:
-    from edg.data.sources import Video
+    from edg.data.sources import CaptionedVideo
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 ENDINGS = (".txt", ".caption", ".json")  # in any case; the first of a video's that holds a text counts
 FIELDS = ("caption", "text", "prompt")
-FIRST = 50  # videos that are looked for before a run
+FIRST = 50  # videos whose files are looked for before a run
 
 
 def is_video(name: str) -> bool:
+    """True if a file's name ends as those of videos do."""
     return name.lower().endswith(SUFFIXES)
 
 
 def nfc(text: str) -> str:
-    """One spelling of letters with marks: file systems and programs write them in two ways."""
+    """Normalise letters with marks (NFC): file systems and programs write them in two ways."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -36,23 +37,23 @@ def _folded(text: str) -> str:
     return nfc(text).casefold()
 
 
-LIKE: tuple[Callable[[str], str], ...] = (str, nfc, _folded)  # how names may be equal, the closest first
+EQUALITIES: tuple[Callable[[str], str], ...] = (str, nfc, _folded)  # of names, the strictest first
 
 
 def caption_files(videos: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Video -> its caption files, the one that counts first, of the names in one folder.
+    """Map each video of a folder to its caption files among `names`, the one that counts first.
 
     a.mp4 has a.txt, a.caption, a.json, then a.mp4.txt, ...; the case of endings and the spelling of letters
-    (NFC, NFD) do not count, that of the stem only where another video's is closer.
+    (NFC, NFD) do not matter, that of the stem only where another video's is closer.
     """
-    stems = [_owners(videos, like, lambda name: name.rpartition(".")[0]) for like in LIKE]
-    wholes = [_owners(videos, like, str) for like in LIKE]
+    stems = [_by_form(videos, like, lambda name: name.rpartition(".")[0]) for like in EQUALITIES]
+    wholes = [_by_form(videos, like, str) for like in EQUALITIES]
     found: dict[str, list[tuple]] = defaultdict(list)
     for name in names:
         base, dot, ending = name.rpartition(".")
         if (ending := (dot + ending).lower()) not in ENDINGS:
             continue
-        for closeness, like in enumerate(LIKE):
+        for closeness, like in enumerate(EQUALITIES):
             forms = stems[closeness].get(like(base), ()), wholes[closeness].get(like(base), ())
             for form, owners in enumerate(forms):
                 for video in owners:
@@ -63,9 +64,10 @@ def caption_files(videos: Sequence[str], names: Sequence[str]) -> dict[str, list
     return {video: [entry[-1] for entry in sorted(entries)] for video, entries in found.items()}
 
 
-def _owners(
+def _by_form(
     videos: Sequence[str], like: Callable[[str], str], part: Callable[[str], str]
 ) -> dict[str, list[str]]:
+    """Group videos by the normalised form of a part of their names."""
     owners = defaultdict(list)
     for video in videos:
         owners[like(part(video))].append(video)
@@ -73,8 +75,10 @@ def _owners(
 
 
 def read_caption(files: Sequence[Path]) -> tuple[str, str]:
-    """(the caption of the first file that holds one, "" where none does; a note on the others). Raises
-    BadFileError for a file that cannot be read."""
+    """Read the caption of the first file that holds one, "" where none does; with a note on the others.
+
+    Raises BadFileError for a file that cannot be read.
+    """
     unread: BadFileError | None = None
     for file in files:
         try:
@@ -109,23 +113,25 @@ def _read(path: Path) -> str:
     raise BadFileError(f"{path} holds no caption", expected='{"caption": "..."}, or "text" or "prompt"')
 
 
-# ---- what is to be known before a run ----------------------------------------------------------------------
+# ---- checks before a run -----------------------------------------------------------------------------------
 
 
-def caption_remarks(videos: Sequence[Video]) -> list[str]:
-    """Lines on videos that have no caption, and on captions whose note is to be looked at."""
+def caption_remarks(videos: Sequence[CaptionedVideo]) -> list[str]:
+    """Warnings about videos without a caption, and about captions that have a note."""
     remarks, count = [], len(videos)
     without = [video for video in videos if not video.caption]
     if without:
-        remarks.append(f"{len(without)} of {count} videos have no caption, first {_named(without[0])}")
+        remarks.append(
+            f"{len(without)} of {count} videos have no caption, first {_path_and_note(without[0])}"
+        )
     noted = [video for video in videos if video.caption and video.note]
     if noted:
-        remarks.append(f"{len(noted)} of {count} captions are to be looked at, first {_named(noted[0])}")
+        remarks.append(f"{len(noted)} of {count} captions have a note, first {_path_and_note(noted[0])}")
     return remarks
 
 
-def file_remarks(videos: Sequence[Video]) -> list[str]:
-    """Lines on videos that are named twice, and on those of the first ones that do not exist."""
+def file_remarks(videos: Sequence[CaptionedVideo]) -> list[str]:
+    """Warnings about videos that are listed twice, and about those of the first ones that do not exist."""
     remarks, count = [], len(videos)
     if again := count - len({video.path for video in videos}):
         remarks.append(f"{again} of {count} rows name a video that a row before them names")
@@ -137,19 +143,19 @@ def file_remarks(videos: Sequence[Video]) -> list[str]:
     return remarks
 
 
-def need_captions(videos: Sequence[Video]) -> None:
-    """Raise BadFileError where a video has no caption."""
+def require_captions(videos: Sequence[CaptionedVideo]) -> None:
+    """Raise BadFileError if a video has no caption."""
     if any(not video.caption for video in videos):
         raise BadFileError(caption_remarks(videos)[0], expected="a caption for every video")
 
 
-def _named(video: Video) -> str:
+def _path_and_note(video: CaptionedVideo) -> str:
     note = video.trouble or video.note or ("" if video.caption else _unpaired(video.path))
     return f"{video.path}: {note}" if note else str(video.path)
 
 
 def _unpaired(video: Path) -> str:
-    """Words on caption files in a video's folder that belong to no video, and on other files of its stem."""
+    """Name the caption files of a video's folder that belong to no video, and other files of its stem."""
     try:
         names = sorted(name for name in os.listdir(video.parent) if not name.startswith("."))
     except OSError:
@@ -164,8 +170,8 @@ def _unpaired(video: Path) -> str:
 
 
 def nearby(path: Path) -> str:
-    """The name of the video that lies where `path` does not exist: its own with another ending, one more or
-    one less, or letters with marks spelt otherwise; "" without one."""
+    """Find the video that was meant by a `path` that does not exist: its name with another ending, one more
+    or one less, or letters with marks spelt otherwise; "" without one."""
     endings = [form for ending in ("", *SUFFIXES) for form in (ending, ending.upper())]
     names = [stem + ending for stem in (path.stem, path.name) for ending in endings]
     names += [unicodedata.normalize(form, path.name) for form in ("NFC", "NFD")]

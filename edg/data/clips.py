@@ -1,9 +1,10 @@
-"""Training clips out of video files, any of which may be broken: what is read is a function of (seed, epoch,
-index), what cannot be read is replaced, counted and listed, never fatal.
+"""Training clips out of video files, any of which may be broken.
 
-    videos = read_videos(root, csv)                               sources.py
-    dataset = ClipDataset(videos, ClipSpec(16, 320, 512), seed)   readers.py, transforms.py
-    DataLoader(Keyed(dataset), batch_sampler=Order(...), collate_fn=partial(collate, seed=seed))   order.py
+A clip is a function of (seed, epoch, index). A video that cannot be read is listed, and replaced by another.
+
+    videos = read_videos(root, csv)                                      sources.py
+    dataset = ClipDataset(videos, ClipSettings(16, 320, 512), seed)      readers.py, transforms.py
+    DataLoader(KeyedDataset(dataset), batch_sampler=ResumableBatchSampler(...), ...)      batches.py
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,21 +20,29 @@ from edg.core.files import machine_error, write_text
 from edg.core.hashing import hash_value, sha256_file, stamp
 from edg.core.log import warn
 from edg.core.seeding import generator
-from edg.data.batches import Key
+from edg.data.batches import Key, Sample
 from edg.data.captions import nearby
-from edg.data.readers import Backend, read_frames_at
-from edg.data.sources import Video, read_csv, read_tree, read_videos
-from edg.data.transforms import ClipSpec, choose_frames, fit_clip, rate_condition
+from edg.data.readers import Backend, Reader, read_frames_at
+from edg.data.sources import CaptionedVideo, read_csv, read_tree, read_videos
+from edg.data.transforms import ClipSettings, FrameChoice, choose_frames, fit_clip, rate_condition
 
-__all__ = ["ClipDataset", "ClipSpec", "Skipped", "Video", "read_csv", "read_tree", "read_videos"]
+__all__ = [
+    "CaptionedVideo",
+    "ClipDataset",
+    "ClipSettings",
+    "SkippedVideos",
+    "read_csv",
+    "read_tree",
+    "read_videos",
+]
 
 
-class Skipped:
-    """The videos that could not be used: path -> reason, each once.
+class SkippedVideos:
+    """List of the videos that could not be used: path -> reason, each once.
 
-    file: a .jsonl shared by the workers of a run (and by its resumed runs): whoever meets a bad video appends
-    one line, unless it is there already (two in the same moment write it twice, entries() tells it once).
-    None: kept by this process alone. Raises MachineError when the file cannot be written.
+    file: a .jsonl shared by the workers of a run (and by its resumed runs); a bad video is appended as a line
+    unless it is there already (two processes may write it twice, `entries` has it once). None: the list is
+    this process's alone. Raises MachineError when the file cannot be written.
     """
 
     def __init__(self, file: str | Path | None = None):
@@ -42,7 +50,7 @@ class Skipped:
         self._own: dict[str, str] = {}
 
     def __contains__(self, path: str | Path) -> bool:
-        """Whether this process met it; what others or earlier runs met is tried again."""
+        """True if this process met it; videos that others or earlier runs met are tried again."""
         return str(path) in self._own
 
     def reason(self, path: str | Path) -> str:
@@ -59,21 +67,21 @@ class Skipped:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("ab+") as file:
                 file.seek(-1 if file.tell() else 0, 2)
-                torn = file.read(1) not in (b"", b"\n")  # half a line, of a process that was killed
+                torn = file.read(1) not in (b"", b"\n")  # half a line, from a process that was killed
                 line = json.dumps({"path": path, "reason": reason}) + "\n"
                 file.write(("\n" + line if torn else line).encode())
         except OSError as error:
             raise machine_error(error, self.file) or error from error
 
     def forget(self, paths: Sequence[str]) -> None:
-        """Take out what can be used now."""
+        """Remove videos that can be used now."""
         left = {path: reason for path, reason in self.entries().items() if path not in paths}
         if self.file is not None and len(left) < len(self.entries()):
             lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in left.items()]
             write_text(self.file, "".join(lines))
 
     def entries(self) -> dict[str, str]:
-        """path -> reason, of all processes that share the file."""
+        """All entries, path -> reason, of every process that shares the file."""
         if self.file is None:
             return dict(self._own)
         try:
@@ -95,23 +103,25 @@ class ClipDataset(torch.utils.data.Dataset):
 
     dataset[epoch, index], or dataset[Key]: a dictionary of
       frames    float32 (3, T, H, W) in [-1, 1]
-      caption   str                    path      str, of the video it really is
-      fps       int, the condition (frames per second or stride, as the ClipSpec says)
+      caption   str
+      path      str, of the video that was read
+      fps       int, the condition (frames per second or stride, see ClipSettings.condition)
       fps_true  float, frames per second of the clip, unrounded
-      stride    int                    start     int, its first frame in the video
+      stride    int, distance of its frames in the video
+      start     int, its first frame in the video
       reader    "decord" or "pyav"
-      source    with `digests`: its file's size, time and hash, those of the moment when it was read
+      source    with `digests`: size, times and hash of the file at the moment it was read
     A video that cannot be read, is too short or has trouble goes to `skipped` and another one, drawn from
-    (seed, epoch, index, try), takes its place; after `tries` of them BadFileError names the first.
+    (seed, epoch, index, attempt), takes its place; after `tries` of them BadFileError names the first.
     reader: see open_video.
     """
 
     def __init__(
         self,
-        videos: Sequence[Video],
-        clip: ClipSpec,
+        videos: Sequence[CaptionedVideo],
+        clip: ClipSettings,
         seed: int,
-        skipped: Skipped | None = None,
+        skipped: SkippedVideos | None = None,
         tries: int = 20,
         reader: Backend = "auto",
         digests: bool = False,
@@ -119,14 +129,14 @@ class ClipDataset(torch.utils.data.Dataset):
         if not videos:
             raise UsageError("there is no video to train on")
         self.videos, self.clip, self.seed = videos, clip, seed
-        self.skipped = Skipped() if skipped is None else skipped
+        self.skipped = SkippedVideos() if skipped is None else skipped
         self.tries, self.reader, self.digests = tries, reader, digests
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, key: Key | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: Key | tuple[int, int]) -> Sample:
         epoch, index = key[:2]
         reasons = []
         for attempt in range(self.tries):
@@ -144,7 +154,7 @@ class ClipDataset(torch.utils.data.Dataset):
         )
 
     def _warn(self, warnings: Sequence[str]) -> None:
-        """Log what is to be known of a video, once in this process."""
+        """Log the warnings about a video, each once in this process."""
         for warning in warnings:
             if warning not in self._warned:
                 self._warned.add(warning)
@@ -155,7 +165,7 @@ class ClipDataset(torch.utils.data.Dataset):
         return int(torch.randint(len(self.videos), (1,), generator=draws))
 
     def usable(self, epoch: int, index: int) -> bool:
-        """Whether a clip's own video can be read now, which was replaced by another one before."""
+        """True if the clip's own video, which was replaced by another one before, can be read now."""
         try:
             self._clip(self.videos[index], epoch, index, 0)
         except BadFileError:
@@ -163,7 +173,7 @@ class ClipDataset(torch.utils.data.Dataset):
         return True
 
     def fingerprint(self) -> dict[str, str]:
-        """What the data is, by names, captions and sizes, and by the files' times; no video is opened."""
+        """Hashes of the videos' names, captions and sizes, and of their times; no video is opened."""
         content, times = [], []
         for video in self.videos:
             state = stamp(video.path)
@@ -171,13 +181,13 @@ class ClipDataset(torch.utils.data.Dataset):
             times.append(state[0][3] if state else None)
         return {"content": hash_value(content), "times": hash_value(times)}
 
-    def _clip(self, video: Video, epoch: int, index: int, attempt: int) -> dict[str, Any]:
+    def _clip(self, video: CaptionedVideo, epoch: int, index: int, attempt: int) -> Sample:
         if video.path in self.skipped:
             raise BadFileError(self.skipped.reason(video.path))
         if video.trouble:
             raise BadFileError(video.trouble)
 
-        def choose(reader):
+        def choose(reader: Reader) -> FrameChoice:
             draws = generator(self.seed, "clip", epoch, index, attempt)
             return choose_frames(reader, self.clip, draws)
 
@@ -202,20 +212,20 @@ class ClipDataset(torch.utils.data.Dataset):
         }
 
 
-def source_of(path: Path) -> dict[str, Any]:
-    """Size, times and hash of a file. Raises BadFileError."""
+def source_of(path: Path) -> dict[str, int | str]:
+    """Size, times and SHA-256 of a file. Raises BadFileError."""
     return {**state_of(path), "sha256": sha256_file(path)}
 
 
 def state_of(path: Path) -> dict[str, int]:
-    """Size and times of a file, {} where it cannot be had."""
+    """Size and times of a file, {} if it cannot be read."""
     found = stamp(path)
     return dict(zip(("size", "mtime_ns", "ctime_ns"), found[0][2:], strict=True)) if found else {}
 
 
-def is_same(path: Path, source: Mapping[str, Any]) -> bool:
-    """Whether a file is what `source_of` told: by size and times, where these differ by its hash. One that is
-    gone cannot be told to be another."""
+def is_same(path: Path, source: Mapping[str, object]) -> bool:
+    """True if a file is the one that `source_of` described: by size and times, else by its hash. A file that
+    is gone counts as the same."""
     now = state_of(path)
     if not now or all(now[name] == source.get(name) for name in now):
         return True

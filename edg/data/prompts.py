@@ -1,4 +1,4 @@
-"""A prompt folder: images and their prompts, paired before anything else happens.
+"""Prompt folders: images and their prompts, paired before anything else happens.
 
 Two layouts:
 - one `.txt` with a prompt per line. Images are paired by name when their names begin with the line's number
@@ -7,7 +7,7 @@ Two layouts:
 - one `.txt` per image, of the same name (`boat.jpg`, `boat.txt`; also `boat.TXT` and `boat.jpg.txt`).
 
 jpg, png and webp are images wherever they lie; bmp, gif, tiff, avif and the like are too, unless the folder
-pairs without them. What is neither image nor prompt is passed over, and named (`passed_over`).
+pairs without them. Files that are neither images nor prompts are listed by `passed_over`.
 
 With two images to a prompt (first and last frame) the two have one name and two endings (`boat_frame1.png`
 and `boat_frame3.png`, `boat_01` and `boat_02`, `boat_first` and `boat_last`); the layouts are the same, by
@@ -26,32 +26,15 @@ from pathlib import Path
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.files import read_small
-from edg.data.captions import LIKE, is_video
+from edg.data.captions import EQUALITIES, is_video
 from edg.data.captions import SUFFIXES as VIDEOS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MORE_SUFFIXES = (
-    ".jfif",
-    ".jpe",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".apng",
-    ".ppm",
-    ".pgm",
-    ".pnm",
-)
-NOBODYS = (
-    "thumbs.db",
-    "ehthumbs.db",
-    "@eadir",
-    "desktop.ini",
-    "icon\r",
-    "__macosx",
-)  # what systems leave in folders
+    ".jfif", ".jpe", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif", ".apng", ".ppm", ".pgm", ".pnm",
+)  # fmt: skip
+# Files that operating systems leave in folders.
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "@eadir", "desktop.ini", "icon\r", "__macosx")
 STEM_BYTES = 160
 _NUMBER = re.compile(r"(\d+)(?![\d])")
 _ENDING = re.compile(r"(?:[ _-]*(?:frame|image|img)?[ _-]*\d+|[ _-]+(?:first|last|a|b))$", re.IGNORECASE)
@@ -119,7 +102,7 @@ def _read_texts(folder: Path, follow: bool) -> list[Pair]:
     """Prompts without files, in the order of the text files and their lines."""
     texts = _texts(_list(folder))
     for path in () if follow else texts:
-        _need_inside(path, folder)
+        _require_inside(path, folder)
     if not texts:
         raise UsageError(f"no prompt in {folder}", expected="a .txt with a prompt per line")
     lines = [(text, prompt) for text in texts for prompt in read_prompts(text)]
@@ -127,9 +110,11 @@ def _read_texts(folder: Path, follow: bool) -> list[Pair]:
 
 
 def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) -> list[Pair]:
-    """The pairs of a prompt folder, in order. ends: two images to a prompt, of the first and last frame (or
-    one for both). follow: links may lead out of the folder, which somebody else may have made. Raises
-    UsageError where they do not pair, BadFileError."""
+    """Read the pairs of a prompt folder, in order.
+
+    ends: two images to a prompt, of the first and last frame (or one for both). follow: links may lead out of
+    the folder. Raises UsageError if images and prompts do not pair, BadFileError.
+    """
     folder = Path(folder)
     entries = _list(folder)
     texts = _texts(entries)
@@ -149,7 +134,7 @@ def read_folder(folder: str | Path, ends: bool = False, follow: bool = False) ->
 
 
 def passed_over(folder: str | Path, pairs: Sequence[Pair]) -> str:
-    """Words on the files of a prompt folder that are in none of its pairs, "" where all are."""
+    """Name the files of a prompt folder that are in none of its pairs, "" if there are none."""
     files = [path for pair in pairs for path in (pair.image, pair.last_image, pair.video)]
     used = {path.name for path in files if path is not None}
     others = [path for path in _list(Path(folder)) if path.name not in used and path.suffix.lower() != ".txt"]
@@ -169,10 +154,10 @@ def _read_pairs(
     folder: Path, images: Sequence[Path], texts: Sequence[Path], ends: bool, follow: bool
 ) -> list[Pair]:
     for path in () if follow else (*images, *texts):
-        _need_inside(path, folder)
+        _require_inside(path, folder)
     if not images:
         raise UsageError(f"no image in {folder}", expected=f"files ending in {', '.join(SUFFIXES)}")
-    lasts = _lasts(images, folder) if ends else {}
+    lasts = _last_images(images, folder) if ends else {}
     seconds = set(lasts.values())
     firsts = [image for image in images if image not in seconds]
     if alone := _text_per_image(firsts, texts, _without_ending if lasts else None):
@@ -197,9 +182,9 @@ def _read_pairs(
     return [Pair(i, prompt, image, lasts.get(image)) for i, (prompt, image) in enumerate(pairs)]
 
 
-def _lasts(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """First image -> last image: by their names without endings where these are two each, none where all
-    names differ, else (as published) two by two in natural order. Raises UsageError."""
+def _last_images(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Map first images to last ones: by their names without endings if two share each, none if all names
+    differ, else (as published) two by two in natural order. Raises UsageError."""
     groups: dict[str, list[Path]] = {}
     for image in images:
         groups.setdefault(_without_ending(image), []).append(image)
@@ -221,10 +206,10 @@ def _without_ending(image: Path) -> str:
 
 
 def _list(folder: Path) -> list[Path]:
-    """The entries of a folder in natural order; hidden files and what systems leave there are not seen."""
+    """Entries of a folder in natural order, without hidden files and SYSTEM_FILES."""
     try:
         entries = [
-            p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in NOBODYS
+            p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in SYSTEM_FILES
         ]
     except (OSError, ValueError) as error:  # a NUL in the name
         reason = getattr(error, "strerror", error)
@@ -233,14 +218,14 @@ def _list(folder: Path) -> list[Path]:
 
 
 def leads_out(path: Path, folder: Path) -> bool:
-    """Whether a path is a link to what lies outside the folder."""
+    """True if a path is a link to something outside the folder."""
     try:
         return path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a link to itself leads nowhere: it fails when it is read
         return False
 
 
-def _need_inside(path: Path, folder: Path) -> None:
+def _require_inside(path: Path, folder: Path) -> None:
     if leads_out(path, folder):
         raise UsageError(
             f"{path.name} in {folder} links to {path.resolve()}",
@@ -250,7 +235,7 @@ def _need_inside(path: Path, folder: Path) -> None:
 
 
 def natural_key(path: Path) -> tuple:
-    """Sorts digits as numbers, then by the name itself so that the order is total."""
+    """Sort key with digits as numbers, then the name itself, so that the order is total."""
     parts = re.split(r"(\d+)", unicodedata.normalize("NFC", path.name))
     return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), path.name
 
@@ -258,13 +243,16 @@ def natural_key(path: Path) -> tuple:
 def _text_per_image(
     images: Sequence[Path], texts: Sequence[Path], stem: Callable[[Path], str] | None
 ) -> list[Path] | None:
-    """The text of each image where every image has one of its name and no text is left, else None. Names are
-    equal in their letters, else but for capitals. stem: of an image, None: its own, or its whole name."""
+    """The text of each image if every image has one of its name and no text is left, else None.
+
+    Names are compared strictly first, then without case. stem: the name of an image, by default its stem or
+    its whole name.
+    """
     if len(texts) != len(images):
         return None
     ways = [stem] if stem else [lambda image: image.stem, lambda image: image.name]
     for way in ways:
-        for like in LIKE:
+        for like in EQUALITIES:
             names = [like(way(image)) for image in images]
             by_name = {like(text.stem): text for text in texts}
             if len(texts) == len(by_name) and set(names) == by_name.keys():
@@ -285,7 +273,7 @@ def _read_single(path: Path) -> str:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a text file, one per line, stripped. UTF-8 or (with its mark) UTF-16; any line ends.
+    """Read the prompts of a text file, one per line: UTF-8 or (with its mark) UTF-16, any line ends.
 
     Blank lines at the end are ignored; one elsewhere would shift the pairing: UsageError with its number.
     """
@@ -340,9 +328,9 @@ def _pair(prompts: Sequence[str], images: Sequence[Path], folder: Path) -> list[
 
 
 def _by_number(images: Sequence[Path], count: int) -> dict[int, Path] | None:
-    """Line (from 0) -> image when every image's name begins with a number of its own and these fit the lines.
+    """Map lines (from 0) to images if every image's name begins with a number and these fit the lines.
 
-    They fit when they run without a gap or hit every line; else they mean something else (years, say): None.
+    They fit if they have no gap or hit every line; else they mean something else (years, say): None.
     """
     found = [_NUMBER.match(image.stem) for image in images]
     numbers = [int(match[1]) for match in found if match]
@@ -376,7 +364,7 @@ def _short(prompt: str, length: int = 40) -> str:
 
 
 def safe_stem(stem: str) -> str:
-    """A stem that every file system takes: NFC, unsafe characters replaced, at most 160 bytes.
+    """Make a stem that every file system takes: NFC, unsafe characters replaced, at most 160 bytes.
 
     A stem that had to change ends in a short hash of the original, so that different stems stay different.
     """

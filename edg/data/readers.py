@@ -1,15 +1,15 @@
-"""Frames of a video by their number, for training: by `core.films` (PyAV), or by decord where asked for.
+"""Video frames by number, for training: read by `core.films` (PyAV), or by decord if asked for.
 
-Both show the same, or decord refuses. decord 0.6 knows no display matrix, no pixels that are not square, no
-tagged default stream and no BT.709 for films without a tag; and it reads wrongly
-- a cut made without encoding, which hides frames before or after it (an edit list): decord counts hidden ones
-  too, and repeats a picture, or never returns, when asked for one of the last (dmlc/decord#373);
-- frames that follow a keyframe in the file but are shown before it (open groups of pictures, usual for HEVC):
-  after a jump, decord gives later frames than the ones asked for;
-- containers other than mp4, mov, mkv and webm: jumps in a transport or program stream miss, and an avi now
-  and then gives another frame (dmlc/decord#195).
-For some sizes its frames come with four channels and get_batch fails. It is no faster: the packets have to be
-listed first to know all this, and then PyAV decodes a clip in the same time.
+decord is an optional package: its colours are not those of the other readers. It converts them with swscale's
+fast path, up to 3 of 255 levels too dark, which its interface cannot change (docs/training.md has figures).
+DecordReader refuses films that decord 0.6 would show otherwise in any other way: it knows no display matrix,
+no pixels that are not square, no tagged default stream and no BT.709 for films without a tag, and it misreads
+- edit lists, which hide frames before or after a cut: decord counts hidden frames too, and repeats a picture,
+  or never returns, when asked for one of the last (dmlc/decord#373);
+- open groups of pictures, usual for HEVC: after a seek it gives later frames than the ones asked for;
+- containers other than mp4, mov, mkv and webm: seeks in a transport or program stream miss, and an avi
+  sometimes gives another frame (dmlc/decord#195).
+For some sizes its frames come with four channels and get_batch fails.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -29,12 +30,20 @@ from edg.core.video import MAX_PIXELS, open_film
 
 Backend = Literal["auto", "decord", "pyav"]
 T = TypeVar("T", bound=Sequence[int])
+R = TypeVar("R")
 
 
 class Reader(Protocol):
-    """frames: how many can be had. fps: frames per second, mean. times: of the frames, in seconds from the
-    first on. steady: they come at one rate. size: (H, W) as shown. warnings: what a user should know of the
-    film. name: "decord" or "pyav"."""
+    """An opened video file.
+
+    name: "decord" or "pyav".
+    frames: number of frames.
+    fps: mean frames per second.
+    times: float64 (frames,), seconds from the first frame on.
+    steady: True if the frames come at one rate.
+    size: (H, W) as shown.
+    warnings: remarks for the user.
+    """
 
     name: str
     frames: int
@@ -50,13 +59,13 @@ class Reader(Protocol):
 
 
 def open_video(path: str | Path, backend: Backend = "auto") -> Reader:
-    """A reader of a video file, its first frame decoded as a trial. auto: PyAV.
+    """Open a video file and decode its first frame as a trial. auto: PyAV.
 
     Raises BadFileError when the file cannot be read (by decord: faithfully), MachineError when decord is
-    demanded and not installed.
+    asked for and not installed.
     """
     if backend == "decord" and _decord() is None:
-        raise MachineError("decord is not installed", fix="pip install decord, or take the reader pyav")
+        raise MachineError("decord is not installed", fix="pip install decord, or use the reader pyav")
     film = open_film(path)
     if not (math.isfinite(film.fps) and film.fps > 0):
         raise BadFileError(f"{path} has no frame rate")
@@ -68,7 +77,8 @@ def open_video(path: str | Path, backend: Backend = "auto") -> Reader:
 def read_frames_at(
     path: str | Path, choose: Callable[[Reader], T], backend: Backend = "auto"
 ) -> tuple[Reader, np.ndarray, T]:
-    """The reader, the frames whose numbers choose(reader) gives, and what it gave. Raises BadFileError."""
+    """Read the frames whose numbers choose(reader) returns; with the reader and these numbers. Raises
+    BadFileError."""
     reader = open_video(path, backend)
     chosen = choose(reader)
     return reader, reader.get(chosen), chosen
@@ -78,8 +88,8 @@ def read_frames_at(
 
 
 @functools.cache
-def _decord():
-    """The module, or None where it is not installed or does not load."""
+def _decord() -> ModuleType | None:
+    """The module decord, None if it is not installed or does not load."""
     try:
         import decord
     except (ImportError, OSError):
@@ -89,7 +99,7 @@ def _decord():
 
 
 class DecordReader:
-    """Reader over decord, one thread. Raises BadFileError for everything it does not read faithfully."""
+    """Reader by decord, one thread. Raises BadFileError for films that decord does not read faithfully."""
 
     name = "decord"
 
@@ -97,14 +107,14 @@ class DecordReader:
         self.path, self.frames, self.fps = film.path, film.frames, film.fps
         self.times, self.steady, self.size, self.warnings = film.times, film.steady, film.size, film.warnings
         if not film.plain:
-            raise BadFileError(f"decord cannot read {self.path} as it is shown", fix="take the reader auto")
+            raise BadFileError(f"decord cannot read {self.path} as it is shown", fix="use the reader auto")
         decord = _decord()
         self._video = self._call(lambda: decord.VideoReader(os.path.abspath(self.path), num_threads=1))
         shape = self.get([0]).shape[1:3]
         if (len(self._video), shape) != (self.frames, self.size):
             raise BadFileError(f"decord cannot read {self.path}: {len(self._video)} frames of {shape}")
 
-    def _call(self, function):
+    def _call(self, function: Callable[[], R]) -> R:
         try:
             return function()
         except Exception as error:  # DECORDError is a bare Exception

@@ -1,7 +1,6 @@
-"""Where training videos come from: a table (a csv of WebVid's columns or of paths, or JSON) or a folder tree,
-as a list of Video.
+"""Lists of training videos: from a table (a csv of WebVid's columns or of paths, or JSON) or a folder tree.
 
-No video is opened here; one that is missing or broken is found out when it is read, see clips.py.
+No video is opened here; a missing or broken one is found when it is read, see clips.py.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edg.core.errors import BadFileError, EdgError, UsageError, nearest
-from edg.data.captions import SUFFIXES, caption_files, is_video, need_captions, read_caption
+from edg.data.captions import SUFFIXES, caption_files, is_video, read_caption, require_captions
 from edg.data.tables import HEAD, Row, open_rows, open_text, undecodable
 
-# Where the file of a csv row lies under the root. DynamiCrafter's trainer and CIL's read the same WebVid csv,
+# Path under the root of the file of a csv row. DynamiCrafter's trainer and CIL's read the same WebVid csv,
 # with different trees; "webvid" is the tree of WebVid's own downloader.
 LAYOUTS = {
     "dynamicrafter": "videos/{page_dir}/{videoid}.mp4",
@@ -30,7 +29,7 @@ LAYOUTS = {
     "video": "{video}",
 }
 CAPTIONS = ("name", "caption", "text", "prompt")
-# Other names of these columns, in small letters and digits alone.
+# Other names of these columns, lower case letters and digits only.
 ALIASES = {
     "videoid": ("clipid", "vid", "youtubeid", "id"),
     "path": ("videopath", "clippath", "filepath", "relativepath", "relpath", "mediapath"),
@@ -46,9 +45,9 @@ _LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]$""", re.DOTALL)  # as Python and JSO
 
 
 @dataclass(frozen=True)
-class Video:
-    """A video file and what it shows ("" when nothing is written about it). trouble: why it cannot be used,
-    where that is known before it is read. note: what is to be known of its caption."""
+class CaptionedVideo:
+    """A video file and its caption ("" without one). trouble: why it cannot be used, if that is known before
+    it is read. note: a remark on its caption."""
 
     path: Path
     caption: str
@@ -58,9 +57,11 @@ class Video:
 
 def read_videos(
     root: str | Path | None, csv_file: str | Path | None = None, columns: str = "auto", captions: bool = False
-) -> list[Video]:
-    """read_csv when there is a csv_file, else read_tree. captions: every video needs one. Raises UsageError
-    when there is neither, BadFileError."""
+) -> list[CaptionedVideo]:
+    """List the videos of a csv if one is given, else of a folder tree. captions: every video needs one.
+
+    Raises UsageError when there is neither, BadFileError.
+    """
     if csv_file is not None:
         videos = read_csv(csv_file, root, columns)
     elif root is None:
@@ -68,15 +69,15 @@ def read_videos(
     else:
         videos = read_tree(root)
     if captions:
-        need_captions(videos)
+        require_captions(videos)
     return videos
 
 
 # ---- tables ------------------------------------------------------------------------------------------------
 
 
-def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "auto") -> list[Video]:
-    """The videos of a csv with a header (separated by commas, semicolons, tabs or bars), or of .jsonl or
+def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "auto") -> list[CaptionedVideo]:
+    """List the videos of a csv with a header (separated by commas, semicolons, tabs or bars), or of .jsonl or
     .json, in its order.
 
     root: folder that the files lie under (None: the csv's own). columns: a name of LAYOUTS, or a template of
@@ -91,7 +92,7 @@ def read_csv(path: str | Path, root: str | Path | None = None, columns: str = "a
     root = path.parent if root is None else Path(root)
     try:
         with open_text(path) as file:
-            header, rows = open_rows(path, file, lambda names: _known(names, columns))
+            header, rows = open_rows(path, file, lambda names: _score(names, columns))
             head = list(itertools.islice(rows, HEAD))
             template = _template(columns, header, [row for _, row, _ in head], root, path)
             captions = _caption_columns(header, template, [row for _, row, _ in head], path)
@@ -118,7 +119,7 @@ def _plain(name: str) -> str:
 
 
 def _column(name: str, header: Sequence[str]) -> tuple[int, str] | None:
-    """(how far its name is from `name`, 0: not at all; the column of the header), None without one."""
+    """Find the column of a name: (distance of the names, 0 if equal; the column), None without one."""
     if name in header:
         return 0, name
     for distance, names in ((1, (_plain(name),)), (2, ALIASES.get(name, ()))):
@@ -129,7 +130,7 @@ def _column(name: str, header: Sequence[str]) -> tuple[int, str] | None:
 
 
 def _fitted(template: str, header: Sequence[str]) -> tuple[int, str] | None:
-    """(the largest distance of its columns, the template with the header's own names), None if one lacks."""
+    """Fill in the header's own names: (largest distance of a name, template), None if a column is missing."""
     found = {name: _column(name, header) for name in _FIELD.findall(template)}
     if None in found.values():
         return None
@@ -137,7 +138,8 @@ def _fitted(template: str, header: Sequence[str]) -> tuple[int, str] | None:
     return max((distance for distance, _ in found.values()), default=0), fitted
 
 
-def _known(header: Sequence[str], columns: str) -> int:
+def _score(header: Sequence[str], columns: str) -> int:
+    """Score of a header's columns: 2 for known ones of the file, 1 for one of the caption."""
     templates = LAYOUTS.values() if columns == "auto" else [LAYOUTS.get(columns, columns)]
     fits = any(_fitted(template, header) for template in templates)
     return 2 * fits + any(_column(name, header) for name in CAPTIONS)
@@ -164,8 +166,8 @@ def _template(columns: str, header: Sequence[str], rows: Sequence[dict], root: P
 
 
 def _detect(header: Sequence[str], rows: Sequence[dict], root: Path, path: Path) -> str:
-    """The layout whose columns exist, and of several the first that has a file on the disk for some row:
-    columns of exactly these names first."""
+    """Detect the layout of a csv: its columns exist, and the file of some row; exact names of columns come
+    first."""
     if named := [name for name in header if is_video(name)]:
         raise UsageError(
             f"{path} begins with the row of {named[0][:200]}", expected="a header line, such as path,caption"
@@ -195,8 +197,8 @@ def _names_videos(column: str, rows: Sequence[Mapping[str, str]]) -> bool:
 def _caption_columns(
     header: Sequence[str], template: str, rows: Sequence[Mapping[str, str]], path: Path
 ) -> list[str]:
-    """The columns of captions, the one that counts first. Raises UsageError where there is none and another
-    one nearly has its name and holds texts, or where a column is there twice."""
+    """Columns of captions, the one that counts first. Raises UsageError if there is none but another one has
+    nearly its name and holds texts, or if a column is there twice."""
     free = [name for name in header if name not in _FIELD.findall(template)]
     found = [hit for name in CAPTIONS if (hit := _column(name, free))]
     columns = list(dict.fromkeys(column for _, column in sorted(found, key=lambda hit: hit[0])))
@@ -221,9 +223,8 @@ def _filled(row: Mapping[str, str], template: str) -> bool:
 
 
 def _file(row: Mapping[str, str], template: str, root: Path) -> Path:
-    """The file of a row. Where there is none of its name: backslashes are separators, names with letters of
-    marks may be spelt the other way (NFC, NFD); an id with the ending of a video takes no second one, and a
-    path without any has that of the video which lies there."""
+    """The file of a row. If there is none of its name, other spellings are tried: backslashes as separators,
+    letters with marks as NFC and NFD, an id that has a video's ending already, a path without its ending."""
     text = _FIELD.sub(lambda match: row[match[1]].strip(), template)
     stem, ending = os.path.splitext(text)
     if not template.endswith("}") and is_video(stem) and ending == os.path.splitext(template)[1]:
@@ -240,14 +241,14 @@ def _file(row: Mapping[str, str], template: str, root: Path) -> Path:
 
 
 def _caption(row: Mapping[str, str], columns: Sequence[str], file: Path) -> str:
-    """The first text of these columns that is more than the file's own name; that where there is no other."""
+    """The first text of these columns that is more than the file's own name, which is the last resort."""
     texts = [text for name in columns if (text := row.get(name, "").strip())]
     return next((text for text in texts if Path(text).stem != file.stem), texts[0] if texts else "")
 
 
 def _videos(
     rows: Iterable[Row], template: str, captions: Sequence[str], root: Path, path: Path, header: Sequence[str]
-) -> Iterator[Video]:
+) -> Iterator[CaptionedVideo]:
     none = f"no column {', '.join(CAPTIONS[:-1])} or {CAPTIONS[-1]} among {_listed(header)}"
     for line, row, note in rows:
         if _filled(row, template):
@@ -255,21 +256,23 @@ def _videos(
             if _LIST.match(text):
                 note = note or "has a list of texts as caption"
             note = f"line {line} of {path.name} {note}" if note else ""
-            yield Video(file, text, note=note if captions else none)
+            yield CaptionedVideo(file, text, note=note if captions else none)
         else:
             wanted = ", ".join(_FIELD.findall(template))
-            yield Video(Path(f"{path}, line {line}"), "", f"names no video; expected a value in {wanted}")
+            yield CaptionedVideo(
+                Path(f"{path}, line {line}"), "", f"names no video; expected a value in {wanted}"
+            )
 
 
 # ---- folders -----------------------------------------------------------------------------------------------
 
 
-def read_tree(root: str | Path) -> list[Video]:
-    """The videos of a folder at any depth (links are followed), sorted by path.
+def read_tree(root: str | Path) -> list[CaptionedVideo]:
+    """List the videos of a folder at any depth (links are followed), sorted by path.
 
     The caption of a.mp4 is a.txt, a.caption, or a.json with "caption", "text" or "prompt", beside it, or
     a.mp4.txt, ..., see `caption_files`; "" without one. A video whose caption cannot be read has trouble.
-    Raises BadFileError when root is no folder, UsageError without a video.
+    Raises BadFileError if root is no folder, UsageError without a video.
     """
     root = Path(root)
     if not root.is_dir():
@@ -292,13 +295,13 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), [name for name in names if not name.startswith(".")]
 
 
-def _of_folder(folder: Path, names: Sequence[str]) -> Iterator[Video]:
+def _of_folder(folder: Path, names: Sequence[str]) -> Iterator[CaptionedVideo]:
     videos = [name for name in names if is_video(name)]
     files = caption_files(videos, names)
     for name in videos:
         path = folder / name
         try:
             caption, note = read_caption([folder / file for file in files.get(name, ())])
-            yield Video(path, caption, note=note)
+            yield CaptionedVideo(path, caption, note=note)
         except BadFileError as error:
-            yield Video(path, "", str(error))
+            yield CaptionedVideo(path, "", str(error))

@@ -1,6 +1,6 @@
-"""Rows of a table of videos: csv with any usual separator, or JSON, one object per line or a list of them.
+"""Reader of tables of videos: csv with any usual separator, or JSON, one object per line or a list of them.
 
-The separator is the one whose first line has columns that are known, so that a caption may hold any of them.
+The separator is the one with which the first line has known columns, so that a caption may hold any of them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ MARKS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-HEAD = 50  # rows that are looked at before the others
+HEAD = 50  # rows that are examined before the others
 
-Row = tuple[int, dict[str, str], str]  # its last line, column -> text, what is to be known of it
+Row = tuple[int, dict[str, str], str]  # number of its last line, column -> text, note
 
 
 def open_rows(
-    path: Path, file: IO[str], known: Callable[[Sequence[str]], int]
+    path: Path, file: IO[str], score: Callable[[Sequence[str]], int]
 ) -> tuple[list[str], Iterator[Row]]:
-    """(columns, rows) of an open file, read as the rows are asked for. known: how well columns are known, 0
-    where they are not. Raises BadFileError, also while the rows are read."""
+    """Read the columns of an open file, and its rows lazily. score: how well a list of columns is known, 0
+    where it is not. Raises BadFileError, also while the rows are read."""
     if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
         return _json_rows(path, file)
     first = list(islice(file, HEAD))
@@ -44,7 +44,7 @@ def open_rows(
     if skipped < len(first) and (given := re.fullmatch(r'"?sep=(.)"?', first[skipped].strip("\r\n"))):
         separators, skipped = (given[1],), skipped + 1  # a line of Excel's
     headers = {each: _header(first[skipped:], each, path) for each in separators}
-    separator = max(headers, key=lambda each: (known(headers[each]), len(headers[each])))
+    separator = max(headers, key=lambda each: (score(headers[each]), len(headers[each])))
     lines = _Lines(chain(first, file))
     for _ in range(skipped):
         next(lines)
@@ -52,7 +52,7 @@ def open_rows(
 
 
 def open_text(path: Path) -> IO[str]:
-    """A text file, its lines as they end. Raises BadFileError for what is no text, OSError."""
+    """Open a text file, line ends untranslated. Raises BadFileError for a file that is no text, OSError."""
     file = path.open("rb")
     try:
         return io.TextIOWrapper(file, encoding=_encoding(file.peek(4)[:4], path), newline="")
@@ -62,7 +62,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def _encoding(start: bytes, path: Path) -> str:
-    """The encoding of a text by its first bytes: UTF-8 where nothing tells another."""
+    """Detect the encoding of a text from its first bytes, UTF-8 by default."""
     for magic, kind in KINDS.items():
         if start.startswith(magic):
             raise BadFileError(f"{path} is {kind}", expected="a csv in UTF-8, or .jsonl")
@@ -73,7 +73,7 @@ def _encoding(start: bytes, path: Path) -> str:
 
 
 def undecodable(path: Path, error: UnicodeDecodeError) -> BadFileError:
-    """The error of a file that is not in its encoding, with the line."""
+    """The error for a file that is not in its encoding, with the line's number."""
     number = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):  # noqa: B007
@@ -88,7 +88,8 @@ def undecodable(path: Path, error: UnicodeDecodeError) -> BadFileError:
 
 
 class _Lines:
-    """The lines of a file, counted. record: those of the row that is being read; ended: it wanted more."""
+    """Lines of a file, counted. record: lines of the row that is being read; ended: the reader asked for more
+    than there are."""
 
     def __init__(self, lines: Iterator[str]):
         self.lines, self.number, self.ended = lines, 0, False
@@ -115,7 +116,7 @@ def _header(lines: Sequence[str], separator: str, path: Path) -> list[str]:
         raise BadFileError(f"cannot read the first line of {path}: {error}") from error
 
 
-def _reader(lines: Iterator[str], separator: str, strict: bool = False) -> Any:
+def _reader(lines: Iterator[str], separator: str, strict: bool = False) -> Iterator[list[str]]:
     return csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t", strict=strict)
 
 
@@ -128,7 +129,7 @@ def _csv_rows(lines: _Lines, separator: str, path: Path) -> Iterator[Row]:
             values = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:  # a field of a hundred thousand letters: of rows, behind a quote
+        except csv.Error as error:  # a field of 100,000 letters: rows behind an open quote
             raise _open_quote(path, first, str(error)) from error
         if lines.ended:
             raise _open_quote(path, first, "it is never closed")
@@ -150,8 +151,8 @@ def _strictly(lines: Sequence[str], separator: str) -> list[str]:
 
 
 def _within_quotes(line: str, separator: str, values: list[str]) -> tuple[list[str], str]:
-    """(the values of a row of one line, a note where quotes within its quotes are not marked as such). They
-    are doubled, or have a backslash before them as databases write it."""
+    """Read a row of one line with quotes within quotes, doubled or behind a backslash (as databases write
+    them); with a note if they are neither."""
     for text in (line, line.replace('\\"', '""')):
         with suppress(csv.Error):
             return _strictly([text], separator), ""
@@ -159,7 +160,7 @@ def _within_quotes(line: str, separator: str, values: list[str]) -> tuple[list[s
 
 
 def _need_closed(record: Sequence[str], separator: str, path: Path, first: int) -> None:
-    """Raise BadFileError where a row of several lines has swallowed other rows."""
+    """Raise BadFileError if a row of several lines has swallowed other rows."""
     try:
         _strictly(record, separator)
     except csv.Error as error:
@@ -216,7 +217,7 @@ def _json_list(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]
         yield number, _object(row, f"row {number} of {path}")
 
 
-def _is_rows(value: Any) -> bool:
+def _is_rows(value: object) -> bool:
     return isinstance(value, list) and any(isinstance(row, dict) for row in value)
 
 
@@ -227,17 +228,15 @@ def _parsed(text: str, where: str) -> Any:
         raise BadFileError(f"cannot read {where} as JSON: {error}") from error
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadFileError(f"{where} is no object", expected='{"path": "clip.mp4", "caption": "..."}')
     return value
 
 
-def _text(value: Any) -> str:
-    """A value of JSON as a text: of a list its first one, of anything else that is no text or number, ""."""
+def _text(value: object) -> str:
+    """A JSON value as text: the first text of a list, "" for anything else that is no text or number."""
     if isinstance(value, list):
         value = next((each for each in value if isinstance(each, str)), "")
     is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
-    return (
-        str(value) if is_text and value == value else ""
-    )  # not a number: what is missing, as pandas writes it
+    return str(value) if is_text and value == value else ""  # pandas writes NaN for a missing value

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from edg.sprites.world import Motion, SpriteClip, caption, draw_sprite, render, words_of
+from edg.core.errors import require
+from edg.data.batches import TensorTable
+from edg.data.kinds import OpenCache, SampleType, TrainingRun, TrainingSpec
+from edg.sprites.world import FPS, Motion, SpriteClip, caption, clips, draw_sprite, render, words_of
+
+MAX_CLIPS = 10**7  # they are drawn into memory
+
+
+@dataclass(frozen=True)
+class SpritesData:
+    """Training data of the sprites world, drawn from the run's seed.
+
+    split: clips of a split of world.SPEEDS, or single frames ("stills").
+    count: number of clips or frames.
+    focus: weight of the error on the shape (or on its way).
+    """
+
+    kind: str
+    split: Literal["base", "tuned", "tuned_equal", "tuned_fast", "stills"]
+    count: int
+    focus: float = 1.0
+
+    changes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require(1 <= self.count <= MAX_CLIPS, f"data.count is {self.count}", f"1 to {MAX_CLIPS:,}")
+        require(0 < self.focus <= 1e6, f"data.focus is {self.focus}", "above 0, at most 1e6")
+
+    @property
+    def sample_type(self) -> SampleType:
+        return "frames" if self.split == "stills" else "clips"
+
+    def open(self, run: TrainingRun, spec: TrainingSpec, open_cache: OpenCache) -> TensorTable:
+        if self.split == "stills":
+            return TensorTable(stills(run.seed, self.count, self.focus))
+        drawn = clip_tensors(list(clips(self.split, run.seed, self.count)), self.split)
+        weight = latent_weight(drawn.pop("cover"), spec.latent_factor, self.focus)
+        return TensorTable({**drawn, "weight": weight, "fps": torch.full((self.count,), FPS)})
 
 
 def stills(seed: int, count: int, shape_weight: float = 1.0) -> dict[str, Tensor]:

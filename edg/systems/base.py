@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from edg.core.dist import World
+    from edg.data.batches import SampleSource
+
 Need = Literal["no", "optional", "required"]
 Offload = Literal["none", "parameter_sets", "layers"]
 FILES = ("image", "last_image", "video")  # of a request
@@ -267,9 +270,10 @@ class Command:
 
 
 class Training(Protocol):
-    """Settings of any system's training run, a frozen dataclass that a YAML file fills. init, vae: the
-    parameter sets that it starts from; result: the one that it leaves; folder: its checkpoints and logs;
-    kind: which part is trained; data: see runner/train.py."""
+    """Settings of a training run, a frozen dataclass that a YAML file fills.
+
+    kind: the network that is trained. data: see data/kinds.py. init, vae: parameter sets that it starts from.
+    """
 
     name: str
     kind: str
@@ -281,28 +285,39 @@ class Training(Protocol):
     vae: str | None
 
     @property
-    def result(self) -> Path: ...
+    def sample_type(self) -> Literal["clips", "frames"]:
+        """The samples that this kind of training needs."""
+        ...
 
     @property
-    def folder(self) -> Path: ...
+    def result(self) -> Path:
+        """The trained parameter set."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Folder of checkpoints and logs."""
+        ...
 
 
 class Trainer(Protocol):
-    """A module that trains runs. data: a sequence of samples."""
+    """A module that trains runs."""
 
-    def is_made(self, run: Any, world: Any) -> bool:
-        """True if the result is there. Raises UsageError when it was made by other settings."""
+    def is_finished(self, config: Any, world: World) -> bool:
+        """True if the result is there. Raises UsageError if it was made with other settings."""
         ...
 
-    def made_of_other_data(self, run: Any, data: Any) -> str:
-        """Describe how the data of a finished run differs from what it was trained on, "" for equal data."""
+    def data_change(self, config: Any, data: SampleSource) -> str:
+        """Describe how the data differs from what a finished run was trained on, "" if it does not."""
         ...
 
-    def cached(self, run: Any, folder: Path) -> Any:
-        """The data that the system has encoded in a folder. Raises EdgError where it does not fit the run."""
+    def open_cache(self, config: Any, folder: Path) -> SampleSource:
+        """Open the data that the system has encoded in a folder. Raises EdgError if it does not fit."""
         ...
 
-    def train_run(self, run: Any, data: Any, world: Any, device: str) -> Path: ...
+    def run_training(self, config: Any, data: SampleSource, world: World, device: str) -> Path:
+        """Train, and return the path of the parameter set."""
+        ...
 
 
 # ---- a system ----------------------------------------------------------------------------------------------

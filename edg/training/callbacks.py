@@ -1,4 +1,4 @@
-"""What happens around the steps of a training run: log lines, signals, sample clips, atomic checkpoints."""
+"""Callbacks of the training loop: log lines, signals, sample clips, atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -11,65 +11,75 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from edg.core.errors import BadFileError, UsageError
 from edg.core.files import atomic_path, remove
-from edg.core.log import log
+from edg.core.log import log, warn
 from edg.core.process import CODES, stopping
 
-BANDS = 4  # equal parts of the timesteps, the losses of which are logged apart
+if TYPE_CHECKING:
+    from edg.training.lightning import TrainingModule
+
+BANDS = 4  # equal parts of the timesteps, whose losses are logged separately
+#: (module, step) -> (name, picture uint8 (H, W, 3)) of every sample
+MakeSamples = Callable[["TrainingModule", int], list[tuple[str, np.ndarray]]]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """A checkpoint is there completely or not at all, and torch.load(weights_only=True) opens it."""
+    """Checkpoints that are there completely or not at all, and that torch.load(weights_only=True) opens."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
     ) -> None:
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
 
 
-class Log(pl.Callback):
-    """A line of log.jsonl (and the same numbers to the logger) every `every` steps: means since the line
-    before over all ranks.
+class LogCallback(pl.Callback):
+    """Write a line of log.jsonl (and the same numbers to the logger) every `every` steps.
 
-    step, loss, loss_t0 ... loss_t3 (by quarter of the timesteps, the noisiest last; where samples fell into
-    it), grad_norm (before clipping, of that step), lr, samples_per_second, memory_gb (peak), seconds.
+    step, loss (mean over all ranks since the line before), loss_t0 ... loss_t3 (the same by quarter of the
+    timesteps, the noisiest last; only those that samples fell into), grad_norm (before clipping, of that
+    step), lr, samples_per_second, memory_gb (peak), seconds.
     """
 
     def __init__(self, path: Path, every: int):
         self.path, self.every = path, every
         self.start = self.since = time.monotonic()
         self.sums: torch.Tensor | None = None
-        self.norm, self.lr, self.told = 0.0, 0.0, -1
+        self.norm, self.lr, self.logged_step = 0.0, 0.0, -1
 
-    def on_train_start(self, trainer, module) -> None:
-        self.told = trainer.global_step
+    def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        self.logged_step = trainer.global_step
 
-    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: TrainingModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         if self._is_due(trainer.global_step + 1, module):
             self.lr = optimizer.param_groups[0]["lr"]
             grads = [p.grad for p in module.trainable().values() if p.grad is not None]
             self.norm = float(torch.nn.utils.get_total_norm(grads))
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: TrainingModule, outputs: dict, batch: dict, index: int
+    ) -> None:
         part = by_band(outputs["losses"], outputs.get("bands"))
         self.sums = part if self.sums is None else self.sums + part
         step = trainer.global_step
-        if self._is_due(step, module) and step != self.told:
-            self.told = step
-            self._tell(trainer, step)
+        if self._is_due(step, module) and step != self.logged_step:
+            self.logged_step = step
+            self._write_line(trainer, step)
 
-    def _is_due(self, step: int, module) -> bool:
-        return step > 0 and (step % self.every == 0 or step == module.plan.steps)
+    def _is_due(self, step: int, module: TrainingModule) -> bool:
+        return step > 0 and (step % self.every == 0 or step == module.config.steps)
 
-    def _tell(self, trainer, step: int) -> None:
+    def _write_line(self, trainer: pl.Trainer, step: int) -> None:
         sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
         self.sums = None
         if not torch.isfinite(sums).all():
@@ -99,7 +109,7 @@ class Log(pl.Callback):
 
 
 def by_band(losses_B: torch.Tensor, bands_B: torch.Tensor | None) -> torch.Tensor:
-    """(2, BANDS): sums of the losses and their numbers; (2, 1) where there are no timesteps."""
+    """Sums and counts of the losses by band, (2, BANDS); (2, 1) without bands."""
     losses = losses_B.detach().double()
     if bands_B is None:
         return torch.stack([losses.sum(), torch.ones_like(losses).sum()])[:, None]
@@ -108,57 +118,61 @@ def by_band(losses_B: torch.Tensor, bands_B: torch.Tensor | None) -> torch.Tenso
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device where it is a GPU, else of the process."""
+    """Peak memory in bytes, of a GPU or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class Checkpoints(pl.Callback):
-    """A checkpoint every `every` steps, of which the newest `keep` stay, and one after this step when SIGUSR1
-    asks for it; SIGTERM and SIGINT: one, then exit 143 or 130. Any rank may get the signal. check: raises
-    when the folder is not what it was, after every step."""
+class CheckpointCallback(pl.Callback):
+    """Save a checkpoint every `every` steps, and keep the newest `keep`.
+
+    SIGUSR1: one after this step. SIGTERM, SIGINT: one, then exit 143 or 130. Any rank may get the signal.
+    check: called after every step, raises if the folder was replaced.
+    """
 
     def __init__(self, folder: Path, every: int, keep: int, check: Callable[[], None]):
         self.folder, self.every, self.keep, self.check = folder, every, keep, check
-        self.asked, self.former = False, None
+        self.requested, self.former = False, None
 
-    def on_train_start(self, trainer, module) -> None:
-        self.former = signal.signal(signal.SIGUSR1, self._ask)
+    def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        self.former = signal.signal(signal.SIGUSR1, self._request)
         if callable(signal.getsignal(signal.SIGTERM)):  # Lightning's handler would talk to the other ranks
             signal.signal(signal.SIGTERM, stopping.note)
 
-    def _ask(self, number: int, frame) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: TrainingModule, outputs: dict, batch: dict, index: int
+    ) -> None:
         if (index + 1) % trainer.accumulate_grad_batches:
             return  # in the middle of a step
         self.check()
-        stop = [code for number, code in CODES.items() if _agreed(trainer, stopping.number == number)]
+        stop = [code for number, code in CODES.items() if _on_any_rank(trainer, stopping.number == number)]
         step = trainer.global_step
-        if stop or _agreed(trainer, self.asked) or step % self.every == 0:
-            self.asked = False
+        if stop or _on_any_rank(trainer, self.requested) or step % self.every == 0:
+            self.requested = False
             trainer.save_checkpoint(checkpoint_path(self.folder, step))
             if trainer.is_global_zero:
-                drop_old(self.folder, self.keep)
+                remove_old_checkpoints(self.folder, self.keep)
         if stop:
             if trainer.is_global_zero:
-                log(f"stopped after step {step}; the same command goes on")
+                log(f"stopped after step {step}; the same command continues")
             raise SystemExit(stop[0])
 
-    def teardown(self, trainer, module, stage) -> None:
+    def teardown(self, trainer: pl.Trainer, module: TrainingModule, stage: str) -> None:
         if self.former is not None:
             signal.signal(signal.SIGUSR1, self.former)
 
 
-def _agreed(trainer, asked: bool) -> bool:
-    return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+def _on_any_rank(trainer: pl.Trainer, value: bool) -> bool:
+    return bool(trainer.strategy.reduce_boolean_decision(value, all=False))
 
 
-def drop_old(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep`, whoever asked for them."""
+def remove_old_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, also those that a signal asked for."""
     for old in checkpoints(folder)[:-keep]:
         remove(old)
 
@@ -173,25 +187,23 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the fewest steps first."""
+    """The checkpoints of a run, by increasing number of steps."""
     return sorted(path for path in folder.glob("step_*.ckpt") if re.fullmatch(r"step_\d{8}", path.stem))
 
 
 def set_aside_damaged(folder: Path) -> None:
-    """Rename damaged checkpoints, the last first, up to one that is whole: the run goes on from there.
+    """Rename damaged checkpoints, from the last one back to one that is intact: the run continues from there.
     Raises BadFileError for one that cannot be read at all."""
     while (last := last_checkpoint(folder)) is not None and (damage := _damage(last)):
         aside = last.with_name(last.name + ".damaged")
         last.rename(aside)
         before = last_checkpoint(folder)
-        log(
-            f"{last} is damaged ({damage}), now {aside.name}; going on from "
-            + ("the beginning" if before is None else before.name)
-        )
+        start = "the beginning" if before is None else before.name
+        warn(f"{last} is damaged ({damage}), now {aside.name}; continuing from {start}")
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint, "" for nothing. Sharded ones (folders) are not looked into."""
+    """Describe the damage of a checkpoint, "" for none. Sharded ones (folders) are not examined."""
     if path.is_dir():
         return ""
     try:
@@ -204,22 +216,24 @@ def _damage(path: Path) -> str:
     return f"checksum of {record}" if record else ""
 
 
-class Samples(pl.Callback):
-    """Clips of fixed prompts every `every` steps, by the running mean of the weights where there is one."""
+class SampleCallback(pl.Callback):
+    """Make sample clips every `every` steps, with the running mean of the weights if there is one."""
 
-    def __init__(self, every: int, make: Callable[[Any, int], list[tuple[str, Any]]]):
-        self.every, self.make, self.told = every, make, -1
+    def __init__(self, every: int, make: MakeSamples):
+        self.every, self.make, self.sampled_step = every, make, -1
 
-    def on_train_start(self, trainer, module) -> None:
-        self.told = trainer.global_step
+    def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        self.sampled_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: TrainingModule, outputs: dict, batch: dict, index: int
+    ) -> None:
         step = trainer.global_step
-        if step == self.told or step % self.every or not step or not trainer.is_global_zero:
+        if step == self.sampled_step or step % self.every or not step or not trainer.is_global_zero:
             return
-        self.told = step
+        self.sampled_step = step
         with module.averaged():
-            pictures = self.make(module.model, step)
+            pictures = self.make(module, step)
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_image"):
                 for name, picture in pictures:

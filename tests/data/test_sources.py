@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edg.core.errors import BadFileError, UsageError
-from edg.data.captions import caption_remarks, file_remarks, need_captions
-from edg.data.clips import Video, read_csv, read_tree, read_videos
+from edg.data.captions import caption_remarks, file_remarks, require_captions
+from edg.data.clips import CaptionedVideo, read_csv, read_tree, read_videos
 
 
 def write(path, text):
@@ -38,7 +38,7 @@ def test_webvid_columns(tmp_path, columns, there, expected):
     if there:
         write(tmp_path / "data" / there, "x")
     assert read_csv(table, tmp_path / "data", columns) == [
-        Video(tmp_path / "data" / expected, 'A cat, "asleep"')
+        CaptionedVideo(tmp_path / "data" / expected, 'A cat, "asleep"')
     ]
 
 
@@ -54,36 +54,37 @@ def test_webvid_columns(tmp_path, columns, there, expected):
 )
 def test_other_columns(tmp_path, text, path, caption):
     table = write(tmp_path / "list.csv", text)
-    assert read_csv(table) == [Video(tmp_path / path, caption)]
+    assert read_csv(table) == [CaptionedVideo(tmp_path / path, caption)]
 
 
 @pytest.mark.parametrize(
-    "text, columns, error, match",
+    "text, columns, error, given, fix",
     [
-        ("a,b\n1,2", "auto", UsageError, "columns a, b; expected videoid"),
-        ("videoid,name\n1,2", "dynamicrafter", UsageError, "no column 'page_dir'"),
-        ("videoid,name\n1,2", "{videid}.mp4", UsageError, "did you mean 'videoid'"),
-        ("videoid,name\n1,2", "cli", UsageError, "did you mean 'cil'"),
-        ("videoid,name\n ,y", "auto", BadFileError, "lists no video"),
-        ("videoid,name\n", "auto", BadFileError, "lists no video"),
-        ("", "auto", UsageError, "none"),
-        ("videoid,name\n1,\x00\n", "auto", None, ""),
+        ("a,b\n1,2", "auto", UsageError, "a, b", ""),
+        ("videoid,name\n1,2", "dynamicrafter", UsageError, "'page_dir'", ""),
+        ("videoid,name\n1,2", "{videid}.mp4", UsageError, "'videid'", "'videoid'"),
+        ("videoid,name\n1,2", "cli", UsageError, "'cli'", "'cil'"),
+        ("videoid,name\n ,y", "auto", BadFileError, "list.csv", ""),
+        ("videoid,name\n", "auto", BadFileError, "list.csv", ""),
+        ("", "auto", UsageError, "list.csv", ""),
+        ("videoid,name\n1,\x00\n", "auto", None, "", ""),
     ],
 )
-def test_csv_that_does_not_fit(tmp_path, text, columns, error, match):
+def test_csv_that_does_not_fit(tmp_path, text, columns, error, given, fix):
     table = write(tmp_path / "list.csv", text)
     if error is None:
         assert len(read_csv(table, None, columns)) == 1
         return
-    with pytest.raises(error, match=match):
+    with pytest.raises(error) as raised:
         read_csv(table, None, columns)
+    assert given in raised.value.given and fix in raised.value.fix
 
 
 def test_csv_that_cannot_be_read(tmp_path):
-    with pytest.raises(BadFileError, match="No such file"):
+    with pytest.raises(BadFileError):
         read_csv(tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes("path,name\na.mp4,Müller".encode("latin-1"))
-    with pytest.raises(BadFileError, match="utf-8"):
+    with pytest.raises(BadFileError):
         read_csv(tmp_path / "latin.csv")
 
 
@@ -105,15 +106,15 @@ def test_tree(tmp_path):
 
 
 def test_tree_that_does_not_fit(tmp_path):
-    with pytest.raises(BadFileError, match="not a folder"):
+    with pytest.raises(BadFileError):
         read_tree(tmp_path / "none")
-    with pytest.raises(UsageError, match="no video in"):
+    with pytest.raises(UsageError):
         read_tree(tmp_path)
     write(tmp_path / "a.mp4", "")
-    assert read_tree(tmp_path) == [Video(tmp_path / "a.mp4", "")]
+    assert read_tree(tmp_path) == [CaptionedVideo(tmp_path / "a.mp4", "")]
     with pytest.raises(BadFileError):
         read_videos(tmp_path, captions=True)
-    with pytest.raises(UsageError, match="no videos are named"):
+    with pytest.raises(UsageError):
         read_videos(None)
 
 
@@ -171,7 +172,7 @@ def test_csv_as_programs_write_it(tmp_path, header, separator, encoding, ending)
 def test_names_of_columns_and_files(tmp_path, text, there, expected):
     for name in there:
         write(tmp_path / name, "")
-    assert read_csv(write(tmp_path / "list.csv", text)) == [Video(tmp_path / expected, "x")]
+    assert read_csv(write(tmp_path / "list.csv", text)) == [CaptionedVideo(tmp_path / expected, "x")]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +186,8 @@ def test_names_of_columns_and_files(tmp_path, text, there, expected):
 )
 def test_json(tmp_path, name, text):
     assert read_csv(write(tmp_path / name, text)) == [
-        Video(tmp_path / "a.mp4", "x"),
-        Video(tmp_path / "b.mp4", ""),
+        CaptionedVideo(tmp_path / "a.mp4", "x"),
+        CaptionedVideo(tmp_path / "b.mp4", ""),
     ]
 
 
@@ -260,7 +261,7 @@ def test_a_table_is_read_from_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "l.csv")
     thread = threading.Thread(target=write, args=(tmp_path / "l.csv", "path,caption\na.mp4,x\n"))
     thread.start()
-    assert read_csv(tmp_path / "l.csv") == [Video(tmp_path / "a.mp4", "x")]
+    assert read_csv(tmp_path / "l.csv") == [CaptionedVideo(tmp_path / "a.mp4", "x")]
     thread.join()
 
 
@@ -272,7 +273,7 @@ def test_what_is_counted_of_a_table(tmp_path):
     assert "4 of 4" in without and "path, motion" in without
     assert again.startswith("1 of 4") and gone.startswith("3 of the first 3") and "a.webm" in gone
     with pytest.raises(BadFileError):
-        need_captions(videos)
+        require_captions(videos)
 
 
 # ---- captions beside videos --------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ def test_what_is_counted_of_a_table(tmp_path):
 def test_caption_files(tmp_path, video, files, caption, noted):
     for name, text in {video: "", **files}.items():
         write(tmp_path / name, text)
-    assert read_tree(tmp_path) == [found := Video(tmp_path / video, caption)] and not found.trouble
+    assert read_tree(tmp_path) == [found := CaptionedVideo(tmp_path / video, caption)] and not found.trouble
     assert bool(read_tree(tmp_path)[0].note) == noted
 
 
@@ -324,7 +325,7 @@ def test_a_caption_belongs_to_the_closest_video(tmp_path):
 def test_caption_encodings(tmp_path, data):
     write(tmp_path / "a.mp4", "")
     (tmp_path / "a.TXT").write_bytes(data)
-    assert read_tree(tmp_path) == [Video(tmp_path / "a.mp4", "ein Ü")]
+    assert read_tree(tmp_path) == [CaptionedVideo(tmp_path / "a.mp4", "ein Ü")]
     (tmp_path / "a.TXT").write_bytes("ein".encode("utf-16-le"))
     assert read_tree(tmp_path)[0].trouble
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from edg.cli.main import main
-from edg.data.clips import Skipped, read_csv
+from edg.data.clips import SkippedVideos, read_csv
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.models import load_spec
 from edg.weights.store import open_weights
@@ -50,7 +50,7 @@ def test_forty_videos_train_without_stopping(library, tmp_path):
 
     log = [json.loads(line) for line in (tmp_path / "forty/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(1, 21))
-    skipped = Skipped(tmp_path / "forty/skipped.jsonl").entries()
+    skipped = SkippedVideos(tmp_path / "forty/skipped.jsonl").entries()
     assert {Path(path).stem for path in skipped} == {"half", "short"}
     assert "cut short" in skipped[str(library.root / "half.mp4")]
     assert "too short" in skipped[str(library.root / "short.mp4")]

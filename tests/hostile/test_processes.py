@@ -24,7 +24,7 @@ from edg.core.dist import World  # noqa: E402
 from edg.core.errors import MachineError, SomeFailedError  # noqa: E402
 from edg.core.files import LOCK, _host, lock_folder, read_json, remove_leftovers  # noqa: E402
 from edg.runner import prepare  # noqa: E402
-from edg.systems.edg.training.modules import _cut_log, read_log  # noqa: E402
+from edg.training.lightning import _cut_log, read_log  # noqa: E402
 
 
 def test_c77_sigkill_while_merging(tmp_path):

@@ -1,9 +1,8 @@
-"""The trainer on a tiny spec: it learns, resumes to the bit, stops on signals, keeps a running mean, and any
-number of ranks sees the same; the adapter starts as the identity."""
+"""Training on a tiny spec: it learns, resumes to the bit, also after a signal, and ranks see the same
+samples; the adapter starts as the identity."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,23 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from edg.core.dist import World
-from edg.core.errors import BadFileError, MachineError, UsageError
-from edg.data.batches import Key, Keyed, Table, collate
+from edg.data.batches import Key, KeyedDataset, TensorTable, collate
 from edg.networks.latent_video import adapter, load
 from edg.networks.latent_video.presets import SPRITES
 from edg.networks.latent_video.vae import AutoencoderKL
 from edg.sprites.data import clip_tensors, latent_weight, psnr_on_shape, stills
 from edg.sprites.world import FPS, clips
 from edg.systems.edg.training import trainable
-from edg.systems.edg.training.config import Plan
+from edg.systems.edg.training.config import TextOptimizerConfig
 from edg.systems.edg.training.loss import Objective
-from edg.systems.edg.training.modules import DenoiserTraining, VaeTraining, _strategy, fit, rate
-from edg.training.callbacks import checkpoint_path, checkpoints, last_checkpoint, set_aside_damaged
+from edg.systems.edg.training.modules import DenoiserTraining, VaeTraining
+from edg.training.callbacks import last_checkpoint
+from edg.training.lightning import fit
 
 ROOT = Path(__file__).parents[2]
 TINY = replace(SPRITES, unet=replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,)))
-PLAN = Plan(
+CONFIG = TextOptimizerConfig(
     steps=12, batch=4, lr=2e-3, warmup=2, schedule="cosine", final_lr=0.05, ema=0.5, save_every=6,
     log_every=3, logger="none",
 )  # fmt: skip
@@ -40,7 +38,7 @@ def table(count=4, split="base"):
     """Clips with random numbers for latents: what is tested is the training, not the autoencoder."""
     drawn = clip_tensors(list(clips(split, 0, count)), split)
     generator = torch.Generator().manual_seed(0)
-    return Table(
+    return TensorTable(
         {
             "latents": torch.randn(count, 4, 1, 8, 8, generator=generator).repeat(1, 1, 8, 1, 1),
             "text": torch.randn(count, TINY.unet.text_tokens, 64, generator=generator),
@@ -51,14 +49,14 @@ def table(count=4, split="base"):
     )
 
 
-def training(plan=PLAN, spec=TINY, objective=None):
+def training(config=CONFIG, spec=TINY, objective=None):
     torch.manual_seed(0)
     model = load.build(spec, "cpu")
-    return DenoiserTraining(model, plan, objective or Objective(), trainable.choose(model, ("all",)))
+    return DenoiserTraining(model, config, objective or Objective(), trainable.choose(model, ("all",)))
 
 
 def batch_of(data):
-    return collate([Keyed(data)[Key(0, i, 0, i)] for i in range(len(data))], seed=0)
+    return collate([KeyedDataset(data)[Key(0, i, 0, i)] for i in range(len(data))], seed=0)
 
 
 def test_the_denoiser_learns_resumes_and_keeps_a_mean(tmp_path):
@@ -72,21 +70,21 @@ def test_the_denoiser_learns_resumes_and_keeps_a_mean(tmp_path):
     assert [entry["step"] for entry in log] == [3, 6, 9, 12]
     assert log[-1]["loss"] < log[0]["loss"]
     assert all(torch.equal(module.model.state_dict()[n], t) for n, t in frozen.items())
-    again = training(replace(PLAN, steps=15))
+    again = training(replace(CONFIG, steps=15))
     log = fit(again, table(), tmp_path, seed=0)
     assert [entry["step"] for entry in log] == [3, 6, 9, 12, 15], "it went on from the last checkpoint"
     assert set(again.average) == set(again.trainable())
 
 
 def test_the_log_says_what_one_asks_of_a_run(tmp_path):
-    line = fit(training(replace(PLAN, steps=3, accumulate=2, batch=2)), table(), tmp_path, seed=0)[-1]
+    line = fit(training(replace(CONFIG, steps=3, accumulate=2, batch=2)), table(), tmp_path, seed=0)[-1]
     assert {"loss", "grad_norm", "lr", "samples_per_second", "memory_gb", "seconds"} <= set(line)
     bands = [line[name] for name in line if name.startswith("loss_t")]
     assert bands and min(bands) <= line["loss"] <= max(bands)
 
 
 def test_a_resumed_run_is_the_run(tmp_path):
-    steady = replace(PLAN, warmup=0, schedule="constant", save_every=3)
+    steady = replace(CONFIG, warmup=0, schedule="constant", save_every=3)
 
     def run(folder, steps):
         module = training(replace(steady, steps=steps))
@@ -99,103 +97,6 @@ def test_a_resumed_run_is_the_run(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
-def test_damaged_checkpoints_are_set_aside(tmp_path, capfd, damage):
-    for step in (2, 4, 6):
-        torch.save({"weights": torch.ones(1000)}, checkpoint_path(tmp_path, step))
-    data = bytearray(checkpoint_path(tmp_path, 6).read_bytes())
-    data[len(data) // 2] ^= 1
-    spoilt = {"empty": b"", "cut": data[: len(data) // 2], "changed": data}[damage]
-    for step in (4, 6):
-        checkpoint_path(tmp_path, step).write_bytes(spoilt)
-    set_aside_damaged(tmp_path)
-    assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 2)]
-    assert (tmp_path / "step_00000006.ckpt.damaged").read_bytes() == spoilt
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 2 and f"{checkpoint_path(tmp_path, 6)} is damaged (" in told[0]
-    assert told[1].endswith("going on from step_00000002.ckpt")
-
-
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, capfd):
-    plan = replace(PLAN, steps=2, save_every=1, log_every=1)
-    whole, again = training(plan), training(plan)
-    fit(whole, table(), tmp_path, seed=0)
-    last_checkpoint(tmp_path).write_bytes(b"torn")
-    with (tmp_path / "log.jsonl").open("a") as log:
-        log.write('{"step": 2, "lo')
-    assert [line["step"] for line in fit(again, table(), tmp_path, seed=0)] == [1, 2]
-    assert "going on from step_00000001.ckpt" in capfd.readouterr().err
-    assert all(torch.equal(whole.trainable()[name], p) for name, p in again.trainable().items())
-
-
-def test_checkpoints_are_few_whole_and_hold_what_trains(tmp_path):
-    module = training(replace(PLAN, steps=12, save_every=3, keep=2))
-    fit(module, table(), tmp_path, seed=0)
-    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == ["step_00000009.ckpt", "step_00000012.ckpt"]
-    saved = torch.load(last_checkpoint(tmp_path), weights_only=True)
-    names = {"model." + name for name in module.trainable()}
-    assert set(saved["state_dict"]) == names and set(saved["average"]) == set(module.trainable())
-
-
-def test_checkpoints_that_signals_asked_for_are_among_the_few(tmp_path):
-    """At every moment, and at the end."""
-    seen = []
-
-    def ask(model, step):
-        seen.append([path.name for path in checkpoints(tmp_path)])
-        if step < 4:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return []
-
-    plan = replace(PLAN, steps=6, save_every=5, keep=1)
-    fit(training(plan), table(), tmp_path, seed=0, sample=ask, sample_every=1)
-    names = [f"step_0000000{step}.ckpt" for step in range(1, 6)]
-    assert seen == [[], [names[0]], [names[1]], [names[2]], [names[2]], [names[4]]]
-    assert [path.name for path in checkpoints(tmp_path)] == [names[4]]
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_looked_at_after_the_step(tmp_path, number, code):
-    def handler(number, frame):
-        raise RuntimeError("out of a handler, anywhere")
-
-    before = signal.signal(number, handler)
-    try:
-        ask = lambda model, step: step == 2 and os.kill(os.getpid(), number) or []  # noqa: E731
-        with pytest.raises(SystemExit) as left:
-            fit(training(PLAN), table(), tmp_path, seed=0, sample=ask, sample_every=1)
-        assert signal.getsignal(number) is handler
-    finally:
-        signal.signal(number, before)
-    assert left.value.code == code
-    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000002.ckpt"]
-
-
-def test_a_folder_that_is_removed_ends_the_run(tmp_path):
-    folder = tmp_path / "run"
-
-    def remove(model, step):
-        shutil.rmtree(folder)
-        return []
-
-    plan = replace(PLAN, log_every=100, save_every=1)
-    with pytest.raises(MachineError):
-        fit(training(plan), table(), folder, seed=0, sample=remove, sample_every=2)
-    assert not folder.exists()
-
-
-def test_the_running_mean_comes_and_goes(tmp_path):
-    module = training(replace(PLAN, steps=3))
-    fit(module, table(), tmp_path, seed=0)
-    name, p = next(iter(module.trainable().items()))
-    with torch.no_grad():
-        p.add_(1)
-    mine = p.detach().clone()
-    with module.averaged():
-        assert torch.equal(p, module.average[name]) and not module.training
-    assert torch.equal(p, mine) and module.training
-
-
 SCRIPT = """
 import os, sys
 sys.path.insert(0, "tests/sprites")
@@ -204,11 +105,12 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from edg.core.dist import world
-from edg.systems.edg.training.modules import fit
-from test_train import PLAN, table, training
-plan = replace(PLAN, ema=0.0, warmup=0, schedule="constant", log_every=1, save_every=4, **eval(sys.argv[2]))
+from edg.training.lightning import fit
+from test_train import CONFIG, table, training
+config = replace(CONFIG, ema=0.0, warmup=0, schedule="constant", log_every=1, save_every=4)
+config = replace(config, **eval(sys.argv[2]))
 with world("cpu") as here:
-    module = training(plan)
+    module = training(config)
     fit(module, table(8), Path(sys.argv[1]), 0, here)
     if here.is_first:
         end = {n: p.detach().clone() for n, p in module.trainable().items()}
@@ -216,7 +118,7 @@ with world("cpu") as here:
 """
 
 
-def start(folder, ranks=1, **plan):
+def start(folder, ranks=1, **config):
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
@@ -225,7 +127,7 @@ def start(folder, ranks=1, **plan):
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     return subprocess.Popen(
-        [*launch, str(script), str(folder), repr(plan)],
+        [*launch, str(script), str(folder), repr(config)],
         cwd=ROOT,
         env=environment,
         stderr=subprocess.PIPE,
@@ -256,9 +158,9 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path, optimizer, lr, fa
     """far: the share of the weights that may differ by more than 1e-5. AdamW divides by the gradient's size:
     where the gradient is rounding alone, as that of a bias before a norm, it steps by up to lr all the same.
     """
-    plan = {"steps": 20, "optimizer": optimizer, "lr": lr}
-    one, log_one = finish(tmp_path / "one", batch=4, **plan)
-    two, log_two = finish(tmp_path / "two", ranks=2, batch=2, **plan)
+    config = {"steps": 20, "optimizer": optimizer, "lr": lr}
+    one, log_one = finish(tmp_path / "one", batch=4, **config)
+    two, log_two = finish(tmp_path / "two", ranks=2, batch=2, **config)
     assert [x["step"] for x in log_one] == [x["step"] for x in log_two] == list(range(1, 21))
     losses = [(a["loss"], b["loss"]) for a, b in zip(log_one, log_two, strict=True)]
     apart = torch.cat([(one[n] - two[n]).abs().flatten() for n in one])
@@ -299,8 +201,8 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights(tmp_path, number):
 def test_the_autoencoder_learns(tmp_path):
     torch.manual_seed(0)
     vae = AutoencoderKL(replace(SPRITES.vae, ch_mult=(1, 1, 1)))
-    plan = replace(PLAN, ema=0.0, steps=15, batch=8)
-    log = fit(VaeTraining(vae, plan), Table(stills(0, 16, 4.0)), tmp_path, seed=0)
+    config = replace(CONFIG, ema=0.0, steps=15, batch=8)
+    log = fit(VaeTraining(vae, config), TensorTable(stills(0, 16, 4.0)), tmp_path, seed=0)
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
 
 
@@ -320,7 +222,7 @@ def test_the_adapter_starts_as_the_identity_and_can_learn():
         assert torch.allclose(
             tuned.predict(*given, tuned.temporal_context(data["text"])), expected, atol=1e-5
         )
-    module = DenoiserTraining(tuned, PLAN, Objective(), trainable.choose(tuned, ("all",)))
+    module = DenoiserTraining(tuned, CONFIG, Objective(), trainable.choose(tuned, ("all",)))
     names = set(module.trainable())
     assert "queries" in names and any(n.startswith("qformer.") for n in names)
     assert (
@@ -335,28 +237,9 @@ def test_the_adapter_starts_as_the_identity_and_can_learn():
 def test_raw_batches_train_as_well():
     module = training(objective=Objective(random_frame=True, min_snr=5.0))
     drawn = clip_tensors(list(clips("tuned", 0, 2)), "tuned")
-    data = Table({"frames": drawn["frames"], "caption": drawn["caption"], "fps": torch.tensor([8, 8])})
+    data = TensorTable({"frames": drawn["frames"], "caption": drawn["caption"], "fps": torch.tensor([8, 8])})
     loss = module.training_step(batch_of(data), 0)["loss"]
     assert torch.isfinite(loss) and loss.requires_grad
-
-
-def test_the_rate_rises_and_falls():
-    plan = Plan(steps=100, batch=1, lr=1.0, warmup=10, schedule="cosine", final_lr=0.1)
-    assert rate(0, plan) == 0.1 and rate(9, plan) == 1.0 and rate(10, plan) == 1.0
-    assert rate(55, plan) == pytest.approx(0.55) and rate(100, plan) == pytest.approx(0.1)
-    assert rate(55, replace(plan, schedule="linear")) == pytest.approx(0.55)
-    assert rate(99, replace(plan, schedule="constant")) == 1.0
-
-
-def test_strategies_reach_lightning_and_gpus_are_demanded():
-    two = World(0, 2)
-    assert _strategy(PLAN, World(), "cpu") == "auto"
-    assert _strategy(PLAN, two, "cpu")._process_group_backend == "gloo"
-    assert _strategy(PLAN, two, "cuda")._process_group_backend == "nccl"
-    assert _strategy(replace(PLAN, strategy="fsdp"), two, "cuda") == "fsdp"
-    assert _strategy(replace(PLAN, strategy="deepspeed"), two, "cuda") == "deepspeed_stage_2"
-    with pytest.raises(UsageError, match="fsdp on CPU"):
-        _strategy(replace(PLAN, strategy="fsdp"), two, "cpu")
 
 
 def test_psnr_is_measured_on_the_shape_alone():
@@ -366,20 +249,3 @@ def test_psnr_is_measured_on_the_shape_alone():
     wrong[:, :, 2:] = 1.0  # the background is all wrong
     wrong[:, :, :2] = 0.02  # the shape by 0.01 of the peak
     assert psnr_on_shape(wrong, frames, cover) == pytest.approx(40.0, abs=1e-3)
-
-
-def test_no_sample_is_an_error_not_an_endless_run(tmp_path):
-    with pytest.raises(UsageError, match="no sample"):
-        fit(training(), [], tmp_path, seed=0, world=World())
-
-
-class Broken(Table):
-    def __getitem__(self, key):
-        raise BadFileError("no video can be used", fix="look at the list")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_the_data_is_one_line_wherever_it_is_read(tmp_path, workers):
-    plan = replace(PLAN, workers=workers)
-    with pytest.raises(BadFileError, match="^no video can be used; look at the list$"):
-        fit(training(plan), Broken(table().columns), tmp_path, seed=0)

@@ -14,7 +14,7 @@ from edg.core.errors import UsageError, require
 from edg.diffusion.schedule_spec import ScheduleSpec
 
 if TYPE_CHECKING:
-    from edg.data.transforms import ClipSpec
+    from edg.data.transforms import ClipSettings
 
 GROUPS = 32  # every GroupNorm of this family
 MIN_FRAMES, MAX_FRAMES = 8, 64
@@ -331,12 +331,12 @@ class ModelSpec:
             f"{MIN_FRAMES} to {MAX_FRAMES}; {self.name} was made for {self.frames}",
         )
 
-    def clip(
+    def clip_settings(
         self, frames: int | None = None, height: int | None = None, width: int | None = None, **more: object
-    ) -> ClipSpec:
-        """Clips for this model; None is its own size, `more` the rest of ClipSpec. Raises UsageError for a
-        size that it cannot have."""
-        from edg.data.transforms import ClipSpec
+    ) -> ClipSettings:
+        """Settings of training clips for this model, its own size where none is given; `more` are further
+        fields. Raises UsageError for a size that it cannot have."""
+        from edg.data.transforms import ClipSettings
 
         height = self.height if height is None else height
         width = self.width if width is None else width
@@ -344,7 +344,7 @@ class ModelSpec:
         good = height > 0 and width > 0 and height % unit == 0 and width % unit == 0
         require(good, f"clips of {height}x{width}", f"multiples of {unit} for {self.name}")
         frames = self.frames if frames is None else frames
-        return ClipSpec(frames, height, width, condition=self.fps_condition_type, **more)
+        return ClipSettings(frames, height, width, condition=self.fps_condition_type, **more)
 
     def with_adapter(self, on: bool = True) -> ModelSpec:
         """This model with the text adapter (or without)."""

@@ -1,4 +1,4 @@
-"""`edg analytic-init`: mean and trace covariance of many clips' latents, one pass, one clip in memory."""
+"""`edg analytic-init`: mean and trace of the covariance of many clips' latents, in one pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import edg
 from edg.core.atomic_file import write_atomically
 from edg.core.config import to_dict
 from edg.core.device import choose
-from edg.core.errors import BadFileError, UsageError
+from edg.core.errors import BadFileError, require
 from edg.core.log import log, warn
 from edg.core.seeding import generator
 from edg.diffusion.analytic_init import Moments
@@ -27,21 +27,22 @@ from edg.systems.edg.training.encode import (
     data_remarks,
     encode_moments,
     load_encoders,
+    log_skipped_videos,
     open_dataset,
-    read_items,
-    tell_skipped,
-    workers_for,
+    read_samples,
+    reader_processes,
 )
 from edg.systems.edg.training.latent_cache import CachedClips, is_cache
 
 EVERY = 100  # clips between two lines of progress
+Record = dict[str, Any]
 
 
 def analytic_command(args: argparse.Namespace) -> int:
-    """Carry out `edg analytic-init`. --data may be a folder made by `edg encode`: then nothing is encoded.
-    Raises EdgError."""
+    """Run `edg analytic-init`. --data may be a folder made by `edg encode`: then nothing is encoded. Raises
+    EdgError."""
     spec = load_spec(args.spec)
-    source, clips = (of_cache if is_cache(args.data) else of_videos)(args, spec)
+    source, clips = (moments_of_cache if is_cache(args.data) else moments_of_videos)(args, spec)
     found = accumulate(clips, spec.scale_factor)
     if found.count < 2:
         raise BadFileError(f"{args.data} gives {found.count} clips", expected="at least 2")
@@ -52,19 +53,19 @@ def analytic_command(args: argparse.Namespace) -> int:
         f"{found.expectation.abs().mean():.3f} (uncertain by {deviation / found.count**0.5:.3f}), "
         f"deviation {deviation:.3f}"
     )
-    tell_skipped(skipped_file(args.out))
+    log_skipped_videos(skipped_file(args.out))
     return 0
 
 
 def skipped_file(out: str) -> Path:
-    """Where the videos that could not be used are listed: initial_noise.skipped.jsonl, beside the result."""
+    """The list of videos that could not be used: initial_noise.skipped.jsonl, beside the result."""
     return Path(out).with_suffix(".skipped.jsonl")
 
 
-def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any], Iterator[Tensor]]:
-    """(what to record, posterior moments (2C, T, h, w) of one clip after the other)."""
-    if args.weights is None:
-        raise UsageError("edg analytic-init without --weights", expected="a checkpoint, or encoded --data")
+def moments_of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[Record, Iterator[Tensor]]:
+    """Encode videos: the record, and the posterior moments (2C, T, h, w) of one clip after the other."""
+    given = args.weights is not None
+    require(given, "edg analytic-init without --weights", "a checkpoint, or encoded --data")
     device, compute = choose(args.device, args.compute)
     dataset, clips = open_dataset(args, spec, skipped_file(args.out))
     weights = open_weights(args.weights)
@@ -72,33 +73,31 @@ def of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any]
         log(f"{args.weights}: {note}")
     model = load_encoders(spec, weights, device, compute, towers=False)
     keys = draw_keys(len(dataset), args.count or len(dataset), args.seed)
-    items = read_items(dataset, keys, workers_for(args, device))
-    told = {"data": args.data, "weights": args.weights, "seed": args.seed, "clips": to_dict(clips)}
-    told |= {"data_fingerprint": dataset.fingerprint()} if hasattr(dataset, "fingerprint") else {}
-    return told, (encode_moments(model, item["frames"], args.chunk) for item in items)
+    samples = read_samples(dataset, keys, reader_processes(args, device))
+    record = {"data": args.data, "weights": args.weights, "seed": args.seed, "clips": to_dict(clips)}
+    record |= {"data_fingerprint": dataset.fingerprint()} if hasattr(dataset, "fingerprint") else {}
+    return record, (encode_moments(model, sample["frames"], args.chunk) for sample in samples)
 
 
-def of_cache(args: argparse.Namespace, spec: ModelSpec) -> tuple[dict[str, Any], Iterator[Tensor]]:
-    """The same of clips that `edg encode` has encoded; all of them, or the first --count."""
+def moments_of_cache(args: argparse.Namespace, spec: ModelSpec) -> tuple[Record, Iterator[Tensor]]:
+    """Read the same of clips that `edg encode` has encoded; all of them, or the first --count."""
     cached = CachedClips(args.data)
     index = cached.index
-    if index.spec != spec.name:
-        raise UsageError(f"{args.data} was encoded for {index.spec}", expected=f"--spec {index.spec}")
+    require(index.spec == spec.name, f"{args.data} was encoded for {index.spec}", f"--spec {index.spec}")
     for name in ("height", "width", "frames"):
-        if getattr(args, name) not in (None, index.clips[name]):
-            raise UsageError(f"--{name} {getattr(args, name)}", expected=f"{index.clips[name]}, as encoded")
+        given, encoded = getattr(args, name), index.clips[name]
+        require(given in (None, encoded), f"--{name} {given}", f"{encoded}, as encoded")
     count = args.count or index.count
-    if count > index.count:
-        raise UsageError(f"--count {count}", expected=f"at most {index.count}, the clips of {args.data}")
-    for line in data_remarks(cached.videos, spec, encoded=True):
-        warn(line)
-    told = {"data": args.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
-    told |= {"data_fingerprint": cached.fingerprint()}
-    return told, (cached.moments(number) for number in range(count))
+    require(count <= index.count, f"--count {count}", f"at most {index.count}, the clips of {args.data}")
+    for remark in data_remarks(cached.videos, spec, encoded=True):
+        warn(remark)
+    record = {"data": args.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
+    record |= {"data_fingerprint": cached.fingerprint()}
+    return record, (cached.moments(number) for number in range(count))
 
 
 def draw_keys(size: int, count: int, seed: int) -> list[tuple[int, int]]:
-    """`count` keys (epoch, index): videos in random order, each once before any is taken twice."""
+    """Draw `count` keys (epoch, index): videos in random order, each once before any is taken twice."""
     keys: list[tuple[int, int]] = []
     epoch = 0
     while size and len(keys) < count:
@@ -109,7 +108,8 @@ def draw_keys(size: int, count: int, seed: int) -> list[tuple[int, int]]:
 
 
 def accumulate(moments: Iterable[Tensor], scale: float, every: int = EVERY) -> Moments:
-    """Moments of x0 = scale z, z ~ the posterior, over clips given by mean and log variance (2C, T, h, w).
+    """Add up the moments of x0 = scale z, z ~ the posterior, over clips given by mean and log variance
+    (2C, T, h, w).
 
     The dynamic rescale is not in x0: it belongs to the schedule, which the sampler multiplies with.
     """
@@ -125,9 +125,9 @@ def accumulate(moments: Iterable[Tensor], scale: float, every: int = EVERY) -> M
     return found
 
 
-def write_initial_noise(path: str | Path, found: Moments, record: dict[str, Any] | None = None) -> None:
+def write_initial_noise(path: str | Path, found: Moments, record: Record | None = None) -> None:
     """Write the published layout, atomically: Expectation_X0 (1, C, T, h, w) and Tr_Cov_d (), both float32,
-    and `edg`, a JSON text that says of what. torch.load(weights_only=True) opens it."""
+    and `edg`, the record as a JSON text. torch.load(weights_only=True) opens it."""
     text = json.dumps({"version": edg.__version__, "count": found.count, **(record or {})}, default=str)
     buffer = io.BytesIO()
     tensors = {"Expectation_X0": found.expectation, "Tr_Cov_d": torch.tensor(found.trace_cov_per_dim)}

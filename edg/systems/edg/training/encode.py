@@ -1,4 +1,4 @@
-"""`edg encode`: videos -> a cache of posterior moments, text and image tokens."""
+"""`edg encode`: turn videos into a cache of posterior moments, text and image tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,7 +19,19 @@ from edg.core.files import lock_folder, same_folder
 from edg.core.hashing import hash_value
 from edg.core.log import log, warn
 from edg.core.process import stopping
-from edg.data.batches import Caught, told
+from edg.data.batches import ErrorCatchingDataset, Sample, SampleSource, raise_if_error
+from edg.data.captions import caption_remarks, file_remarks
+from edg.data.clips import (
+    CaptionedVideo,
+    ClipDataset,
+    ClipSettings,
+    SkippedVideos,
+    is_same,
+    read_videos,
+    source_of,
+    state_of,
+)
+from edg.data.kinds import SKIPPED
 from edg.networks import open_weights
 from edg.networks.latent_video.clip_encoders import cut_remarks
 from edg.networks.latent_video.load import (
@@ -37,13 +48,9 @@ from edg.networks.latent_video.models import load_spec
 from edg.networks.latent_video.spec import ModelSpec
 from edg.systems.edg.training import latent_cache
 from edg.systems.edg.training.encode_flags import stride_range
-from edg.systems.edg.training.latent_cache import CachedClips
+from edg.systems.edg.training.latent_cache import CacheIndex
 
-Item = dict[str, Any]
-WORKERS = 4
-SKIPPED = "skipped.jsonl"
-
-__all__ = ["CachedClips", "encode_clip", "encode_command", "encode_moments", "load_encoders"]
+WORKERS = 4  # processes that read videos for a GPU
 
 
 # ---- clips -------------------------------------------------------------------------------------------------
@@ -51,12 +58,13 @@ __all__ = ["CachedClips", "encode_clip", "encode_command", "encode_moments", "lo
 
 def open_dataset(
     args: argparse.Namespace, spec: ModelSpec, skipped: Path, captions: bool = False
-) -> tuple[Any, Any]:
-    """(clips of the videos that the flags name, one of every video; their ClipSpec). Videos that cannot be
-    read are listed in `skipped`, a .jsonl. captions: every video needs one. Raises EdgError."""
-    from edg.data.clips import ClipDataset, Skipped, read_videos
+) -> tuple[ClipDataset, ClipSettings]:
+    """Open the clips of the videos that the flags name, one of every video; with their settings.
 
-    clips = spec.clip(
+    Videos that cannot be read are listed in `skipped`, a .jsonl. captions: every video needs one. Raises
+    EdgError.
+    """
+    clips = spec.clip_settings(
         args.frames,
         args.height,
         args.width,
@@ -68,40 +76,39 @@ def open_dataset(
     path = Path(args.data)
     where = (path, None) if path.is_dir() else (args.root, path)
     videos = read_videos(*where, args.columns, captions)
-    for line in data_remarks(videos, spec) if world_from_environment().is_first else ():
-        warn(line)
-    return ClipDataset(videos, clips, args.seed, Skipped(skipped), digests=True), clips
+    for remark in data_remarks(videos, spec) if world_from_environment().is_first else ():
+        warn(remark)
+    return ClipDataset(videos, clips, args.seed, SkippedVideos(skipped), digests=True), clips
 
 
-def data_remarks(videos: Sequence[Any], spec: ModelSpec, encoded: bool = False) -> list[str]:
-    """Lines on captions that are not there, or are longer than the text tower reads, and on files that are
-    not there. encoded: the files are not needed any more."""
-    from edg.data.captions import caption_remarks, file_remarks
-
+def data_remarks(videos: Sequence[CaptionedVideo], spec: ModelSpec, encoded: bool = False) -> list[str]:
+    """Warnings about missing captions, captions that are longer than the text tower reads, and missing files.
+    encoded: the files are not needed any more."""
     captions = [video.caption for video in videos if video.caption]
     files = [] if encoded else file_remarks(videos)
     return [*caption_remarks(videos), *cut_remarks(captions, spec.text, "captions"), *files]
 
 
-def tell_skipped(file: Path) -> None:
-    """Say how many videos of a run could not be used, and where they are listed."""
-    from edg.data.clips import Skipped
-
-    if lost := Skipped(file).entries():
-        path, reason = next(iter(lost.items()))
-        log(f"unusable videos, replaced by others: {len(lost)}, see {file}")
+def log_skipped_videos(file: Path) -> None:
+    """Log the number of videos that could not be used, and the first of them."""
+    if skipped := SkippedVideos(file).entries():
+        path, reason = next(iter(skipped.items()))
+        log(f"unusable videos, replaced by others: {len(skipped)}, see {file}")
         log(f"  {path}: {reason}")
 
 
-def read_items(dataset: Any, keys: Sequence[Any], workers: int) -> Iterator[Item]:
-    """dataset[key] for every key, in order; worker processes read ahead."""
-    loader = torch.utils.data.DataLoader(Caught(dataset), batch_size=None, sampler=keys, num_workers=workers)
-    for item in loader:
+def read_samples(dataset: SampleSource, keys: Sequence[tuple[int, int]], workers: int) -> Iterator[Sample]:
+    """Read dataset[key] for every key, in order; worker processes read ahead."""
+    loader = torch.utils.data.DataLoader(
+        ErrorCatchingDataset(dataset), batch_size=None, sampler=keys, num_workers=workers
+    )
+    for sample in loader:
         stopping.check()
-        yield told(item)
+        yield raise_if_error(sample)
 
 
-def workers_for(args: argparse.Namespace, device: torch.device) -> int:
+def reader_processes(args: argparse.Namespace, device: torch.device) -> int:
+    """Number of worker processes: --workers, else some for a GPU only."""
     if args.workers is not None:
         return args.workers
     return min(WORKERS, usable_cores()) if device.type == "cuda" else 0
@@ -113,14 +120,14 @@ def workers_for(args: argparse.Namespace, device: torch.device) -> int:
 @torch.no_grad()
 def load_encoders(
     spec: ModelSpec,
-    weights: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     towers: bool = True,
 ) -> LatentVideoModel:
-    """The model without denoiser, decoder, projector layers and adapter: what `encode_clip` needs, no more.
+    """Load a model without denoiser, decoder, projector layers and adapter, for `encode_clip`.
 
-    towers=False: without the text and image towers, too. Raises BadFileError when `weights` is not a complete
+    towers=False: without the text and image towers, too. Raises BadFileError if `weights` is not a complete
     parameter set of the spec.
     """
     model = build(with_adapter_of(spec, [weights]))
@@ -148,7 +155,8 @@ def load_encoders(
 
 @torch.no_grad()
 def encode_moments(model: LatentVideoModel, frames_3THW: Tensor, chunk: int = 8) -> Tensor:
-    """Frames in [-1, 1] -> (2C, T, h, w): mean and clamped log variance of the posterior, unscaled, float32.
+    """Encode frames in [-1, 1] to mean and clamped log variance of the posterior, (2C, T, h, w), unscaled,
+    float32.
 
     chunk: frames at once. A clip is encoded alone, so that its bits do not depend on its neighbours.
     """
@@ -161,38 +169,38 @@ def encode_moments(model: LatentVideoModel, frames_3THW: Tensor, chunk: int = 8)
 
 
 @torch.no_grad()
-def encode_clip(model: LatentVideoModel, item: Mapping[str, Any], every_frame: bool, chunk: int = 8) -> Item:
-    """A clip of ClipDataset with moments, text (L, D) and image (M, W) of frame 0, or images (T, M, W) of all
-    frames, in place of its frames."""
-    frames = item["frames"]
+def encode_clip(model: LatentVideoModel, clip: Sample, every_frame: bool, chunk: int = 8) -> Sample:
+    """Replace the frames of a clip of ClipDataset by moments, text (L, D) and image (M, W) of frame 0, or
+    images (T, M, W) of all frames."""
+    frames = clip["frames"]
     images = rearrange(frames if every_frame else frames[:, :1], "c t h w -> t c h w").to(model.device)
     tokens = torch.cat([model.embedder(part).float().cpu() for part in images.split(chunk)])
-    made = {
+    encoded = {
         "moments": encode_moments(model, frames, chunk),
-        "text": model.encode_text([item["caption"]])[0].float().cpu(),
+        "text": model.encode_text([clip["caption"]])[0].float().cpu(),
     }
-    made |= {"images": tokens} if every_frame else {"image": tokens[0]}
-    return {name: value for name, value in item.items() if name != "frames"} | made
+    encoded |= {"images": tokens} if every_frame else {"image": tokens[0]}
+    return {name: value for name, value in clip.items() if name != "frames"} | encoded
 
 
 # ---- the command -------------------------------------------------------------------------------------------
 
 
 def encode_command(args: argparse.Namespace) -> int:
-    """Carry out `edg encode`; under torchrun every process has its share of shards. Raises EdgError."""
-    with world(args.device) as here, ExitStack() as stack:
-        return _encode(args, here, stack)
+    """Run `edg encode`; under torchrun every process has its share of shards. Raises EdgError."""
+    with world(args.device) as ranks, ExitStack() as stack:
+        return _encode(args, ranks, stack)
 
 
-def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
+def _encode(args: argparse.Namespace, ranks: World, stack: ExitStack) -> int:
     out = Path(args.out)
     spec, (_, stored) = load_spec(args.spec), choose("cpu", args.dtype)
-    device, compute = choose(args.device, args.compute, here.local_rank)
+    device, compute = choose(args.device, args.compute, ranks.local_rank)
     weights = open_weights(args.weights)
-    for note in weights.notes if here.is_first else ():
+    for note in weights.notes if ranks.is_first else ():
         log(f"{args.weights}: {note}")
     dataset, clips = open_dataset(args, spec, out / SKIPPED, args.require_captions)
-    index = latent_cache.Index(
+    index = CacheIndex(
         spec=spec.name,
         encoders=latent_cache.encoder_identity(spec, weights) | {"compute": dtype_name(compute)},
         clips=to_dict(clips),
@@ -205,88 +213,85 @@ def _encode(args: argparse.Namespace, here: World, stack: ExitStack) -> int:
         shard=args.shard,
     )
 
-    def begin() -> list[int]:
+    def prepare() -> list[int]:
         stack.enter_context(lock_folder(out))
-        latent_cache.begin(out, index)
-        return unfinished(out, index, dataset, range(index.shards))
+        latent_cache.write_index(out, index)
+        return shards_to_encode(out, index, dataset)
 
-    todo = here.first(begin)
+    todo = ranks.first(prepare)
     check = stack.enter_context(same_folder(out))  # on every rank
-    mine = [shard for shard in todo if shard % here.size == here.rank]
+    mine = [shard for shard in todo if shard % ranks.size == ranks.rank]
     if mine:
         model = load_encoders(spec, weights, device, compute)
-        encode_shards(model, dataset, out, index, mine, workers_for(args, device), args.chunk, check)
-    here.gather(len(mine))  # the folder is held until everybody is done
+        encode_shards(model, dataset, out, index, mine, reader_processes(args, device), args.chunk, check)
+    ranks.gather(len(mine))  # the folder is held until everybody is done
     log(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
-    tell_skipped(out / SKIPPED)
+    log_skipped_videos(out / SKIPPED)
     return 0
 
 
-def unfinished(out: Path, index: latent_cache.Index, dataset: Any, shards: Sequence[int]) -> list[int]:
-    """Those of `shards` that are to be encoded: missing, damaged, or of videos that are other ones now. Says
-    why; notes hashes where an earlier version left none."""
+def shards_to_encode(out: Path, index: CacheIndex, dataset: ClipDataset) -> list[int]:
+    """The shards that are missing, damaged, or of videos that were replaced. Logs the reasons, and writes the
+    notes that an earlier version did not write."""
     todo, filled = [], 0
-    for shard in shards:
-        why = latent_cache.damage(out, index, shard)
-        if not why:
-            known = latent_cache.read_about(out, index, shard)
-            why = outdated(out, index, dataset, shard, known)
-            if not why and known is None:
-                paths = paths_of(out, index, shard, None)
-                clips = [{"path": path, **source_now(path)} for path in paths]
-                latent_cache.write_about(out, index, shard, clips)
+    for shard in range(index.shards):
+        reason = latent_cache.shard_damage(out, index, shard)
+        if not reason:
+            note = latent_cache.read_note(out, index, shard)
+            reason = outdated_reason(out, index, dataset, shard, note)
+            if not reason and note is None:
+                paths = video_paths(out, index, shard, None)
+                clips = [{"path": path, **source_or_nothing(path)} for path in paths]
+                latent_cache.write_note(out, index, shard, clips)
                 filled += 1
-        if why:
+        if reason:
             todo.append(shard)
-            if index.path(out, shard).exists():
-                log(f"  shard {shard} is encoded again: {why}")
+            if index.shard_path(out, shard).exists():
+                log(f"  shard {shard} is encoded again: {reason}")
     if filled:
-        log(f"{filled} shards of an earlier version had no hashes: noted those of what is there now")
+        log(f"{filled} shards of an earlier version had no hashes: noted those of the present files")
     return todo
 
 
-def paths_of(out: Path, index: latent_cache.Index, shard: int, known: Mapping[str, Any] | None) -> list[str]:
+def video_paths(out: Path, index: CacheIndex, shard: int, note: latent_cache.Note | None) -> list[str]:
     """The video of every clip of a shard, as it was read."""
-    if known is not None:
-        return [clip["path"] for clip in known["clips"]]
+    if note is not None:
+        return [clip["path"] for clip in note["clips"]]
     return latent_cache.open_shard(out, index, shard)[1].get("path", [])
 
 
-def source_now(path: str) -> dict[str, Any]:
-    from edg.data.clips import source_of
-
+def source_or_nothing(path: str) -> dict[str, int | str]:
+    """Size, times and hash of a video, {} if it cannot be read."""
     with suppress(BadFileError):
         return source_of(Path(path))
     return {}
 
 
-def outdated(
-    out: Path, index: latent_cache.Index, dataset: Any, shard: int, known: Mapping[str, Any] | None
+def outdated_reason(
+    out: Path, index: CacheIndex, dataset: ClipDataset, shard: int, note: latent_cache.Note | None
 ) -> str:
-    """Why what a shard holds is not what its videos would give now, "" where it is. known: its note; without
-    one a video that is younger than the shard counts as another."""
-    from edg.data.clips import is_same, state_of
-
-    made = index.path(out, shard).stat().st_mtime_ns
-    for place, path in enumerate(paths_of(out, index, shard, known)):
+    """The reason why the videos of a shard would give other clips now, "" if they would not. A video that is
+    younger than a shard without a note counts as another one."""
+    written = index.shard_path(out, shard).stat().st_mtime_ns
+    for place, path in enumerate(video_paths(out, index, shard, note)):
         epoch, at = divmod(index.numbers(shard)[place], index.size)
-        asked = str(dataset.videos[at].path)
-        if path != asked and dataset.usable(epoch, at):
-            dataset.skipped.forget([asked])
-            return f"{asked} can be read now"
-        clip = known["clips"][place] if known else {}
+        own = str(dataset.videos[at].path)
+        if path != own and dataset.usable(epoch, at):
+            dataset.skipped.forget([own])
+            return f"{own} can be read now"
+        clip = note["clips"][place] if note else {}
         if "sha256" in clip and not is_same(Path(path), clip):
             return f"{path} is another video now"
-        if known is None and state_of(Path(path)).get("mtime_ns", 0) > made:
+        if note is None and state_of(Path(path)).get("mtime_ns", 0) > written:
             return f"{path} is younger than the shard"
     return ""
 
 
 def encode_shards(
     model: LatentVideoModel,
-    dataset: Any,
+    dataset: SampleSource,
     out: Path,
-    index: latent_cache.Index,
+    index: CacheIndex,
     shards: Sequence[int],
     workers: int = 0,
     chunk: int = 8,
@@ -294,9 +299,9 @@ def encode_shards(
 ) -> None:
     """Encode and write `shards` of the cache, one after the other; check() before each is written."""
     keys = [divmod(number, index.size) for shard in shards for number in index.numbers(shard)]
-    items = read_items(dataset, keys, workers)
+    samples = read_samples(dataset, keys, workers)
     for done, shard in enumerate(shards):
-        rows = [encode_clip(model, next(items), index.every_frame, chunk) for _ in index.numbers(shard)]
+        rows = [encode_clip(model, next(samples), index.every_frame, chunk) for _ in index.numbers(shard)]
         check()
         latent_cache.write_shard(out, index, shard, rows)
         log(f"  shard {shard}: {done + 1} of {len(shards)}")

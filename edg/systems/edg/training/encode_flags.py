@@ -1,13 +1,13 @@
-"""The flags of `edg encode` and `edg analytic-init`. Nothing heavy here: `--help` is instant."""
+"""Flags of `edg encode` and `edg analytic-init`. Nothing heavy is imported, so that `--help` is instant."""
 
 from __future__ import annotations
 
 import argparse
 
 from edg.core.arguments import add_switch, as_path, number, whole
-from edg.core.errors import UsageError
+from edg.core.errors import require
 
-FARTHEST = 10**6  # frames between two of a clip
+MAX_STRIDE = 10**6  # frames between two of a clip
 
 
 def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +61,7 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fixed-fps", type=number(0.001, 10_000), help="count --stride at this rate, not at each video's own"
     )
-    parser.add_argument(
-        "--fps-max", type=whole(1, 10_000), help="largest frame rate that the network is told"
-    )
+    parser.add_argument("--fps-max", type=whole(1, 10_000), help="upper limit of the frame rate condition")
     add_switch(
         parser, "--flip", help="mirror half of the clips (captions that say left or right are wrong then)"
     )
@@ -76,11 +74,9 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def stride_range(text: str) -> tuple[int, int]:
-    """'2' -> (2, 2), '1:6' -> (1, 6). Raises UsageError."""
+    """Read a stride or a range of strides: '2' -> (2, 2), '1:6' -> (1, 6). Raises UsageError."""
     low, _, high = text.replace(",", ":").partition(":")
     numbers = [int(n) if n.isdecimal() and len(n) < 10 else 0 for n in (low, high or low)]
-    if not 1 <= numbers[0] <= numbers[1] <= FARTHEST:
-        raise UsageError(
-            f"--stride {text}", expected=f"a number of frames, at most {FARTHEST}, or a range such as 1:6"
-        )
+    expected = f"a number of frames, at most {MAX_STRIDE}, or a range such as 1:6"
+    require(1 <= numbers[0] <= numbers[1] <= MAX_STRIDE, f"--stride {text}", expected)
     return int(low), int(high or low)

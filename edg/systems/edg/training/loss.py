@@ -1,9 +1,9 @@
-"""What a denoiser learns from a batch: v- or eps-prediction of clips, with conditions dropped or made noisy.
+"""The denoiser's training loss: v- or eps-prediction of clips, with conditions dropped or made noisy.
 
     batch -> latents, text, image tokens -> drops, TimeNoise -> x_t -> prediction -> squared error per sample
 
-Everything random about a sample comes from the sample's own seed, and what a whole batch shares from the
-batch's, so that neither the number of ranks nor an interruption changes a number. No trainer is known here.
+The random numbers of a sample come from the sample's own seed, those that a whole batch shares from the
+batch's, so that neither the number of ranks nor an interruption changes a number.
 
 Sources: DynamiCrafter (Xing et al. 2023), CIL (Zhao et al. 2024) for TimeNoise.
 """
@@ -18,19 +18,14 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from edg.core.errors import UsageError
+from edg.core.errors import UsageError, require
 from edg.core.seeding import generator
 from edg.diffusion.prediction import at, rates, target
 from edg.diffusion.schedule import Parameterization, Schedule
 from edg.networks.latent_video.model import LatentVideoModel
 
 Batch = Mapping[str, Any]
-MOST = 10**6  # of a multiple, a deviation or a power
-
-
-def _require(right: bool, given: str, expected: str) -> None:
-    if not right:
-        raise UsageError(given, expected=expected)
+LIMIT = 10**6  # of a multiple, a deviation or a power
 
 
 @dataclass(frozen=True)
@@ -41,22 +36,21 @@ class Drops:
     both: float = 0.05
     image: float = 0.05
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shares = (self.text, self.both, self.image)
-        _require(
-            min(shares) >= 0 and sum(shares) <= 1 + 1e-9, f"drops {shares}", "shares of at least 0, sum <= 1"
-        )
+        valid = min(shares) >= 0 and sum(shares) <= 1 + 1e-9
+        require(valid, f"drops {shares}", "shares of at least 0, sum <= 1")
 
     def masks(self, r_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(text dropped, image dropped), boolean (B,), from one uniform number of [0, 1) per sample as the
-        published trainer does it."""
+        """Draw the samples without text and those without image, boolean (B,), from one uniform number of
+        [0, 1) per sample as the published trainer does."""
         a, b, c = self.text, self.text + self.both, self.text + self.both + self.image
         return r_B < b, (r_B >= a) & (r_B < c)
 
 
 @dataclass(frozen=True)
 class TimeNoise:
-    """CIL's noise on the conditions: c <- c + s e with s = beta_m sigmoid(n), n ~ N(2 u^a - 1, 1), u = t / N.
+    """Noise of CIL on the conditions: c <- c + s e, s = beta_m sigmoid(n), n ~ N(2 u^a - 1, 1), u = t / N.
 
     s is one number per sample. per "element": e is fresh for each element of the image's latent, frames
     included; "sample": one Gaussian number for the whole latent (as CIL's code for SVD has it).
@@ -70,19 +64,13 @@ class TimeNoise:
     clip: Literal["none", "tokens", "replace"] = "replace"
     clip_prob: float = 0.95
 
-    def __post_init__(self):
-        _require(self.per in ("element", "sample"), f"time_noise.per {self.per!r}", "element or sample")
-        _require(
-            self.clip in ("none", "tokens", "replace"),
-            f"time_noise.clip {self.clip!r}",
-            "none, tokens, replace",
-        )
-        _require(
-            0 <= self.a <= MOST and 0 <= self.beta_m <= MOST,
-            f"time_noise a {self.a}, beta_m {self.beta_m}",
-            f"0 to {MOST:,}",
-        )
-        _require(0 <= self.clip_prob <= 1, f"time_noise.clip_prob {self.clip_prob}", "a probability")
+    def __post_init__(self) -> None:
+        require(self.per in ("element", "sample"), f"time_noise.per {self.per!r}", "element or sample")
+        known = self.clip in ("none", "tokens", "replace")
+        require(known, f"time_noise.clip {self.clip!r}", "none, tokens, replace")
+        in_range = 0 <= self.a <= LIMIT and 0 <= self.beta_m <= LIMIT
+        require(in_range, f"time_noise a {self.a}, beta_m {self.beta_m}", f"0 to {LIMIT:,}")
+        require(0 <= self.clip_prob <= 1, f"time_noise.clip_prob {self.clip_prob}", "a probability")
 
     def level(self, u_B: Tensor, normal_B: Tensor) -> Tensor:
         """s (B,) at diffusion times u in [0, 1], from one N(0, 1) number per sample."""
@@ -91,10 +79,14 @@ class TimeNoise:
 
 @dataclass(frozen=True)
 class Objective:
-    """drops: of the conditions. random_frame: condition on one random frame of the batch, not on frame 0.
-    min_snr: gamma of Hang et al. 2023, None is off. timestep_shift: above 1, high noise is drawn more often,
-    see shifted. offset_noise: deviation of a further noise, one number per channel and frame.
-    time_noise: CIL's, None is off.
+    """Settings of the loss.
+
+    drops: shares of the samples without conditions.
+    random_frame: condition on one random frame of the batch, not on frame 0.
+    min_snr: gamma of Hang et al. 2023, None is off.
+    timestep_shift: above 1, high noise is drawn more often, see `shifted`.
+    offset_noise: standard deviation of a further noise, one number per channel and frame.
+    time_noise: noise of CIL on the image condition, None is off.
     """
 
     drops: Drops = field(default_factory=Drops)
@@ -104,17 +96,17 @@ class Objective:
     offset_noise: float = 0.0
     time_noise: TimeNoise | None = None
 
-    def __post_init__(self):
-        _require(self.min_snr is None or self.min_snr > 0, f"min_snr {self.min_snr}", "above 0, or none")
+    def __post_init__(self) -> None:
+        require(self.min_snr is None or self.min_snr > 0, f"min_snr {self.min_snr}", "above 0, or none")
         shift, noise = self.timestep_shift, self.offset_noise
-        _require(0 < shift <= MOST, f"timestep_shift {shift}", f"above 0, at most {MOST:,}")
-        _require(0 <= noise <= MOST, f"offset_noise {noise}", f"0 to {MOST:,}")
+        require(0 < shift <= LIMIT, f"timestep_shift {shift}", f"above 0, at most {LIMIT:,}")
+        require(0 <= noise <= LIMIT, f"offset_noise {noise}", f"0 to {LIMIT:,}")
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What stays the same all through a training: the schedule (float32, CPU) and the null conditions, text
-    (1, L, D) of the empty prompt and image tokens (1, M, W) of the zero image."""
+    """Constants of a training: the schedule (float32, CPU) and the null conditions, text (1, L, D) of the
+    empty prompt and image tokens (1, M, W) of the zero image."""
 
     schedule: Schedule
     null_text: Tensor
@@ -130,15 +122,14 @@ class Constants:
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of a batch: a CPU stream for every sample (or the whole batch) and purpose."""
+    """Random numbers of a batch: a CPU stream for every sample (or the whole batch) and purpose."""
 
     samples: tuple[int, ...]
     batch: int
 
     @classmethod
     def of(cls, batch: Batch) -> Draws:
-        """From the batch's `draw` and `batch_draw`; torch's global generator gives the seeds that are not
-        there."""
+        """Take the seeds from a batch's `draw` and `batch_draw`, else from torch's global generator."""
 
         def seeds(name: str) -> list[int]:
             given = batch.get(name)
@@ -147,24 +138,24 @@ class Draws:
         return cls(tuple(seeds("draw")), seeds("batch_draw")[0])
 
     def uniform(self, purpose: str) -> Tensor:
-        """(B,) numbers of [0, 1), one per sample."""
+        """Numbers of [0, 1), (B,), one per sample."""
         return torch.cat([torch.rand(1, generator=generator(seed, purpose)) for seed in self.samples])
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """(B, *shape) numbers of N(0, 1)."""
+        """Numbers of N(0, 1), (B, *shape)."""
         return torch.stack([torch.randn(shape, generator=generator(seed, purpose)) for seed in self.samples])
 
     def shared(self, purpose: str) -> torch.Generator:
-        """The generator of what the batch draws once, the same on every rank."""
+        """Generator of the numbers that the batch shares, the same on every rank."""
         return generator(self.batch, purpose)
 
 
 def denoising_loss(
     model: LatentVideoModel, batch: Batch, objective: Objective, constants: Constants
 ) -> tuple[Tensor, Tensor]:
-    """(loss of each sample (B,), weighted as min_snr says; timesteps (B,)); the mean is what to minimise.
+    """Loss of each sample (B,), weighted by min_snr, and its timestep (B,). Training minimises the mean loss.
 
-    Batch, each either precomputed or raw:
+    Batch, each item either precomputed or raw:
         frames (B, 3, T, H, W) in [-1, 1]  or  latents (B, C, T, h, w), scaled  or  moments (B, 2C, T, h, w),
             the posterior's mean and log variance, unscaled
         caption, B strings                 or  text (B, L, D)
@@ -173,7 +164,7 @@ def denoising_loss(
         fps (B,) integers, or frame strides where the model's condition is the stride
         weight (B, 1, T, h, w), optional, of every latent value's squared error
         draw (B,), batch_draw (B,): seeds, see Draws
-    Raises UsageError for a batch that cannot give what the objective asks for.
+    Raises UsageError for a batch without an item that the objective needs.
     """
     draws, schedule, spec = Draws.of(batch), constants.schedule, model.spec
     z = latents(model, batch, draws)
@@ -190,7 +181,7 @@ def denoising_loss(
     t = shifted(draws.uniform("timestep"), len(schedule.betas), objective.timestep_shift).to(device)
     if objective.time_noise is not None:
         u = t / len(schedule.betas)
-        concat, tokens = _made_noisy(objective.time_noise, concat, tokens, u, draws)
+        concat, tokens = _add_time_noise(objective.time_noise, concat, tokens, u, draws)
     noise = draws.normal("noise", *z.shape[1:]).to(device)
     if objective.offset_noise:
         offset = draws.normal("offset", *z.shape[1:3], 1, 1).to(device)
@@ -215,9 +206,9 @@ def denoising_loss(
 
 @torch.no_grad()
 def latents(model: LatentVideoModel, batch: Batch, draws: Draws) -> Tensor:
-    """Scaled latents (B, C, T, h, w), float32: as given, or one draw from the posterior, the same draw
-    whether its moments are given or computed from frames here (clip by clip, or frame by frame where the
-    spec says so)."""
+    """Scaled latents (B, C, T, h, w), float32: as given, or one draw from the posterior. The draw is the same
+    for moments that are given and for those computed from frames here (clip by clip, or frame by frame if
+    the spec says so)."""
     if "latents" in batch:
         return batch["latents"].float()
     if "moments" in batch:
@@ -240,7 +231,7 @@ def latents(model: LatentVideoModel, batch: Batch, draws: Draws) -> Tensor:
 
 @torch.no_grad()
 def conditions(model: LatentVideoModel, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:
-    """(text (B, L, D), image tokens (B, M, W) of that frame); what is not precomputed is computed here."""
+    """Text embedding (B, L, D) and image tokens (B, M, W) of that frame, computed here if not precomputed."""
     text = batch["text"] if "text" in batch else model.encode_text(batch["caption"])
     if "images" in batch:
         return text, batch["images"][:, frame]
@@ -255,10 +246,10 @@ def conditions(model: LatentVideoModel, batch: Batch, frame: int) -> tuple[Tenso
     return text, model.embedder(batch["frames"][:, :, frame])
 
 
-def _made_noisy(
+def _add_time_noise(
     how: TimeNoise, concat: Tensor, tokens: Tensor, u_B: Tensor, draws: Draws
 ) -> tuple[Tensor, Tensor]:
-    """The image's latent (B, C, T, h, w) and its tokens (B, L, D) after TimeNoise at times u."""
+    """Add TimeNoise at times u to the image's latent (B, C, T, h, w) and its tokens (B, L, D)."""
 
     def noisy(x: Tensor, purpose: str) -> Tensor:
         level = how.level(u_B.cpu(), draws.normal(f"{purpose} level"))
@@ -275,8 +266,8 @@ def _made_noisy(
 
 
 def snr_weight(schedule: Schedule, t_B: Tensor, gamma: float | None, kind: Parameterization) -> Tensor:
-    """min(SNR, gamma) / (SNR + 1) for v, / SNR for eps (Hang et al. 2023, section 3.4); ones without
-    gamma."""
+    """Min-SNR weight, min(SNR, gamma) / (SNR + 1) for v, / SNR for eps (Hang et al. 2023, section 3.4); ones
+    without gamma."""
     if gamma is None:
         return torch.ones_like(t_B, dtype=torch.float32)
     a = schedule.alphas_cumprod.to(t_B.device)[t_B]
@@ -285,7 +276,6 @@ def snr_weight(schedule: Schedule, t_B: Tensor, gamma: float | None, kind: Param
 
 
 def shifted(u_B: Tensor, steps: int, shift: float = 1.0) -> Tensor:
-    """(B,) timesteps of 0 .. steps - 1 from uniform u: uniform at shift 1, else u -> shift u / (1 + (shift -
-    1) u) (Esser et al. 2024, section 5.3.2): at 3 the median is 3/4 of the way to pure noise, where motion is
-    decided."""
+    """Timesteps 0 .. steps - 1, (B,), from uniform u: u -> shift u / (1 + (shift - 1) u) (Esser et al. 2024,
+    section 5.3.2). At shift 3 the median is 3/4 of the way to pure noise, where motion is decided."""
     return (shift * u_B / (1 + (shift - 1) * u_B) * steps).long().clamp(max=steps - 1)

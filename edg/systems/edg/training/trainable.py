@@ -1,4 +1,4 @@
-"""What trains: parameters chosen by kind or name, and low-rank updates (LoRA) of the temporal blocks.
+"""Trainable parameters, chosen by kind or name, and low-rank updates (LoRA) of the temporal blocks.
 
     choose(model, ["adapter"])                 queries, Q-Former and every cc_projection
     choose(model, ["adapter", "temporal"])     and the temporal transformers
@@ -10,7 +10,7 @@ LoRA (Hu et al. 2021) is done by peft, which is imported when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import torch
@@ -20,36 +20,37 @@ from edg.core.errors import MachineError, UsageError, nearest
 from edg.core.seeding import generator
 from edg.networks.latent_video.keys import FAMILY, KINDS, is_adapter
 
-#: Parts that a training changes. The rest (autoencoder, text and image tower) runs without gradients.
+#: Components that can be trained. The rest (autoencoder, text and image tower) runs without gradients.
 LEARNING = ("adapter", "unet", "image_proj")
 BASE, LORA, NAME = ".base_layer.", ".lora_", "default"
 TEMPORAL = ("temporal", "init_attn")
 
 
 def choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The parameters that `patterns` mean, by name in the model's order; they alone require gradients then.
+    """Make the parameters that match `patterns` trainable and freeze the others; returns them by name, in the
+    model's order.
 
     patterns: "all" (adapter, UNet and image projector: what the paper trains), "lora", kinds of modules as in
-    recipes ("adapter", "temporal", "init_attn", "unet", "image_proj", ...; see latent_video.keys.KINDS), or
-    globs on the published names ("*.attn2.to_v.weight"). LoRA's own parameters are meant by "all" and "lora"
-    only. Raises UsageError for a pattern that means nothing that can be trained.
+    recipes ("adapter", "temporal", "init_attn", "unet", "image_proj", ...; see keys.KINDS), or globs
+    on the published names ("*.attn2.to_v.weight"). LoRA's own parameters match "all" and "lora" only. Raises
+    UsageError for a pattern that matches nothing that can be trained.
     """
     if not patterns:
         raise UsageError("nothing to train", expected=f"some of all, lora, {', '.join(LEARNING)}, or globs")
     named = dict(model.named_parameters())
     chosen: set[str] = set()
     for pattern in patterns:
-        meant = {name for name in named if _meant(name, pattern)}
-        found = {name for name in meant if FAMILY.component(published(name)) in LEARNING}
+        matching = {name for name in named if _matches(name, pattern)}
+        found = {name for name in matching if FAMILY.component(published(name)) in LEARNING}
         if not found:
-            raise _means_nothing(pattern, bool(meant), named)
+            raise _no_match(pattern, bool(matching), named)
         chosen |= found
     for name, parameter in named.items():
         parameter.requires_grad_(name in chosen)
     return {name: parameter for name, parameter in named.items() if name in chosen}
 
 
-def _meant(name: str, pattern: str) -> bool:
+def _matches(name: str, pattern: str) -> bool:
     if pattern == "all":
         return FAMILY.component(published(name)) in LEARNING
     if LORA in name:
@@ -57,19 +58,22 @@ def _meant(name: str, pattern: str) -> bool:
     return FAMILY.matches(published(name), [pattern])
 
 
-def _means_nothing(pattern: str, frozen: bool, names) -> UsageError:
-    what = f"the pattern {pattern!r} of what trains"
+def _no_match(pattern: str, frozen: bool, names: Iterable[str]) -> UsageError:
+    """The error for a pattern without trainable parameters. frozen: it matches other parameters."""
+    what = f"the pattern {pattern!r} of trainable"
     if frozen:
-        return UsageError(f"{what} means frozen parameters", expected=f"parts of {', '.join(LEARNING)}")
+        return UsageError(f"{what} matches frozen parameters", expected=f"parts of {', '.join(LEARNING)}")
     if pattern == "adapter":
         return UsageError(f"{what}, in a model without text adapter", fix="adapter: identity or released")
     if pattern == "lora":
         return UsageError(f"{what}, in a model without LoRA", fix="set a LoRA rank")
     if pattern in KINDS:
-        return UsageError(f"{what} means nothing in this model", expected=f"a part of {', '.join(LEARNING)}")
+        return UsageError(
+            f"{what} matches nothing in this model", expected=f"a part of {', '.join(LEARNING)}"
+        )
     known = ("all", "lora", *KINDS)
     return UsageError(
-        f"{what} means no parameter",
+        f"{what} matches no parameter",
         expected="all, lora, a kind of modules, or a glob on names",
         fix=nearest(pattern, known) or nearest(pattern, [published(name) for name in names]),
     )
@@ -91,12 +95,12 @@ def _peft() -> ModuleType:
 def add_lora(
     model: nn.Module, rank: int, alpha: float | None = None, patterns: Sequence[str] = TEMPORAL, seed: int = 0
 ) -> dict[str, nn.Parameter]:
-    """Give every nn.Linear that the patterns mean (the adapter's never) an update (alpha / rank) B A.
+    """Add an update (alpha / rank) B A to every nn.Linear that matches the patterns (never the adapter's).
 
-    The output stays what it was: B (out, rank) is 0, and A (rank, in) is drawn from (seed, name) as
-    U(-in^-1/2, in^-1/2). alpha: None is rank. Returns A's and B's by name, requiring gradients; the others'
-    flags are as they were. Raises MachineError without peft, UsageError for a rank below 1, a second call, or
-    patterns without a linear layer.
+    The output does not change: B (out, rank) is 0, and A (rank, in) is drawn from (seed, name) as
+    U(-in^-1/2, in^-1/2). alpha: None is rank. Returns A's and B's by name, requiring gradients; the flags of
+    the others do not change. Raises MachineError without peft, UsageError for a rank below 1, a second call,
+    or patterns without a linear layer.
     """
     if rank < 1:
         raise UsageError(f"a LoRA of rank {rank}", expected="at least 1")
@@ -111,7 +115,7 @@ def add_lora(
         and ("all" in patterns or FAMILY.matches(f"{name}.weight", patterns))
     ]
     if not targets:
-        raise UsageError(f"LoRA on {', '.join(patterns)}: no linear layer is meant", fix="lora on: temporal")
+        raise UsageError(f"LoRA on {', '.join(patterns)}: no linear layer matches", fix="lora on: temporal")
     peft = _peft()
     flags = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     config = peft.LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=targets)
@@ -135,7 +139,7 @@ def _draw_lora(name: str, parameter: nn.Parameter, seed: int) -> None:
 
 
 def lora_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that LoRA changes, by published name."""
+    """The layers with LoRA, by published name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -152,8 +156,8 @@ def _weight(layer: nn.Module) -> Tensor:
 
 
 def published_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as a checkpoint holds it: published names, LoRA added to the weights. The model stays as
-    it is; tensors without LoRA are shared with it."""
+    """The state dict with published names and LoRA added to the weights. The model does not change; tensors
+    without LoRA are shared with it."""
     layers = lora_layers(model)
     state = {published(n): t.detach() for n, t in model.state_dict().items() if LORA not in n}
     return {
@@ -166,7 +170,7 @@ def published_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> list[str]:
-    """Add LoRA's updates to the weights and take its layers out: the model has its published names again.
+    """Add LoRA's updates to the weights and remove its layers: the model has its published names again.
     Returns the names of the changed weights; none without LoRA."""
     layers = lora_layers(model)
     for name, layer in layers.items():

@@ -13,15 +13,15 @@ from edg.cli.main import main
 from edg.core.dist import World
 from edg.core.errors import BadFileError
 from edg.core.video import write_video
-from edg.data.clips import Skipped
+from edg.data.clips import SkippedVideos
 from edg.runner import train
 from edg.systems.edg.training import encode as encode_module
-from edg.systems.edg.training import run as stages
+from edg.systems.edg.training import records, run
 from edg.systems.edg.training.latent_cache import CachedClips
 from edg.weights.store import open_weights
 from edg.weights.writers import write_safetensors
 
-BASE = Path(__file__).parents[2] / "edg/sprites/weights/base.safetensors"
+BASE = Path(__file__).parents[4] / "edg/sprites/weights/base.safetensors"
 COUNT = 5
 
 
@@ -106,11 +106,11 @@ def test_a_mended_video_takes_its_place(again):
     (again / "videos/2.mp4").write_bytes(b"no film")
     assert encode(again) == 0
     stranger = CachedClips(again / "cache")[2]["path"]
-    assert not stranger.endswith("2.mp4") and Skipped(again / "cache/skipped.jsonl").entries()
+    assert not stranger.endswith("2.mp4") and SkippedVideos(again / "cache/skipped.jsonl").entries()
     (again / "videos/2.mp4").write_bytes(whole)
     assert encode(again) == 0
     assert CachedClips(again / "cache")[2]["path"].endswith("2.mp4") and same_as_fresh(again)
-    assert not Skipped(again / "cache/skipped.jsonl").entries()
+    assert not SkippedVideos(again / "cache/skipped.jsonl").entries()
 
 
 def damaged(path, how):
@@ -204,7 +204,7 @@ def test_a_video_that_is_gone_stays_as_it_was_encoded(again):
     note = json.loads((again / "cache/clips-00000.json").read_text())
     dataset = type("Data", (), {"videos": [type("V", (), {"path": clip["path"]}) for clip in note["clips"]]})
     assert (
-        encode_module.outdated(again / "cache", clips.index, dataset, 0, note) == ""
+        encode_module.outdated_reason(again / "cache", clips.index, dataset, 0, note) == ""
         and shards(again) == before
     )
 
@@ -220,38 +220,38 @@ def run_of(folder, **data):
 
 
 @pytest.mark.parametrize("kind", ["videos", "cache"])
-def test_data_that_changed_is_said(again, kind, capsys):
+def test_data_that_changed_is_noted(again, kind):
     data = {"kind": kind, "root": str(again / "videos"), "frames": 8}
-    run = run_of(again, **(data if kind == "videos" else {"kind": kind, "path": str(again / "cache")}))
-    run.folder.mkdir(parents=True)
-    first = stages.begin(run, World(), train.source(run))
-    stages.write_result(run, {}, None, first, {})
-    assert open_weights(run.result).provenance["training"][stages.DATA] == first[stages.DATA]
-    assert stages.is_made(run, World()) and stages.made_of_other_data(run, train.source(run)) == ""
-    (run.folder / "step_00000002.ckpt").write_bytes(b"")
-    assert stages.FORMER not in stages.begin(run, World(), train.source(run))
+    config = run_of(again, **(data if kind == "videos" else {"kind": kind, "path": str(again / "cache")}))
+    config.folder.mkdir(parents=True)
+    first = records.record_settings(config, World(), train.open_data(config))
+    records.write_result(config, {}, None, first, {})
+    assert open_weights(config.result).provenance["training"][records.DATA] == first[records.DATA]
+    assert records.is_finished(config, World()) and records.data_change(config, train.open_data(config)) == ""
+    (config.folder / "step_00000002.ckpt").write_bytes(b"")
+    assert records.FORMER not in records.record_settings(config, World(), train.open_data(config))
 
     film(again / "videos/1.mp4", 77, frames=9)
     assert encode(again) == 0
-    assert stages.is_made(run, World()) and stages.made_of_other_data(run, train.source(run))
-    assert train.changed(run, stages)
-    record = stages.begin(run, World(), train.source(run))
-    assert record[stages.FORMER] == [{"until": "step_00000002.ckpt", **first[stages.DATA]}]
-    assert record[stages.DATA] != first[stages.DATA]
-    again = stages.begin(run, World(), train.source(run))  # once more: said once, remembered
-    assert again[stages.FORMER] == record[stages.FORMER]
+    assert records.is_finished(config, World()) and records.data_change(config, train.open_data(config))
+    assert train._data_change(config, run)
+    record = records.record_settings(config, World(), train.open_data(config))
+    assert record[records.FORMER] == [{"until": "step_00000002.ckpt", **first[records.DATA]}]
+    assert record[records.DATA] != first[records.DATA]
+    again = records.record_settings(config, World(), train.open_data(config))  # noted once, and kept
+    assert again[records.FORMER] == record[records.FORMER]
 
 
 def test_a_result_of_an_earlier_version_is_finished(again):
-    run = run_of(again, kind="videos", root=str(again / "videos"), frames=8)
-    record = {k: v for k, v in stages.record_of(run, World()).items() if k != stages.DATA}
-    stages.write_result(run, {}, None, record, {})
-    assert stages.is_made(run, World()) and stages.made_of_other_data(run, train.source(run)) == ""
+    config = run_of(again, kind="videos", root=str(again / "videos"), frames=8)
+    record = {k: v for k, v in records.settings_record(config, World()).items() if k != records.DATA}
+    records.write_result(config, {}, None, record, {})
+    assert records.is_finished(config, World()) and records.data_change(config, train.open_data(config)) == ""
 
 
 def test_times_alone_are_told_apart(again):
-    run = run_of(again, kind="videos", root=str(again / "videos"), frames=8)
-    before = train.source(run).fingerprint()
+    config = run_of(again, kind="videos", root=str(again / "videos"), frames=8)
+    before = train.open_data(config).fingerprint()
     os.utime(again / "videos/0.mp4", (1, 1))
-    after = train.source(run).fingerprint()
+    after = train.open_data(config).fingerprint()
     assert after["content"] == before["content"] and after["times"] != before["times"]

@@ -4,6 +4,8 @@ import json
 import pickle
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +16,16 @@ from edg.core.dist import World
 from edg.core.errors import BadFileError, UsageError
 from edg.core.seeding import generator
 from edg.core.video import write_video
-from edg.data.batches import Keyed, Order, collate
+from edg.data.batches import KeyedDataset, ResumableBatchSampler, collate
+from edg.data.clips import CaptionedVideo, SkippedVideos
 from edg.networks.latent_video.load import build, load_model
 from edg.networks.latent_video.presets import SPRITES
 from edg.systems.edg.clip_state import read_initial_noise
 from edg.systems.edg.training import analytic_init, encode, latent_cache
+from edg.systems.edg.training import run as training
+from edg.systems.edg.training.encode_flags import stride_range
 from edg.systems.edg.training.latent_cache import CachedClips
+from edg.systems.edg.training.records import relevant_settings
 from edg.weights.writers import write_safetensors
 
 SIZE, T = 5, 8
@@ -54,8 +60,8 @@ class Fake:
         self.asked.append(key)
         frames = torch.rand((3, T, 32, 32), generator=generator(3, epoch, index)) * 2 - 1
         video = self.videos[index]
-        told = {"fps": 8 + index, "fps_true": 24 / (index + 1), "stride": index + 1, "start": epoch}
-        return {"frames": frames, "caption": video.caption, "path": video.path, **told}
+        numbers = {"fps": 8 + index, "fps_true": 24 / (index + 1), "stride": index + 1, "start": epoch}
+        return {"frames": frames, "caption": video.caption, "path": video.path, **numbers}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +130,7 @@ def test_a_stopped_run_continues(tmp_path, weights, fake):
     assert run("encode", weights, tmp_path / "a", *flags) == 0
     assert run("encode", weights, tmp_path / "b", *flags) == 0
     (tmp_path / "b" / "clips-00001.safetensors").unlink()
-    with pytest.raises(BadFileError, match="lacks 1 of 3 shards, first 1"):
+    with pytest.raises(BadFileError):
         CachedClips(tmp_path / "b")
     fake.asked.clear()
     assert run("encode", weights, tmp_path / "b", *flags) == 0
@@ -157,10 +163,11 @@ def test_two_processes_write_what_one_does(tmp_path, weights, fake, monkeypatch)
 def test_other_settings_are_another_cache(tmp_path, weights, fake, capsys):
     assert run("encode", weights, tmp_path / "c") == 0
     assert run("encode", weights, tmp_path / "c", "--seed", "1", "--dtype", "bf16") == 2
-    assert "another seed, dtype (seed 0); expected seed 1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "seed" in error and "dtype" in error
     fake.videos[0] = Video("0.mp4", "another caption")
     assert run("encode", weights, tmp_path / "c") == 2
-    assert "another videos" in capsys.readouterr().err
+    assert "videos" in capsys.readouterr().err
 
 
 def test_the_cache_knows_its_encoders(tmp_path, weights, fake):
@@ -171,7 +178,7 @@ def test_the_cache_knows_its_encoders(tmp_path, weights, fake):
     clips.check(SPRITES, state)
     clips.check(SPRITES.with_adapter(), state | {"model.diffusion_model.out.2.bias": torch.ones(4)})
     name = "first_stage_model.quant_conv.bias"
-    with pytest.raises(UsageError, match="encoded by other networks"):
+    with pytest.raises(UsageError):
         clips.check(SPRITES, state | {name: state[name] + 1})
 
 
@@ -181,17 +188,17 @@ def test_readers_in_other_processes_and_batches(tmp_path, weights, fake):
     first = clips[0]
     again = pickle.loads(pickle.dumps(clips))
     assert torch.equal(again[0]["moments"], first["moments"])
-    keys = next(iter(Order(batch=3, ranks=1, rank=0, accumulate=1, size=len(clips), seed=0)))
-    batch = collate([Keyed(clips)[key] for key in keys], seed=0)
+    keys = next(iter(ResumableBatchSampler(batch=3, ranks=1, rank=0, accumulate=1, size=len(clips), seed=0)))
+    batch = collate([KeyedDataset(clips)[key] for key in keys], seed=0)
     assert batch["moments"].shape == (3, 8, T, 8, 8) and batch["fps"].tolist() == [8 + k.index for k in keys]
     assert batch["caption"] == [f"shape {k.index} moves" for k in keys] and batch["draw"].shape == (3,)
 
 
-def test_damaged_caches_are_told(tmp_path, weights, fake):
-    with pytest.raises(BadFileError, match="cannot read"):
+def test_damaged_caches_are_refused(tmp_path, weights, fake):
+    with pytest.raises(BadFileError):
         CachedClips(tmp_path)
     (tmp_path / "index.json").write_text("{}")
-    with pytest.raises(BadFileError, match="no index of encoded clips"):
+    with pytest.raises(BadFileError):
         CachedClips(tmp_path)
     assert run("encode", weights, tmp_path / "c", "--shard", "4") == 0
     folder = tmp_path / "c"
@@ -199,7 +206,7 @@ def test_damaged_caches_are_told(tmp_path, weights, fake):
     with pytest.raises(BadFileError):
         CachedClips(folder)
     (folder / "clips-00001.json").unlink()  # as an earlier version left it
-    with pytest.raises(BadFileError, match="does not hold 1 clips"):
+    with pytest.raises(BadFileError):
         CachedClips(folder)
     (folder / "clips-00000.safetensors").write_bytes(b"torn")
     with pytest.raises(BadFileError):
@@ -207,9 +214,10 @@ def test_damaged_caches_are_told(tmp_path, weights, fake):
 
 
 def test_values_that_16_bits_cannot_hold_are_refused(tmp_path):
-    index = latent_cache.Index("s", {}, {}, "v", 1, 1, 0, False, "float16", 1)
-    with pytest.raises(BadFileError, match="moments .* not finite in float16"):
+    index = latent_cache.CacheIndex("s", {}, {}, "v", 1, 1, 0, False, "float16", 1)
+    with pytest.raises(BadFileError) as error:
         latent_cache.write_shard(tmp_path, index, 0, [{"moments": torch.full((2, 2), 1e5), "path": "a.mp4"}])
+    assert all(word in error.value.given for word in ("moments", "a.mp4", "float16"))
     assert not list(tmp_path.iterdir())
 
 
@@ -266,15 +274,15 @@ def test_mistakes(tmp_path, weights, fake, capsys, monkeypatch):
     out = tmp_path / "x.pt"
     assert run("encode", weights, tmp_path / "c") == 0
     cached = ("--data", tmp_path / "c")
-    for argv, code, text in (
-        ((None, out), 2, "without --weights"),
-        ((weights, out, "--count", "1"), 2, "--count"),
-        ((None, out, *cached, "--count", "9"), 2, "at most 5"),
-        ((None, out, *cached, "--height", "64"), 2, "expected 32, as encoded"),
-        ((None, out, *cached, "--spec", "dynamicrafter-512"), 2, "--spec sprites"),
+    for argv, flag in (
+        ((None, out), "--weights"),
+        ((weights, out, "--count", "1"), "--count"),
+        ((None, out, *cached, "--count", "9"), "--count 9"),
+        ((None, out, *cached, "--height", "64"), "--height 64"),
+        ((None, out, *cached, "--spec", "dynamicrafter-512"), "--spec sprites"),
     ):
-        assert run("analytic-init", *argv) == code
-        assert text in capsys.readouterr().err
+        assert run("analytic-init", *argv) == 2
+        assert flag in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -296,8 +304,9 @@ def test_a_folder_of_videos(tmp_path, weights, capsys):
     (folder / "3.mp4").write_bytes((folder / "0.mp4").read_bytes()[:200])
     flags = ("--data", folder, "--stride", "2")
     assert run("encode", weights, tmp_path / "c", *flags, "--dtype", "float32") == 0
-    assert "unusable videos, replaced by others: 1, see" in capsys.readouterr().err
-    assert "3.mp4" in (tmp_path / "c" / "skipped.jsonl").read_text()
+    assert str(tmp_path / "c" / "skipped.jsonl") in capsys.readouterr().err
+    skipped = SkippedVideos(tmp_path / "c" / "skipped.jsonl").entries()
+    assert [Path(path).name for path in skipped] == ["3.mp4"]
     clips = CachedClips(tmp_path / "c")
     assert [clips[i]["caption"] for i in range(3)] == ["grey 0", "grey 1", "grey 2"] and len(clips) == 4
     assert clips[3]["caption"].startswith("grey") and clips[0]["fps"] == 6 and clips[0]["stride"] == 2
@@ -346,42 +355,39 @@ def test_captions_that_are_not_there_or_too_long(tmp_path, weights, capsys):
         assert "1 of 3" in capsys.readouterr().err
 
 
-def test_a_run_says_what_its_captions_lack(tmp_path, monkeypatch, capsys):
-    """Before it is trained; what is required of them makes no other run of it."""
-    from types import SimpleNamespace
-
-    from edg.core.dist import World
-    from edg.data.sources import Video
-    from edg.systems.edg.training import run as stages
-
-    videos = [Video(tmp_path / "a.mp4", "a bar moves right and then away"), Video(tmp_path / "b.mp4", "")]
-    monkeypatch.setattr(stages, "begin", lambda *_: {})
-    monkeypatch.setattr(stages, "denoiser", lambda *_: ({}, None, {}))
-    monkeypatch.setattr(stages, "write_result", lambda *_: None)
-    run = SimpleNamespace(name="r", kind="denoiser", spec="sprites", result=tmp_path / "r.safetensors")
+def test_a_run_warns_of_missing_captions(tmp_path, monkeypatch, capsys):
+    """Before it is trained; requiring captions makes no other run of it."""
+    videos = [
+        CaptionedVideo(tmp_path / "a.mp4", "a bar moves right and then away"),
+        CaptionedVideo(tmp_path / "b.mp4", ""),
+    ]
+    monkeypatch.setattr(training, "record_settings", lambda *_: {})
+    monkeypatch.setattr(training, "train_denoiser", lambda *_: ({}, None, {}))
+    monkeypatch.setattr(training, "write_result", lambda *_: None)
+    config = SimpleNamespace(name="r", kind="denoiser", spec="sprites", result=tmp_path / "r.safetensors")
     data = Fake(2)
     data.videos = videos
-    stages.train_run(run, data, World(), "cpu")
+    training.run_training(config, data, World(), "cpu")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and all(line.startswith("r: warning: ") for line in lines)
+    assert len(lines) == 3 and all(line.startswith("warning: r: ") for line in lines)
     assert "1 of 2" in lines[0] and "'away'" in lines[1] and "a.mp4" in lines[2]
     plain, asked = ({"data": {"root": "x", **more}} for more in ({}, {"require_captions": True}))
-    assert stages.settings(plain) == stages.settings(asked)
+    assert relevant_settings(plain) == relevant_settings(asked)
 
 
 def test_stride_flags():
-    from edg.systems.edg.training.encode_flags import stride_range
-
     assert stride_range("2") == (2, 2) and stride_range("1:6") == stride_range("1,6") == (1, 6)
     for text in ("", "0", "6:1", "a", "1:2:3", "-1"):
-        with pytest.raises(UsageError, match="--stride"):
+        with pytest.raises(UsageError) as error:
             stride_range(text)
+        assert error.value.given == f"--stride {text}"
 
 
-def test_a_reader_process_tells_its_error_in_one_line(fake, monkeypatch):
+def test_an_error_in_a_reader_process_is_raised_as_it_is(fake, monkeypatch):
     monkeypatch.setattr(Fake, "__getitem__", broken)
-    with pytest.raises(BadFileError, match="^nothing can be used$"):
-        list(encode.read_items(fake, [(0, 0)], workers=1))
+    with pytest.raises(BadFileError) as error:
+        list(encode.read_samples(fake, [(0, 0)], workers=1))
+    assert error.value.given == "nothing can be used"
 
 
 def broken(self, key):

@@ -172,7 +172,7 @@ def test_which_frames_are_kept():
     for fps in (8, 12, 24, 30):
         motion.dynamic(frames, fps, injected)
     assert seen == [list(range(16)), [0, 2, 4, 6, 8, 10, 12, 14], [0, 3, 6, 9, 12, 15], [0, 4, 8, 12]]
-    with pytest.raises(UsageError, match="of which 1 is kept"):
+    with pytest.raises(UsageError, match=r"\b1\b"):
         motion.dynamic(frames, 128, injected)
 
 

@@ -36,7 +36,7 @@ def check(text: str, overrides: Sequence[str], path: Any) -> None:
         key, _, value = override.partition("=")
         given.append(_parts(key))
         _check_names(value, path)
-        with suppress(yaml.YAMLError):  # told where it is assigned
+        with suppress(yaml.YAMLError):  # reported where it is assigned
             for event in yaml.parse(value, Loader=yaml.SafeLoader):
                 _check_names(getattr(event, "value", ""), path)
     loader = yaml.SafeLoader(text)

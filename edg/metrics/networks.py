@@ -52,7 +52,7 @@ class Network:
         if self.sha256 not in {name.lower() for name in trusted}:
             raise UsageError(
                 f"{path} is a program, with sha256 {self.sha256}",
-                fix="if you trust whoever made it: --trust-sha256 with that value",
+                fix="if you trust its author: --trust-sha256 with that value",
             )
         try:
             self.module = torch.jit.load(io.BytesIO(program), map_location=device).eval()

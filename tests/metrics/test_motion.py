@@ -158,7 +158,7 @@ def test_the_dynamic_rule(case):
 )
 def test_about_eight_frames_a_second(fps, step):
     """fps / 8: 1.5 and 7.5 to the even neighbours 2 and 8, 2.5 to 2, 6.25 to 6."""
-    assert motion.every(fps) == step
+    assert motion.frame_step(fps) == step
 
 
 def test_which_frames_are_kept():

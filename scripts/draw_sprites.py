@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw prompts/sprites: held-out first frames of the sprites world and the captions that tell how they
+"""Draw prompts/sprites: held-out first frames of the sprites world and the captions that say how they
 shall move.
 
 python scripts/draw_sprites.py [FOLDER]

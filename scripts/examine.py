@@ -79,7 +79,7 @@ def open_completely(path: Path) -> None:
 
 
 def essence(path: Path) -> str:
-    """sha256 of a file; of a clip's record, of what does not tell when, where and how fast it was made."""
+    """sha256 of a file; of a clip's record, without time, place and speed of the run."""
     data = path.read_bytes()
     if path.suffix == ".json" and isinstance(record := json.loads(data), dict) and "settings_hash" in record:
         data = json.dumps([record[key] for key in ("status", "settings", "files")]).encode()

@@ -148,7 +148,7 @@ MODULES = {
 
 
 def child(target: str, counts: str, *flags: str) -> None:
-    """Does not return: libFuzzer ends the process."""
+    """Run libFuzzer, which ends the process."""
     import atheris
 
     if target == "readers":
@@ -177,7 +177,7 @@ def parser() -> Parser:
 
 
 def fuzz(args) -> int:
-    """Runs the child and tells what it did. Raises MachineError without atheris."""
+    """Run the child and report its result. Raises MachineError without atheris."""
     if importlib.util.find_spec("atheris") is None:
         raise MachineError(
             "atheris is not installed", fix="pip install atheris (Linux, Python 3.11 or newer)"

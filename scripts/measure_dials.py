@@ -61,7 +61,7 @@ Table = list[list[Judgement]]  # by seed, then image
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and with what clips are made. images: the seed of the held-out images."""
+    """The models and folders that clips are made with. images: the seed of the held-out images."""
 
     base: Path
     tuned: Path

@@ -134,7 +134,7 @@ class Lot:
         for rank in children(process.pid)[:1]:
             os.kill(rank, signal.SIGKILL)
             self.faults["killed rank"] += 1
-        self._need(process.wait() == 1, "torchrun did not tell that clips failed")
+        self._need(process.wait() == 1, "torchrun did not report that clips failed")
         self._need(len(self._clips()) == self.count - len(self.bad), "the restarted ranks left clips out")
 
     def _clips(self) -> list[Path]:

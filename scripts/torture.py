@@ -51,8 +51,12 @@ from examine import (  # noqa: E402
 
 @dataclass(frozen=True)
 class Work:
-    """What is tortured. prepare(folder of inputs, size); command(folder of inputs, folder of results);
-    finished: endings of the files that must never go or change once they are there."""
+    """A kind of work to interrupt.
+
+    prepare: called with (folder of inputs, size).
+    command: called with (folder of inputs, folder of results).
+    finished: endings of the files that must never go or change once they are there.
+    """
 
     prepare: Callable[[Path, int], object]
     command: Callable[[Path, Path], list[str]]
@@ -162,7 +166,7 @@ class Torture:
             self._compare(state)
 
     def _compare(self, state: State) -> None:
-        """What is there at the end is what an undisturbed run leaves, and nothing else."""
+        """Check that the files at the end are those of an undisturbed run, and no others."""
         tally, found = self.tally, self._result(state)
         tally.rounds += 1
         for name in state.leftovers:
@@ -232,7 +236,7 @@ class Signals:
 
     def round(self, share: float, number: int, second: float | None) -> None:
         """Start, send the signal after a share of the duration and another one `second` seconds later, wait,
-        look. Runs that end before it tell how long they take now."""
+        look. Runs that end before it give the new duration."""
         self.log.write_text("")
         started, delay = time.monotonic(), share * self.duration
         pid = self.nursery.start(self.argv, self.log)

@@ -31,8 +31,8 @@ class EdgError(ValueError):
 
     def as_dict(self) -> dict[str, Any]:
         """The error for `--json`, see docs/troubleshooting.md."""
-        told = {"kind": KINDS.get(self.exit_code, "usage"), "exit_code": self.exit_code}
-        return told | {"given": self.given, "expected": self.expected, "fix": self.fix}
+        entry = {"kind": KINDS.get(self.exit_code, "usage"), "exit_code": self.exit_code}
+        return entry | {"given": self.given, "expected": self.expected, "fix": self.fix}
 
 
 class UsageError(EdgError):

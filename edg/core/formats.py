@@ -41,7 +41,7 @@ DESCRIPTION = 0x010E  # EXIF ImageDescription
 GIF_FPS = 50  # viewers slow down what asks for more
 PALETTE_FRAMES = 8
 LARGEST_WEBP = 1 << 30  # bytes
-USUAL_FPS, MOST_FRAMES = 8.0, 256  # of frames that tell no rate; up to which joined frames are taken apart
+USUAL_FPS, MOST_FRAMES = 8.0, 256  # of frames without a rate; up to which joined frames are split
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ def user_path(given: Any, what: str = "the path") -> str:
     if not isinstance(given, (str, os.PathLike)) or isinstance(text := os.fspath(given), bytes):
         raise UsageError(f"{what} is {given!r}", expected="a path")
     check_name(text, what)
-    if not text.startswith("~"):  # Path drops the `./` that tells a file `~` from the home folder
+    if not text.startswith("~"):  # Path drops the `./` by which a file `~` differs from the home folder
         return os.path.abspath(text) if str(Path(text)).startswith("~") else text
     home = os.path.expanduser(text)
     if home.startswith("~"):

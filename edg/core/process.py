@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -68,7 +69,7 @@ class Stopping:
                     signal.signal(number, handler)
                 self._former, self.number = {}, 0
 
-    def note(self, number: int, frame: Any) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
         """Note a signal (the handler)."""
         self.number = self.number or number
         if self._raise:

@@ -286,8 +286,8 @@ def write_video(
             f"PyAV has no encoder {error}", fix="pip install -U av, or --format png"
         ) from error
     except av.FFmpegError as error:
-        told = f"the encoder of {path} failed: {error.strerror or error}"
-        raise MachineError(told, fix="pip install -U av, or --format png") from error
+        given = f"the encoder of {path} failed: {error.strerror or error}"
+        raise MachineError(given, fix="pip install -U av, or --format png") from error
 
 
 def _encode(

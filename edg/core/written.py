@@ -70,7 +70,7 @@ class Scalars:
         import yaml
 
         found: list[tuple[int, int, str]] = []
-        with suppress(yaml.YAMLError):  # told by who reads it
+        with suppress(yaml.YAMLError):  # the reader reports it
             _find(yaml.compose(text, Loader=yaml.SafeLoader), text, found, set())
         for start, end, value in sorted(found, reverse=True):
             text = f'{text[:start]}"{self.name}{len(self.texts)}\ue0f1"{text[end:]}'

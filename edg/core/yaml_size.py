@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from edg.core.errors import UsageError
@@ -25,7 +26,7 @@ TAGS = (
 Place = tuple[str, ...]  # ("model", "layers", "0")
 
 
-def check(text: str, overrides: Sequence[str], path: Any) -> None:
+def check(text: str, overrides: Sequence[str], path: str | Path) -> None:
     """Raise UsageError where `text` of the file `path` expands to too much, or asks for more than names
     of its own values. overrides: `dotted.key=value`. Raises YAMLError, ValueError and RecursionError,
     too."""
@@ -36,7 +37,7 @@ def check(text: str, overrides: Sequence[str], path: Any) -> None:
         key, _, value = override.partition("=")
         given.append(_parts(key))
         _check_names(value, path)
-        with suppress(yaml.YAMLError):  # told where it is assigned
+        with suppress(yaml.YAMLError):  # reported where it is assigned
             for event in yaml.parse(value, Loader=yaml.SafeLoader):
                 _check_names(getattr(event, "value", ""), path)
     loader = yaml.SafeLoader(text)
@@ -52,7 +53,7 @@ def check(text: str, overrides: Sequence[str], path: Any) -> None:
     _Sizes(places, given, path).of(())
 
 
-def _need_at_most(most: int, count: int, what: str, path: Any) -> None:
+def _need_at_most(most: int, count: int, what: str, path: str | Path) -> None:
     if count > most:
         raise UsageError(f"{path} stands for more than {most:,} {what}", expected="settings")
 
@@ -66,7 +67,7 @@ def _values(node: Any, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _find_places(loader: Any, node: Any, place: Place, places: dict[Place, Any], path: Any) -> None:
+def _find_places(loader: Any, node: Any, place: Place, places: dict[Place, Any], path: str | Path) -> None:
     if place in places:  # `true` and "true" are two keys, but one name
         raise UsageError(f"{path}: {'.'.join(place)!r} occurs twice", expected="every name once")
     if node.tag in TAGS:
@@ -87,7 +88,7 @@ def _find_places(loader: Any, node: Any, place: Place, places: dict[Place, Any],
         _find_places(loader, value, (*place, str(name)), places, path)
 
 
-def _check_names(text: str, path: Any) -> None:
+def _check_names(text: str, path: str | Path) -> None:
     left = NAME.sub("", text)
     if (at := left.find("${")) >= 0:
         asked = left[at : at + 60].partition("}")
@@ -102,7 +103,7 @@ def _parts(name: str) -> Place:
 class _Sizes:
     """(values, characters) of each place, with its names expanded."""
 
-    def __init__(self, places: dict[Place, Any], given: Sequence[Place], path: Any):
+    def __init__(self, places: dict[Place, Any], given: Sequence[Place], path: str | Path):
         self.places, self.given, self.path = places, given, path
         self.known: dict[Place, tuple[int, int] | None] = {}
 

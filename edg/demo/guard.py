@@ -12,9 +12,9 @@ import json
 import math
 import platform
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -22,11 +22,13 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edg.core.errors import MachineError
 from edg.demo.jobs import MAX_BYTES
 from edg.demo.uploads import Uploads
 
+T = TypeVar("T")
 MAX_FORM = 100_000  # bytes that a request may have beside the file that it uploads; also of an event
 BODY_SECONDS = 300  # for a body to arrive
 API = "/gradio_api"
@@ -52,8 +54,6 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-
 
 class Refused(Exception):
     """A refused request: reason and HTTP status."""
@@ -68,16 +68,16 @@ class Guard:
     asked for; any_address: also by any IP address (no site can call itself by one, so DNS rebinding leads
     nowhere)."""
 
-    def __init__(self, app: Any, uploads: Uploads, names: frozenset[str], any_address: bool):
+    def __init__(self, app: ASGIApp, uploads: Uploads, names: frozenset[str], any_address: bool):
         self.app, self.uploads, self.names, self.any_address = app, uploads, names, any_address
 
-    async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": f"{scope['type']}.close", "code": 1008})
 
-        async def guarded(message: Any) -> None:
+        async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
@@ -102,7 +102,7 @@ class Guard:
             return
         await (answer or self.app)(scope, receive, guarded)
 
-    def check_source(self, scope: Any) -> None:
+    def check_source(self, scope: Scope) -> None:
         """Raise Refused for a request by a page of another site: by its name (Host), or from its
         scripts and forms. A request that changes something names its page, in Origin or
         Sec-Fetch-Site."""
@@ -137,7 +137,7 @@ class Guard:
             return False
         return self.any_address
 
-    def check_route(self, scope: Any) -> None:
+    def check_route(self, scope: Scope) -> None:
         """Raise Refused for a route that the page does not use, and for files that are not for
         visitors."""
         routes = {"GET": READ, "HEAD": READ, "POST": SENT}.get(scope["method"])
@@ -149,7 +149,7 @@ class Guard:
         if path.startswith(FILE) and not self.uploads.is_shown(path.removeprefix(FILE)):
             raise Refused("no file of this page", 403)
 
-    async def upload(self, scope: Any, receive: Receive) -> Path:
+    async def upload(self, scope: Scope, receive: Receive) -> Path:
         """Receive an upload and keep it. It has a name on the disk only when it is complete, so that
         one that breaks off leaves nothing."""
         length = length_of(scope, MAX_BYTES + MAX_FORM)
@@ -188,7 +188,7 @@ def names_of(*hosts: str) -> tuple[frozenset[str], bool]:
     return frozenset({*names, *([node, f"{node.partition('.')[0]}.local"] if node else [])}), True
 
 
-def length_of(scope: Any, most: int) -> int:
+def length_of(scope: Scope, most: int) -> int:
     """Length of a body by its header, in bytes. Raises Refused for none, several, and more than `most`."""
     lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
     if len(lengths) != 1 or not re.fullmatch(rb"[0-9]{1,12}", lengths[0]) or int(lengths[0]) > most:
@@ -196,13 +196,13 @@ def length_of(scope: Any, most: int) -> int:
     return int(lengths[0])
 
 
-async def read(scope: Any, receive: Receive, most: int) -> bytes:
+async def read(scope: Scope, receive: Receive, most: int) -> bytes:
     """A request's body. Raises Refused, ClientDisconnect."""
     request = Request(scope, bounded(receive, length_of(scope, most)))
     return await in_time(request.body())
 
 
-async def in_time(work: Awaitable[Any]) -> Any:
+async def in_time(work: Awaitable[T]) -> T:
     try:
         return await asyncio.wait_for(work, BODY_SECONDS)
     except asyncio.TimeoutError as error:
@@ -213,7 +213,7 @@ def bounded(receive: Receive, most: int) -> Receive:
     """A `receive` that raises Refused when a body is longer than its header says."""
     left = most
 
-    async def counted() -> MutableMapping[str, Any]:
+    async def counted() -> Message:
         nonlocal left
         message = await receive()
         left -= len(message.get("body", b""))
@@ -224,7 +224,7 @@ def bounded(receive: Receive, most: int) -> Receive:
     return counted
 
 
-def with_body(scope: Any, receive: Receive, body: bytes) -> tuple[Any, Receive]:
+def with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
     """The request with another body."""
     rest = [
         (name, value)
@@ -238,7 +238,7 @@ def with_body(scope: Any, receive: Receive, body: bytes) -> tuple[Any, Receive]:
     ]
     sent = False
 
-    async def replay() -> MutableMapping[str, Any]:
+    async def replay() -> Message:
         nonlocal sent
         if sent:
             return await receive()

@@ -265,7 +265,9 @@ class GenerationJob:
         self.send(Update(self.text, self.share))
         self._check()
 
-    def progress(self, phase: str, done: int, total: int, *, request: Any = None, share: float = 0) -> None:
+    def progress(
+        self, phase: str, done: int, total: int, *, request: object = None, share: float = 0
+    ) -> None:
         """Called after every step, see `edg.api.Model.animate`. Raises Cancelled."""
         self.share = (self.number + share) / len(self.names)
         self.position = f"{self.name} after {phase} {done}/{total}"
@@ -274,7 +276,7 @@ class GenerationJob:
         self.text = f"{self.name}: {phase} {done}/{total}{self._left()}"
         self.send(Update(self.text, self.share))
 
-    def watch(self, request: Any, label: str, frames: np.ndarray) -> None:
+    def watch(self, request: object, label: str, frames: np.ndarray) -> None:
         """Called with the clip as predicted so far."""
         self.frames[self.name] = frames
         self.send(Update(self.text, self.share, dict(self.frames)))

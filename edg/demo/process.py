@@ -39,7 +39,7 @@ def serve(
                 shutdown.now()
             ready(backend.model, f"http://{address}:{port}")
             if not address.startswith("127."):
-                warn(f"whoever reaches {address}:{port} can use this machine; there is no password")
+                warn(f"everyone who can reach {address}:{port} can use this machine; there is no password")
             threading.Thread(target=_warm_up, args=(backend.model,), daemon=True).start()
             page.run(sockets=[listener])
 

@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float
 
-from edg.core.errors import UsageError
+from edg.core.errors import require
 from edg.metrics.motion import Flow
 
 GRID = 10  # points along a side, and the 6th of each edge is its middle: VBench's
@@ -59,8 +59,7 @@ def similarity(flow: Float[np.ndarray, "h w 2"]) -> tuple[complex, complex]:
     )
     z = ((columns - (width - 1) / 2) + 1j * (rows - (height - 1) / 2)[:, None]).ravel()
     w = (flow[np.ix_(rows, columns)].astype(np.float64) @ (1, 1j)).ravel()
-    if len(z) < 2:
-        raise UsageError(f"the camera of pictures of {width}x{height}", expected="a side of at least 3 px")
+    require(len(z) >= 2, f"the camera of pictures of {width}x{height}", "a side of at least 3 px")
     m, c = _best_of_pairs(z, w)
     for _ in range(ROUNDS):
         residual = np.abs(w - m - c * z)

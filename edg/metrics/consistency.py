@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from edg.core.errors import UsageError
+from edg.core.errors import require
 
 Embeddings = Float[np.ndarray, "t d"]
 IDENTICAL = 100.0  # dB; what PSNR says of equal pictures, in the place of infinity
@@ -41,22 +41,20 @@ def subject_consistency(frames: Embeddings) -> float:
 
 
 def _steps(frames: Embeddings) -> np.ndarray:
-    if len(frames) < 2:
-        raise UsageError(f"a clip of {len(frames)} frames", expected="at least 2: neighbours are compared")
+    require(len(frames) >= 2, f"a clip of {len(frames)} frames", "at least 2: neighbours are compared")
     return cosines(frames[:-1], frames[1:])
 
 
 # ---- pixels ------------------------------------------------------------------------------------------------
 
 
-def same_shape(a: np.ndarray, b: np.ndarray) -> None:
-    if a.shape != b.shape:
-        raise UsageError(f"pictures of shape {a.shape} and {b.shape}", expected="the same shape")
+def check_shapes(a: np.ndarray, b: np.ndarray) -> None:
+    require(a.shape == b.shape, f"pictures of shape {a.shape} and {b.shape}", "the same shape")
 
 
 def psnr(a: UInt8[np.ndarray, "*any"], b: UInt8[np.ndarray, "*any"]) -> float:
     """10 log10(255^2 / mean squared difference) in dB, at most IDENTICAL."""
-    same_shape(a, b)
+    check_shapes(a, b)
     error = float(np.mean((a.astype(np.float64) - b) ** 2))
     return min(IDENTICAL, float(10 * np.log10(255**2 / error))) if error else IDENTICAL
 
@@ -66,11 +64,10 @@ def ssim(a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]) -> float:
     the Gaussian window of 11 px lies inside. Raises UsageError for pictures smaller than the window."""
     import cv2
 
-    same_shape(a, b)
-    if min(a.shape[:2]) < WINDOW:
-        raise UsageError(
-            f"SSIM of pictures of {a.shape[1]}x{a.shape[0]}", expected=f"at least {WINDOW} px a side"
-        )
+    check_shapes(a, b)
+    height, width = a.shape[:2]
+    expected = f"at least {WINDOW} px a side"
+    require(min(height, width) >= WINDOW, f"SSIM of pictures of {width}x{height}", expected)
 
     def blurred(x: np.ndarray) -> np.ndarray:
         side = WINDOW // 2
@@ -89,5 +86,5 @@ def ssim(a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]) -> float:
 
 def clip_ssim(a: UInt8[np.ndarray, "t h w 3"], b: UInt8[np.ndarray, "t h w 3"]) -> float:
     """The mean of `ssim` over the frames of two clips."""
-    same_shape(a, b)
+    check_shapes(a, b)
     return float(np.mean([ssim(one, other) for one, other in zip(a, b, strict=True)]))

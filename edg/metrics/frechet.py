@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from edg.core.errors import UsageError
+from edg.core.errors import require
 
 Features = Float[np.ndarray, "n d"]
 
@@ -40,11 +40,9 @@ def kernel_distance(x: Features, y: Features) -> float:
 
 def _checked(x: Features, y: Features) -> tuple[Features, Features]:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise UsageError(
-            f"features of shape {x.shape} and {y.shape}",
-            expected="(n, d) with the same d and at least 2 clips",
-        )
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise UsageError("features that are not finite", expected="finite numbers from the network")
+    fit = x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1] and min(len(x), len(y)) >= 2
+    expected = "(n, d) with the same d and at least 2 clips"
+    require(fit, f"features of shape {x.shape} and {y.shape}", expected)
+    finite = np.isfinite(x).all() and np.isfinite(y).all()
+    require(finite, "features that are not finite", "finite numbers from the network")
     return x, y

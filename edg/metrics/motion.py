@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from edg.core.errors import UsageError
+from edg.core.errors import require
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 Flow = Float[np.ndarray, "pairs h w 2"]
@@ -27,8 +27,7 @@ def flow(frames: Frames) -> Flow:
     one colour axis of the clip along which its edges are strongest. Raises UsageError below two frames."""
     import cv2
 
-    if len(frames) < 2:
-        raise UsageError(f"a clip of {len(frames)} frames", expected="at least 2: flow is between two")
+    require(len(frames) >= 2, f"a clip of {len(frames)} frames", "at least 2: flow is between two")
     height, width = frames.shape[1:3]
     scale = -(-SMALLEST // min(height, width))
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -86,15 +85,14 @@ def top_motion(flow: Flow, share: float = SHARE) -> np.ndarray:
     that moves counts as much as a large one."""
     lengths = speed(flow).reshape(len(flow), -1)
     count = int(share * lengths.shape[1])
-    if not count:
-        raise UsageError(f"{lengths.shape[1]} pixels", expected=f"at least {round(1 / share)}")
+    require(count, f"{lengths.shape[1]} pixels", f"at least {round(1 / share)}")
     return np.partition(lengths, -count, axis=1)[:, -count:].mean(axis=1, dtype=np.float64)
 
 
 # ---- VBench's dynamic degree -------------------------------------------------------------------------------
 
 
-def every(fps: float) -> int:
+def frame_step(fps: float) -> int:
     """The k of VBench, which keeps every k-th frame, about 8 per second: max(1, round(fps / 8)), where a
     half is rounded to the even neighbour."""
     return max(1, round(fps / 8))
@@ -110,12 +108,9 @@ def is_dynamic(flow: Flow, height: int, width: int) -> bool:
 
 def dynamic(frames: Frames, fps: float, flow: Callable[[Frames], Flow] = flow) -> bool:
     """VBench's dynamic degree of one clip (Huang et al. 2024), which it computes with RAFT's flow."""
-    kept = frames[:: every(fps)]
-    if len(kept) < 2:
-        raise UsageError(
-            f"{len(frames)} frames at {fps:g} a second, of which {len(kept)} is kept",
-            expected="2 kept frames",
-        )
+    kept = frames[:: frame_step(fps)]
+    given = f"{len(frames)} frames at {fps:g} a second, of which {len(kept)} is kept"
+    require(len(kept) >= 2, given, "2 kept frames")
     return is_dynamic(flow(kept), *frames.shape[1:3])
 
 
@@ -128,8 +123,7 @@ def flicker(frames: Frames) -> float:
         np.abs(frames[t + 1].astype(np.int16) - frames[t]).mean(dtype=np.float64)
         for t in range(len(frames) - 1)
     ]
-    if not changes:
-        raise UsageError("a clip of one frame", expected="at least 2")
+    require(changes, "a clip of one frame", "at least 2")
     return float((255 - np.mean(changes)) / 255)
 
 
@@ -137,8 +131,7 @@ def smoothness(frames: Frames, flow: Callable[[Frames], Flow] = flow) -> float:
     """(255 - mean |g_i - f_i|) / 255 over the odd frames f_i, g_i what flow makes of their even neighbours:
     VBench's motion smoothness with flow warping in the place of its network (AMT-S)."""
     even, odd = frames[::2], frames[1::2]
-    if len(even) < 2:
-        raise UsageError(f"a clip of {len(frames)} frames", expected="at least 3")
+    require(len(even) >= 2, f"a clip of {len(frames)} frames", "at least 3")
     flows = flow(even)
     differences = [
         np.abs(midway(even[i], even[i + 1], flows[i]).astype(np.float32) - odd[i]).mean(dtype=np.float64)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from edg.core.errors import BadFileError, UsageError
+from edg.core.errors import BadFileError, UsageError, require
 from edg.core.hashing import sha256_file
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -49,11 +49,9 @@ class Network:
         except OSError as error:
             raise BadFileError(f"cannot read {path}: {error.strerror}") from error
         self.sha256 = hashlib.sha256(program).hexdigest()
-        if self.sha256 not in {name.lower() for name in trusted}:
-            raise UsageError(
-                f"{path} is a program, with sha256 {self.sha256}",
-                fix="if you trust whoever made it: --trust-sha256 with that value",
-            )
+        known = {name.lower() for name in trusted}
+        fix = "if you trust its author: --trust-sha256 with that value"
+        require(self.sha256 in known, f"{path} is a program, with sha256 {self.sha256}", fix=fix)
         try:
             self.module = torch.jit.load(io.BytesIO(program), map_location=device).eval()
         except (RuntimeError, ValueError) as error:

@@ -200,7 +200,7 @@ def _is_summary(value: Any) -> bool:
     return isinstance(value, dict) and is_number(value.get("mean"))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and abs(value) <= LARGEST
 
 

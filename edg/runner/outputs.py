@@ -118,7 +118,7 @@ def verified_files(folder: Path, stem: str, record: Mapping[str, Any]) -> dict[s
     return found
 
 
-def find_named(name: Any, folder: Path) -> Path | None:
+def find_named(name: object, folder: Path) -> Path | None:
     """The file that a record in `folder` names: as written, or relative to one of the folders above; None
     where there is nothing. Records name files as they were given, relative to where their run was started."""
     paths = [Path(str(name)), *(parent / str(name) for parent in (folder, *folder.resolve().parents))]

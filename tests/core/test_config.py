@@ -42,48 +42,43 @@ def test_scientific_notation_is_a_number():
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, given, fix",
     [
-        ({"nmae": 1}, "unknown key 'nmae'.*did you mean 'name'"),
-        ({"inner": {"size": 3, "rte": 1}}, r"unknown key 'inner\.rte'.*did you mean 'rate'"),
-        ({"inner": {}}, "inner has no size"),
-        ({"inner": 3}, "inner is 3; expected a mapping"),
-        ({"inner": {"size": 1.5}}, r"inner\.size is 1\.5; expected a whole number"),
-        ({"inner": {"size": True}}, "expected a whole number"),
-        ({"kind": "c"}, "kind is 'c'; expected one of a, b"),
-        ({"mult": 3}, "mult is 3; expected a list"),
-        ({"mult": [1, "x"]}, r"mult\[1\] is 'x'"),
-        ({"pair": [1]}, "expected 2 values"),
-        ({"maybe": "x"}, "maybe is 'x'; expected a whole number"),
-        ({"flag": 1}, "flag is 1; expected true or false"),
+        ({"nmae": 1}, "nmae", "name"),
+        ({"inner": {"size": 3, "rte": 1}}, "inner.rte", "rate"),
+        ({"inner": {}}, "size", ""),
+        ({"inner": 3}, "inner", ""),
+        ({"inner": {"size": 1.5}}, "inner.size", ""),
+        ({"inner": {"size": True}}, "inner.size", ""),
+        ({"kind": "c"}, "kind", ""),
+        ({"mult": 3}, "mult", ""),
+        ({"mult": [1, "x"]}, "mult[1]", ""),
+        ({"pair": [1]}, "pair", ""),
+        ({"maybe": "x"}, "maybe", ""),
+        ({"flag": 1}, "flag", ""),
     ],
 )
-def test_what_is_wrong_is_named(change, message):
-    with pytest.raises(UsageError, match=message):
+def test_the_wrong_key_is_named(change, given, fix):
+    with pytest.raises(UsageError) as raised:
         build(Outer, {**GOOD, **change})
+    assert given in raised.value.given and fix in raised.value.fix and (fix or raised.value.expected)
 
 
 @pytest.mark.parametrize(
-    "text, told",
-    [
-        ("a: [1", "is not valid YAML"),
-        ("- 1\n- 2", "holds a list; expected a mapping of settings"),
-        ("hello", "holds only 'hello'; expected a mapping of settings"),
-        ("hello:", "holds only 'hello'; expected a mapping of settings"),
-        ("", ""),
-    ],
+    "text, named", [("a: [1", ""), ("- 1\n- 2", ""), ("hello", "hello"), ("hello:", "hello"), ("", None)]
 )
-def test_not_a_mapping(tmp_path, text, told):
+def test_not_a_mapping(tmp_path, text, named):
     (tmp_path / "a.yaml").write_text(text)
-    if text:
-        with pytest.raises(UsageError, match=f"a.yaml {told}"):
-            read_yaml(tmp_path / "a.yaml")
-    else:
+    if named is None:
         assert read_yaml(tmp_path / "a.yaml") == {}
+    else:
+        with pytest.raises(UsageError) as raised:
+            read_yaml(tmp_path / "a.yaml")
+        assert "a.yaml" in raised.value.given and named in raised.value.given
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(BadFileError, match="cannot read"):
+    with pytest.raises(BadFileError):
         read_yaml(tmp_path / "a.yaml")
 
 
@@ -115,5 +110,5 @@ def test_settings_over_a_file_a_mapping_replaces(tmp_path, overrides, found):
 @pytest.mark.parametrize("text", ["train", "=3", "train.lr={", "train.lr=${none}"])
 def test_settings_that_are_none(tmp_path, text):
     (tmp_path / "a.yaml").write_text("train: {lr: 1.0e-4}\n")
-    with pytest.raises(UsageError, match="among the settings|is not valid YAML"):
+    with pytest.raises(UsageError):
         read_yaml(tmp_path / "a.yaml", [text])

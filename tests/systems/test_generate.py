@@ -205,7 +205,7 @@ def test_analytic_init_from_a_file(spec, sets, images, tmp_path, trace):
 def test_released_options_change_what_con_sees(spec, sets, images):
     ours, published = (
         frames(sets, [request_for(spec, images[0], options=options)])[0]
-        for options in (OPTIONS, OPTIONS.released())
+        for options in (OPTIONS, OPTIONS.as_released())
     )
     assert not np.array_equal(ours, published)
 

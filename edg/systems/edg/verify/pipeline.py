@@ -70,7 +70,7 @@ def released_options(config: dict) -> SamplingOptions:
         loop=config["loop"],
         interp=config.get("interp", False),
         perframe_ae=config["model"].get("perframe_ae", False),
-    ).released()
+    ).as_released()
 
 
 def make_clip(case: Case, spec, options: SamplingOptions) -> Clip:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from edg.core.errors import UsageError
 from edg.core.video import read_image
-from edg.data.prompts import passed_over, read_folder, read_prompts, safe_stem
+from edg.data.prompts import passed_over, read_folder, read_prompt_folder, read_prompts, safe_stem
 
 
 def folder(path, images, text="one\ntwo\nthree\n", name="prompts.txt"):
@@ -260,3 +260,46 @@ def test_pairs_that_do_not_pair(tmp_path):
     with pytest.raises(UsageError) as error:
         read_folder(tmp_path, ends=True)
     assert "'three'" in error.value.given
+
+
+# ---- prompts without images, and with videos ---------------------------------------------------------------
+
+
+def test_lines_without_images(tmp_path):
+    (tmp_path / "b.txt").write_text("third\n")
+    (tmp_path / "a.txt").write_text("first\nsecond\n")
+    pairs = read_prompt_folder(tmp_path, image="no")
+    assert [(pair.name, pair.prompt) for pair in pairs] == [
+        ("0000-a", "first"), ("0001-a", "second"), ("0002-b", "third"),
+    ]  # fmt: skip
+    assert all(pair.image is pair.video is None for pair in pairs)
+    assert read_prompt_folder(tmp_path, image="optional") == pairs
+    with pytest.raises(UsageError):
+        read_prompt_folder(tmp_path)
+
+
+def test_optional_images_are_read_where_they_are(tmp_path):
+    path = folder(tmp_path, ["1.png"])
+    assert [pair.image.name for pair in read_prompt_folder(path, image="optional")] == ["1.png"]
+    assert read_prompt_folder(path, image="no")[0].image is None
+
+
+def test_videos_are_paired_as_images_are(tmp_path):
+    for name in ("2.mp4", "1.MOV"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "p.txt").write_text("first\nsecond\n")
+    pairs = read_prompt_folder(tmp_path, image="no", video="required")
+    assert [(pair.prompt, pair.video.name, pair.image) for pair in pairs] == [
+        ("first", "1.MOV", None), ("second", "2.mp4", None),
+    ]  # fmt: skip
+    assert passed_over(tmp_path, pairs) == ""
+    (tmp_path / "2.mp4").unlink()
+    with pytest.raises(UsageError):
+        read_prompt_folder(tmp_path, video="required")
+
+
+def test_no_prompt_at_all(tmp_path):
+    for wants in ({"image": "no"}, {"video": "required"}):
+        with pytest.raises(UsageError) as caught:
+            read_prompt_folder(tmp_path, **wants)
+        assert str(tmp_path) in caught.value.given

@@ -279,7 +279,7 @@ def test_lines_without_images(tmp_path):
 
 
 def test_optional_images_are_read_where_they_are(tmp_path):
-    path = folder(tmp_path, ["1.png"])
+    path = folder(tmp_path, ["1.png"], "one\n")
     assert [pair.image.name for pair in read_prompt_folder(path, image="optional")] == ["1.png"]
     assert read_prompt_folder(path, image="no")[0].image is None
 

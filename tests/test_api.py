@@ -220,7 +220,8 @@ def test_what_the_user_chose_stands_beside_a_dial():
 @pytest.mark.parametrize(
     "image, prompt, message",
     [
-        (None, PROMPT, "an image that is NoneType"),
+        (None, PROMPT, "no image"),
+        (7, PROMPT, "an image that is int"),
         (IMAGE, None, "a prompt that is NoneType"),
         (np.zeros((0, 8, 3), np.uint8), PROMPT, "expected uint8"),
     ],

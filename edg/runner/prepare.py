@@ -161,6 +161,8 @@ def prepare(
     check_numbers(config, spec)
     if pairs is None:
         pairs = read_prompts(config.prompts, system, selection, note)
+    else:
+        check_files(pairs, system, selection)
     place = config.placement
     device, dtype = choose(place.device, place.dtype, world.local_rank)
     fix_threads(place.threads or usable_cores())
@@ -221,6 +223,18 @@ def read_prompts(
     if line := passed_over(folder, pairs):
         note(line)
     return pairs
+
+
+def check_files(pairs: Sequence[Pair], system: System, selection: Selection) -> None:
+    """Raise UsageError where a pair lacks a file that the system requires, or has one that it does not use.
+    A required last image may be missing: the first takes its place."""
+    inputs = selection.inputs or system.inputs
+    for pair in pairs:
+        for name in ("image", "last_image", "video"):
+            given, need = getattr(pair, name) is not None, getattr(inputs, name)
+            label = name.replace("_", " ")
+            require(given or need != "required" or name == "last_image", f"no {label}", f"a {label}")
+            require(not given or need != "no", f"a {label}", f"a request that {system.name} can use")
 
 
 def default_prompts(system: System, spec: Spec) -> Path:

@@ -105,6 +105,9 @@ def test_python_and_info_and_fetch(toy, tmp_path, capsys):
     assert video.frames.shape == (4, 16, 16, 3) and video.frames[1, 5, 3:7].min() == 200
     with pytest.raises(UsageError):
         load("toy-16", guidance=3)
+    with pytest.raises(UsageError) as caught:
+        load("toy-16").animate(np.zeros((16, 16, 3), np.uint8), "a square")
+    assert "image" in caught.value.given and "toy" in caught.value.expected
     write_safetensors(tmp_path / "toy.safetensors", {"toy": torch.ones(3)})
     assert edg("info", tmp_path / "toy.safetensors") == 0
     assert "toy-16" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -308,8 +308,3 @@ def as_flags(options: type, values: Mapping[str, Any]) -> list[str]:
         else:
             arguments.append(f"{flag}={value}")
     return arguments
-
-
-def fields_with(classes: Iterable[type], kind: Any) -> set[str]:
-    """Names of the fields of one type, over several classes."""
-    return {field.name for options in classes for field in declared(options).values() if field.item == kind}

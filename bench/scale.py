@@ -38,7 +38,7 @@ from edg.systems.edg.clip_state import condition_batch, decode, start, to_frames
 from edg.systems.edg.generate import advance, generate  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
 from edg.systems.edg.parameter_sets import ParameterSets  # noqa: E402
-from edg.systems.edg.sampling_schedule import plan_of_sets  # noqa: E402
+from edg.systems.edg.sampling_schedule import schedule_of_sets  # noqa: E402
 
 WEIGHTS = ROOT / "edg/sprites/weights"
 AXES = {
@@ -140,15 +140,17 @@ def clips(
 
 def naive_clip(sets: ParameterSets, request: Request):
     options, clip = request.options, start(sets, request)
-    for (index,), steps in plan_of_sets(sets, options):
-        network = sets.use(index)
-        told = list(condition_batch(network, index, [clip], options).values())
+    for (index,), steps in schedule_of_sets(sets, options):
+        network = sets.network(index)
+        conditions = list(condition_batch(network, index, [clip], options).values())
 
-        def guided(x, t, network=network, told=told):
-            return naive.guided(network.unet, x, t, told, options.guidance_scale, options.guidance_rescale)
+        def guided(x, t, network=network, conditions=conditions):
+            return naive.guided(
+                network.unet, x, t, conditions, options.guidance_scale, options.guidance_rescale
+            )
 
-        advance([clip], to_x0(guided, sets.schedule, sets.spec.parameterization), steps, "", lambda *_: None)
-    return to_frames(decode(sets.use(1), clip, options), options)
+        advance([clip], to_x0(guided, sets.schedule, sets.spec.parameterization), steps, "")
+    return to_frames(decode(sets.network(1), clip, options), options)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def networks_of(way: Way) -> ParameterSets:
     sets = parameter_sets(2, resident=way.naive, **how)
     if way.naive:  # as in the release: of what needs a gradient autocast keeps the cast weights
         for index in range(len(sets.names)):
-            sets.use(index).requires_grad_(True)
+            sets.network(index).requires_grad_(True)
     return sets
 
 

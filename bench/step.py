@@ -41,10 +41,10 @@ from edg.networks.latent_video.presets import PRESETS  # noqa: E402
 from edg.networks.latent_video.spec import ModelSpec  # noqa: E402
 from edg.networks.latent_video.unet import UNet  # noqa: E402
 from edg.systems.edg.condition import Condition  # noqa: E402
-from edg.systems.edg.generate import denoiser  # noqa: E402
+from edg.systems.edg.denoiser import denoiser  # noqa: E402
 from edg.systems.edg.options import SamplingOptions  # noqa: E402
 from edg.systems.edg.parameter_sets import how_to_compile  # noqa: E402
-from edg.systems.edg.sampling_schedule import make_plan  # noqa: E402
+from edg.systems.edg.sampling_schedule import sampling_schedule  # noqa: E402
 from edg.verify.rules import fill, input_tensor  # noqa: E402
 
 SCALE, RESCALE = 7.5, 0.7
@@ -178,9 +178,9 @@ def make_step(setting: Setting, model: Model | None = None) -> Callable[[], Tens
 def make_clip(network: Network, model: Model, told: dict[str, Condition], x: Tensor) -> Callable[[], Tensor]:
     """Noise to latent in few steps, as `generate` takes a batch of clips through them."""
     schedule = make_schedule(model.spec.schedule, model.spec.parameterization)
-    [(use, steps)] = make_plan(schedule, 1, FEWER)
+    [(use, steps)] = sampling_schedule(schedule, 1, FEWER)
     sets = SimpleNamespace(
-        use=lambda index: network, one_branch_at_a_time=False, schedule=schedule, spec=model.spec
+        network=lambda index: network, sequential_cfg=False, schedule=schedule, spec=model.spec
     )
 
     def clip() -> Tensor:

@@ -32,11 +32,12 @@ from edg.networks.latent_video.presets import SPRITES
 from edg.sprites.tracker import track
 from edg.sprites.world import SpriteClip, caption, held_out, render, words_of
 from edg.systems.base import Placement, Request
-from edg.systems.edg.clip_state import decode, start, to_frames
-from edg.systems.edg.generate import condition_sets, denoiser, generate
+from edg.systems.edg.clip_state import condition_batch, decode, start, to_frames
+from edg.systems.edg.denoiser import denoiser
+from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import load_sets
-from edg.systems.edg.sampling_schedule import plan_of_sets
+from edg.systems.edg.sampling_schedule import schedule_of_sets
 from experiments.sprites_arms import point
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,8 +84,8 @@ class Renderer:
         """`count` times (timestep, the latent, the clean clip that the base takes it for), decoded."""
         model, request = self.prepare(clip, ["base"], split="base")
         state, options, found = start(model, request), request.options, []
-        [(use, steps)] = plan_of_sets(model, options)
-        conditions = condition_sets(model, use, [state], options)
+        [(use, steps)] = schedule_of_sets(model, options)
+        conditions = [condition_batch(model.network(index), index, [state], options) for index in use]
         denoise = denoiser(model, use, conditions, steps, options)
         chosen = {round(k) for k in np.linspace(0, len(steps) - 1, count)}
 
@@ -93,7 +94,7 @@ class Renderer:
 
         def decoded(x):
             shown = dataclasses.replace(state, x_1CTHW=x)
-            return to_frames(decode(model.use(0), shown, options), options)
+            return to_frames(decode(model.network(0), shown, options), options)
 
         before = state.x_1CTHW
         for now in ddim(denoise, before, steps, noise):

@@ -58,7 +58,7 @@ class Counted:
 
     def __init__(self, model):
         self.calls = {"all": [], "deep": []}
-        unet = model[0].use(0).unet
+        unet = model[0].network(0).unet
         self.hooks = [
             stage.register_forward_hook(lambda _, given, __, name=name: self.count(name, given[0]))
             for name, stage in (("all", unet.output_blocks[-1]), ("deep", unet.middle_block))

@@ -16,7 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from edg.networks.latent_video.load import build
 from edg.networks.latent_video.presets import DYNAMICRAFTER_512, DYNAMICRAFTER_1024, SPRITES
 from edg.systems.base import Placement, Request
-from edg.systems.edg.memory import FusedAttention, Tally, Weightless, blank, estimate, measure, size_of
+from edg.systems.edg.memory import (
+    FusedAttention,
+    MemoryTracker,
+    MetaParameterSets,
+    estimate,
+    measure,
+    meta_clip,
+    size_of,
+)
 from edg.systems.edg.options import SamplingOptions
 
 ROOT = Path(__file__).parents[2]
@@ -42,34 +50,34 @@ def planned(spec, **how):
     return plan(spec, request_for(spec), **how)
 
 
-def test_tally_by_hand():
+def test_tracker_by_hand():
     outside = torch.zeros(1000)
-    with Tally("cpu") as tally:
+    with MemoryTracker("cpu") as tracker:
         a = torch.zeros(100)  # 400 bytes
         view, transposed = a[10:].view(9, 10), outside.view(10, 100).t()
         b = view + 1  # 360 bytes
         a.add_(1)
-        assert (tally.live, tally.peak) == (760, 760)
+        assert (tracker.live, tracker.peak) == (760, 760)
         del a, view
-        assert tally.live == 360
+        assert tracker.live == 360
         transposed @ torch.ones(10, 4)  # 160 bytes and 1600 bytes, 2 * 100 * 10 * 4 operations
-        assert tally.cut() == (360 + 160 + 1600, 8000)
+        assert tracker.reset() == (360 + 160 + 1600, 8000)
         del b
-        assert tally.cut() == (360, 0) and tally.live == 0
+        assert tracker.reset() == (360, 0) and tracker.live == 0
 
 
 def test_operations_are_those_of_the_flop_counter():
     spec = SPRITES
     network = build(spec)
-    clip = blank(spec, request_for(spec))
+    clip = meta_clip(spec, request_for(spec))
     given = (clip.x_1CTHW, torch.zeros(1, dtype=torch.long, device="meta"))
     context = torch.zeros(1, spec.unet.text_tokens + spec.unet.image_tokens * spec.frames, 64, device="meta")
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         network.predict(*given, context, clip.x_1CTHW)
-    with torch.no_grad(), FusedAttention("cpu"), Tally() as tally:
+    with torch.no_grad(), FusedAttention("cpu"), MemoryTracker() as tracker:
         network.predict(*given, context, clip.x_1CTHW)
-    assert tally.flops == counter.get_total_flops() > 1e9
+    assert tracker.flops == counter.get_total_flops() > 1e9
 
 
 @pytest.mark.parametrize("dtype, frames", [(torch.float32, 8), (torch.bfloat16, 8), (torch.float32, 13)])
@@ -77,13 +85,15 @@ def test_the_plan_of_sprites_is_what_happens(dtype, frames):
     """On the CPU, with tensors that exist, the same functions leave the same peaks, to the byte; 8 frames is
     what the model has, for others its tokens are interpolated."""
     request = replace(request_for(SPRITES), frames=frames)
-    sets = Weightless(build(SPRITES, "cpu").to(dtype).requires_grad_(False), 1, ("a", "b"))
+    sets = MetaParameterSets(build(SPRITES, "cpu").to(dtype).requires_grad_(False), 1, ("a", "b"))
     assert sets.schedule.alphas_cumprod.device.type == "cpu"  # made here: it is there on any device
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the image tower's, one operation without meta
     try:
-        with torch.no_grad(), Tally("cpu") as tally:
-            happened = measure(sets, [0], [blank(SPRITES, request, "cpu")], request.options, tally.cut)
+        with torch.no_grad(), MemoryTracker("cpu") as tracker:
+            happened = measure(
+                sets, [0], [meta_clip(SPRITES, request, "cpu")], request.options, tracker.reset
+            )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     whole = plan(SPRITES, request, dtype=dtype)
@@ -161,9 +171,9 @@ def test_a_layout_that_fused_kernels_refuse_is_planned_as_stored():
     for kind in ("cuda", "cpu"):
         peaks = []
         for given in (q, strided):
-            with FusedAttention(kind) as attention, Tally() as tally:
+            with FusedAttention(kind) as attention, MemoryTracker() as tracker:
                 torch.nn.functional.scaled_dot_product_attention(given, given, given)
-            peaks.append(tally.peak)
+            peaks.append(tracker.peak)
             assert attention.stored == (given is strided)
         assert peaks[0] < 64 * 64 * 4 + peaks[0] <= peaks[1]
 

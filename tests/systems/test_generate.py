@@ -16,7 +16,7 @@ from edg.systems.edg.condition import conditions
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import ParameterSets
-from edg.systems.edg.sampling_schedule import check, plan_of_sets
+from edg.systems.edg.sampling_schedule import check, schedule_of_sets
 from edg.systems.edg.verify.pipeline import rule_weights
 
 OPTIONS = SamplingOptions(steps=3, guidance_scale=3.0, perframe_ae=True)
@@ -93,22 +93,22 @@ def test_seed_name_prompt_and_each_set_matter(spec, sets, weights, images):
 
 
 def test_plan_takes_dyn_strictly_above_t(sets):
-    plan = plan_of_sets(sets, SamplingOptions(switch_at=(500,)))
+    plan = schedule_of_sets(sets, SamplingOptions(switch_at=(500,)))
     assert [use for use, _ in plan] == [[0], [1]]
     assert [len(steps) for _, steps in plan] == [25, 25]
     on_the_boundary = plan[1][1][0].t
-    later = plan_of_sets(sets, SamplingOptions(switch_at=(on_the_boundary,)))
+    later = schedule_of_sets(sets, SamplingOptions(switch_at=(on_the_boundary,)))
     assert [len(steps) for _, steps in later] == [25, 25]
-    assert [use for use, _ in plan_of_sets(sets, SamplingOptions(switch_at=(1000,)))] == [[1]]
+    assert [use for use, _ in schedule_of_sets(sets, SamplingOptions(switch_at=(1000,)))] == [[1]]
 
 
 def test_three_sets_and_wrong_counts(spec, weights, images):
     three = ParameterSets(spec, {**weights, "end": rule_weights(spec, 3)})
     options = replace(OPTIONS, switch_at=(700, 400))
-    assert [use for use, _ in plan_of_sets(three, options)] == [[0], [1], [2]]
+    assert [use for use, _ in schedule_of_sets(three, options)] == [[0], [1], [2]]
     assert frames(three, [request_for(spec, images[0], options=options)])[0].any()
     with pytest.raises(UsageError, match="3 parameter sets and 1 switch"):
-        plan_of_sets(three, OPTIONS)
+        schedule_of_sets(three, OPTIONS)
 
 
 def test_soft_blend_needs_both_sets_in_memory(spec, sets, weights, images):
@@ -165,7 +165,7 @@ def test_loop_drops_the_last_frame_and_marks_both_ends(spec, sets, images):
 
 
 def test_branches_of_guidance(spec, sets, images):
-    network = sets.use(0)
+    network = sets.network(0)
     clip = start(sets, request_for(spec, images[0]))
     concat = torch.zeros(1, 4, spec.frames, 8, 8)
 

@@ -11,22 +11,24 @@ import torch
 from safetensors.torch import save_file
 
 from edg.api import load
-from edg.cli.main import main, parser_of
+from edg.cli.main import main
 from edg.core.errors import BadFileError
 from edg.core.video import read_image
 from edg.diffusion.ddim import SamplerStep, State
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.presets import PRESETS, SPRITES
+from edg.runner.config import SampleConfig
 from edg.runner.prepare import check
 from edg.sprites import WEIGHTS
 from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
-from edg.systems.base import Request
-from edg.systems.edg.clip_state import Clip
-from edg.systems.edg.generate import generate, show
+from edg.systems.base import Request, Silent
+from edg.systems.edg.clip_state import ClipState
+from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameter_sets import OneNetwork
+from edg.systems.edg.parameter_sets import SingleParameterSet
 from edg.systems.edg.preview import TinyDecoder, apply_map, preview, preview_map, read_tiny_decoder
+from edg.systems.edg.progress import ProgressCounter
 from edg.verify.rules import input_tensor, weight
 from edg.weights.store import open_weights
 
@@ -143,12 +145,25 @@ def test_a_checkpoint_is_no_decoder():
 # ---- while clips are made ----------------------------------------------------------------------------------
 
 
+class Previews(Silent):
+    """Keeps the frames of all previews."""
+
+    wants_preview = True
+
+    def __init__(self):
+        self.frames = []
+
+    def preview(self, request, label, frames):
+        self.frames.append(frames)
+
+
 def made(network, image, decoder=None):
-    """(frames, what was shown) of a short run."""
-    shown = []
-    request = Request("0", "a red circle", 1, 8, 32, 32, SamplingOptions(steps=6, switch_at=()), image)
-    (result,) = generate(OneNetwork(network), [request], None, lambda *told: shown.append(told[2]), decoder)
-    return result.frames, shown
+    """(frames, previews) of a short run. decoder: the file of one."""
+    options = SamplingOptions(steps=6, switch_at=(), preview_decoder=decoder and str(decoder))
+    request = Request("0", "a red circle", 1, 8, 32, 32, options, image)
+    observer = Previews()
+    (result,) = generate(SingleParameterSet(network), [request], observer)
+    return result.frames, observer.frames
 
 
 def test_the_decoder_shows_the_clip_and_changes_nothing(network):
@@ -165,12 +180,13 @@ def test_what_is_shown_is_the_clean_sample_whatever_the_dynamic_rescale(network)
     with torch.no_grad():
         clean = network.encode_frames(picture).mean.transpose(0, 1)[None] * SPRITES.scale_factor
     request = Request("0", "", 1, 1, 32, 32, SamplingOptions(), IMAGE)
-    clip = Clip(request, picture, noise=None, x_1CTHW=clean, concat_1CTHW=clean)
-    shown = []
+    clip = ClipState(request, picture, noise=None, x_1CTHW=clean, concat_1CTHW=clean)
+    observer = Previews()
     for scale in (1.0, 0.3):
-        step = SamplerStep(0, 999, 0.1, 0.2, 0.0, scale, scale)
-        show(lambda *told: shown.append(told[2]), None, [clip], State(step, clean, clean * scale))
-    assert np.abs(shown[0].astype(int) - shown[1]).max() <= 1
+        step = SamplerStep(49, 19, 0.1, 0.2, 0.0, scale, scale)
+        ProgressCounter(observer, 1).preview([clip], State(step, clean, clean * scale))
+    first, second = observer.frames
+    assert np.abs(first.astype(int) - second).max() <= 1
 
 
 def test_without_room_for_the_decoder_the_map_shows_the_clip(network, monkeypatch):
@@ -194,10 +210,10 @@ def test_the_flag_asks_for_previews_and_a_wrong_one_is_told_first(tmp_path, caps
 
 
 def test_a_wrong_file_is_told_when_flags_are_checked_as_of_a_sweep(tmp_path):
-    flags = ["--config", "sprites", "--recipe", "edg_temporal_conv", "--preview_decoder"]
-    check(parser_of("sample").parse_args([*flags, str(TINY)]))
-    with pytest.raises(BadFileError, match="no tiny decoder"):
-        check(parser_of("sample").parse_args([*flags, str(WEIGHTS / "base.safetensors")]))
+    flags = {"config": "sprites", "recipe": "edg_temporal_conv"}
+    check(SampleConfig.from_values({**flags, "preview_decoder": str(TINY)}))
+    with pytest.raises(BadFileError):
+        check(SampleConfig.from_values({**flags, "preview_decoder": str(WEIGHTS / "base.safetensors")}))
 
 
 def test_from_python_too():

@@ -72,13 +72,13 @@ class Guard(TorchDispatchMode):
 def test_nothing_is_computed_with_parameters_that_are_away(spec, weights, image, low_memory):
     expected = frames(ParameterSets(spec, weights, low_memory=low_memory), image)
     sets = ParameterSets(spec, weights, low_memory=low_memory)
-    sets.residence.carry = torch.clone  # another device, as far as storage goes
-    with Guard(sets.use(0)):
+    sets.offloader.to_device = torch.clone  # another device, as far as storage goes
+    with Guard(sets.network(0)):
         assert np.array_equal(frames(sets, image), expected)
 
 
 def test_the_guard_sees_it(spec, weights):
-    network = ParameterSets(spec, weights).use(0)
+    network = ParameterSets(spec, weights).network(0)
     with Guard(network), pytest.raises(AssertionError, match="not on the device"):
         network.encode_text(["a red ball"])
 
@@ -88,7 +88,7 @@ def test_low_memory_only_rounds(spec, weights, image, perframe):
     """Bit-equal without guidance where frames are decoded one by one anyway. Branches and frames that are
     computed alone instead of together may round differently."""
     plain, low = (ParameterSets(spec, weights, low_memory=low) for low in (False, True))
-    assert low.one_branch_at_a_time and not plain.one_branch_at_a_time
+    assert low.sequential_cfg and not plain.sequential_cfg
     differ_by_rounding(plain, low, image, replace(OPTIONS, perframe_ae=perframe))
 
 
@@ -114,10 +114,10 @@ def test_what_moves_and_how_often(spec, weights, image):
     told are made once for each branch and parameter set, so their layers come no more often than that."""
     sets = ParameterSets(spec, weights, low_memory=True)
     moved = Counter()
-    sets.residence.carry = lambda home: moved.update([home.data_ptr()]) or home.clone()
+    sets.offloader.to_device = lambda host: moved.update([host.data_ptr()]) or host.clone()
     times = {"told": set(), "joined": set(), "other": set()}
     kinds = {}
-    for layer in sets.use(0).unet.modules():
+    for layer in sets.network(0).unet.modules():
         if isinstance(layer, SpatialAttention) and layer.is_cross_attention:
             parts = [p for name, p in layer.named_parameters() if name.startswith(("to_k", "to_v"))]
             kinds |= {p.data_ptr(): "told" for p in parts}
@@ -125,7 +125,7 @@ def test_what_moves_and_how_often(spec, weights, image):
             kinds |= {p.data_ptr(): "joined" for p in layer.parameters()}
     steps, branches = 4, 2
     frames(sets, image, replace(OPTIONS, steps=steps))
-    for parameter in sets.use(0).unet.parameters():
+    for parameter in sets.network(0).unet.parameters():
         home = parameter.data_ptr()
         times[kinds.get(home, "other")].add(moved[home])
     once, always = branches * len(weights), branches * steps
@@ -133,7 +133,7 @@ def test_what_moves_and_how_often(spec, weights, image):
 
 
 def test_frames_one_by_one_are_the_same_latents(spec, weights):
-    network = ParameterSets(spec, weights).use(0)
+    network = ParameterSets(spec, weights).network(0)
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     together = network.encode_frames(pictures)
     network.vae_chunk = 1
@@ -143,7 +143,7 @@ def test_frames_one_by_one_are_the_same_latents(spec, weights):
 
 
 def test_every_parameter_has_its_phase(spec, weights):
-    network = ParameterSets(spec, weights).use(0)
+    network = ParameterSets(spec, weights).network(0)
     condition, denoise, decode = ({id(p) for p in parameters_of(network, phase)} for phase in PHASES)
     assert condition | denoise == {id(p) for p in network.parameters()}
     assert decode < condition and not condition & denoise
@@ -152,8 +152,8 @@ def test_every_parameter_has_its_phase(spec, weights):
 def test_parameters_come_for_their_phase_and_go(spec, weights):
     sets = ParameterSets(spec, weights)
     carried = []
-    sets.residence.carry = lambda home: carried.append(home) or home.clone()
-    network = sets.use(0)
+    sets.offloader.to_device = lambda host: carried.append(host) or host.clone()
+    network = sets.network(0)
     homes = {name: parameter.data_ptr() for name, parameter in network.named_parameters()}
 
     def away():
@@ -161,7 +161,7 @@ def test_parameters_come_for_their_phase_and_go(spec, weights):
 
     for phase, parts in PHASES.items():
         carried.clear()
-        with pytest.raises(KeyError), sets.only(phase, [0]):
+        with pytest.raises(KeyError), sets.on_device(phase, [0]):
             assert away() == {name.split(".")[0] for name in homes} - set(parts)
             assert len(carried) == len(parameters_of(network, phase))
             raise KeyError
@@ -171,9 +171,9 @@ def test_parameters_come_for_their_phase_and_go(spec, weights):
 def test_layers_come_one_at_a_time(spec, weights):
     """At most one layer's parameters are on the device, and a layer that fails leaves it, too."""
     sets = ParameterSets(spec, weights, low_memory=True)
-    network, out = sets.use(0), set()
+    network, out = sets.network(0), set()
     homes = {p: p.data_ptr() for p in network.parameters()}
-    sets.residence.carry = torch.clone
+    sets.offloader.to_device = torch.clone
     most = max(len(list(layer.parameters(recurse=False))) for layer in network.unet.modules())
 
     def look(layer, given):
@@ -182,7 +182,7 @@ def test_layers_come_one_at_a_time(spec, weights):
     batch = (torch.zeros(1, 8, spec.frames, 8, 8), torch.zeros(1, dtype=torch.long))
     words = torch.zeros(1, spec.frames, spec.unet.adapter_width)
     context = torch.zeros(1, spec.unet.text_tokens, spec.unet.context_dim)
-    with torch.no_grad(), sets.only("denoise", [0]):
+    with torch.no_grad(), sets.on_device("denoise", [0]):
         watch = [layer.register_forward_pre_hook(look) for layer in network.unet.modules()]
         network.unet(*batch, context, None, words)
         assert 0 < max(out) <= most

@@ -41,14 +41,14 @@ def ask(image, last=None, frames=8, height=32, width=32, name="0000-a_sample0", 
 
 def concat_of(sets, *requests):
     batch = [start(sets, request) for request in requests]
-    condition_batch(sets.use(0), 0, batch, requests[0].options)
+    condition_batch(sets.network(0), 0, batch, requests[0].options)
     return [clip.concat_1CTHW[0] for clip in batch]
 
 
 def mode_of(sets, path, request):
     """The picture's latent without a draw."""
     clip = start(sets, replace(request, image=path, last=None))
-    return sets.spec.scale_factor * sets.use(0).encode_frames(clip.image_13HW).mode()[0]
+    return sets.spec.scale_factor * sets.network(0).encode_frames(clip.image_13HW).mode()[0]
 
 
 def test_interp_puts_each_image_on_its_end_and_nothing_between(sets, images):
@@ -123,7 +123,7 @@ def test_other_lengths(sets, images, frames):
 
 
 def test_image_tokens_of_other_lengths_lie_between_those_that_the_model_has(sets):
-    network, image = sets.use(0), torch.rand(2, 3, 32, 32) * 2 - 1
+    network, image = sets.network(0), torch.rand(2, 3, 32, 32) * 2 - 1
     known = network.encode_image(image)
     assert torch.equal(network.encode_image(image, 8), known)
     per = sets.spec.resampler.num_queries
@@ -136,8 +136,8 @@ def test_image_tokens_of_other_lengths_lie_between_those_that_the_model_has(sets
 def test_every_branch_of_guidance_has_the_clips_length(sets):
     image, options = torch.zeros(1, 3, 32, 32), replace(OPTIONS, guidance_scale=2.0)
     noise = [clip_noise(ask(None))]
-    concat = image_latent(sets.use(0), image, 12, options, noise, "shared")
-    for condition in conditions(sets.use(0), ["a"], image, concat, options).values():
+    concat = image_latent(sets.network(0), image, 12, options, noise, "shared")
+    for condition in conditions(sets.network(0), ["a"], image, concat, options).values():
         assert condition.context_BLD.shape[1] == 8 + 4 * 12
 
 

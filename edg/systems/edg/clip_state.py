@@ -1,4 +1,4 @@
-"""A clip on its way: its image and noise to begin with, what the networks are told of it, its frames."""
+"""The state of a clip while it is made: image, noise, latent, frames."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from edg.core.hashing import cached_sha256
 from edg.core.seeding import generator
 from edg.core.video import fit_image, read_image, to_uint8
 from edg.diffusion.analytic_init import analytic_init
+from edg.networks.latent_video.clip_encoders import cut_warning
 from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
-from edg.systems.base import Request
-from edg.systems.edg.condition import Condition, Noise, conditions, image_latent
+from edg.systems.base import Request, Result
+from edg.systems.edg.condition import Condition, Noise, conditions, image_latent, lost_texts
 from edg.systems.edg.options import SamplingOptions
 
 if TYPE_CHECKING:
     from edg.systems.edg.parameter_sets import ParameterSets
 
+TEXTS = {"prompt": "the prompt", "negative_prompt": "the negative prompt"}
+SMALLER = "the memory was too small: made one clip and one frame at a time"
+
 
 @dataclass
-class Clip:
-    """A request on its way: its image, its own source of noise, and its latent so far."""
+class ClipState:
+    """A request while it is made: its image, its own source of noise, its latent so far."""
 
     request: Request
     image_13HW: Float[Tensor, "1 3 h w"]
@@ -55,8 +59,8 @@ def latent_shape(spec: ModelSpec, request: Request) -> tuple[int, int, int, int,
     return 1, spec.latent_channels, request.frames, height, width
 
 
-def start(sets: ParameterSets, request: Request) -> Clip:
-    """A request's image in [-1, 1] and its initial noise; an unreadable image is the clip's error."""
+def start(sets: ParameterSets, request: Request) -> ClipState:
+    """Start a clip: its image in [-1, 1] and initial noise; an unreadable image is the clip's error."""
     options, noise = request.options, clip_noise(request)
     x = noise("x_T", shape=latent_shape(sets.spec, request))
     if options.analytic_init is not None:
@@ -68,9 +72,9 @@ def start(sets: ParameterSets, request: Request) -> Clip:
         last = read_pixels("last_image", request) if options.interp and request.last_image else None
     except EdgError as error:
         no_image = torch.zeros(1, 3, request.height, request.width)
-        return Clip(request, no_image, noise, x, error=str(error))
+        return ClipState(request, no_image, noise, x, error=str(error))
     last = None if last is None else last.to(sets.device)
-    return Clip(request, pixels.to(sets.device), noise, x.to(sets.device), last_13HW=last)
+    return ClipState(request, pixels.to(sets.device), noise, x.to(sets.device), last_13HW=last)
 
 
 def read_pixels(name: str, request: Request) -> Float[Tensor, "1 3 h w"]:
@@ -85,7 +89,7 @@ def read_initial_noise(
 ) -> tuple[Float[Tensor, "1 c t h w"], Float[Tensor, "*shape"] | float]:
     """(E[x0], trace of its covariance per dimension) of a published Analytic-Init file (Zhao et al. 2024).
 
-    sha256: that it must have, the one that a record tells. Raises BadFileError for another file or another
+    sha256: expected of the file, from a record. Raises BadFileError for another file or another
     kind of file, UsageError when it was made for another size or length.
     """
     from edg.weights.store import open_weights
@@ -110,7 +114,7 @@ def read_initial_noise(
 
 
 def condition_batch(
-    network: LatentVideoModel, index: int, batch: Sequence[Clip], options: SamplingOptions
+    network: LatentVideoModel, index: int, batch: Sequence[ClipState], options: SamplingOptions
 ) -> dict[str, Condition]:
     """Conditions of parameter set `index` for a batch of clips, with that set's own encoders.
 
@@ -129,13 +133,13 @@ def condition_batch(
     concat = torch.cat([clip.concat_1CTHW for clip in batch])
     scaled = options.guidance_scale != 1 or options.image_guidance_scale is not None
     lost = options.con_prompt == "empty" and scaled and index > 0  # so does the release, by accident
-    told = options.text_input and not lost
-    prompts = [clip.request.prompt if told else "" for clip in batch]
+    prompted = options.text_input and not lost
+    prompts = [clip.request.prompt if prompted else "" for clip in batch]
     return conditions(network, prompts, images, concat, options)
 
 
-def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> Float[Tensor, "3 t h w"]:
-    """Latent -> video (3, T, H, W), about [-1, 1]; frame by frame with `perframe_ae`."""
+def decode(network: LatentVideoModel, clip: ClipState, options: SamplingOptions) -> Float[Tensor, "3 t h w"]:
+    """Decode a latent to a video (3, T, H, W), about [-1, 1]; frame by frame with `perframe_ae`."""
     chunk = 1 if options.perframe_ae else clip.request.frames
     return network.decode_latents(clip.x_1CTHW, chunk)[0].float().cpu()
 
@@ -143,6 +147,16 @@ def decode(network: LatentVideoModel, clip: Clip, options: SamplingOptions) -> F
 def to_frames(
     video_3THW: Float[Tensor, "3 t h w"], options: SamplingOptions
 ) -> UInt8[np.ndarray, "t_kept h w 3"]:
-    """Video -> uint8 (T, H, W, 3); a loop leaves out its last frame, which equals the first."""
+    """Convert a video to uint8 (T, H, W, 3); a loop leaves out its last frame, which equals the first."""
     frames = to_uint8(video_3THW)
     return frames[:-1] if options.loop else frames
+
+
+def result(
+    clip: ClipState, frames: UInt8[np.ndarray, "t_kept h w 3"] | None, spec: ModelSpec, shrunk: bool
+) -> Result:
+    """The result of a clip, with warnings on texts that were cut and on memory that was too small."""
+    lost = lost_texts(spec.text, clip.request.prompt, clip.request.options)
+    cut = [cut_warning(TEXTS[name], text, spec.text) for name, text in lost.items()]
+    warnings = (*cut, SMALLER) if shrunk else tuple(cut)
+    return Result(clip.request, frames, clip.error, {"lost_text": lost} if lost else {}, warnings)

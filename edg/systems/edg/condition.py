@@ -1,4 +1,4 @@
-"""Request -> condition: what one parameter set is told about a clip, for each branch of guidance."""
+"""Conditions of the denoiser: text and image of a clip, for each branch of guidance."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class Condition:
     def predict_all(
         several: Sequence[Condition], network: LatentVideoModel, reuse: DeepFeature | None = None
     ) -> Branches:
-        """The network under several conditions of one batch of clips, in one call: what comes before the
-        first token is computed once for all of them."""
-        context, words = (
+        """The network under several conditions of one batch of clips, in one call: layers before the first
+        cross-attention are computed once for all of them."""
+        context, temporal = (
             None if parts[0] is None else torch.cat(parts)
             for parts in zip(*((one.context_BLD, one.temporal_BTD) for one in several), strict=True)
         )
-        denoise = replace(several[0], context_BLD=context, temporal_BTD=words).predict(network, reuse)
+        denoise = replace(several[0], context_BLD=context, temporal_BTD=temporal).predict(network, reuse)
         return lambda x_BCTHW, t_B: denoise(x_BCTHW, t_B).unflatten(0, (len(several), -1))
 
     def predict(self, network: LatentVideoModel, reuse: DeepFeature | None = None) -> Denoiser:
         """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32.
 
-        What the layers make of the tokens is computed here, once for all steps. reuse: this denoiser's own.
+        Keys and values of the tokens are computed here, once for all steps. reuse: this denoiser's own.
         """
         context = network.unet.prepare_context(
             self.context_BLD, self.concat_BCTHW.shape[2], self.temporal_BTD
@@ -63,17 +63,19 @@ class Condition:
         ) -> Float[Tensor, "b c t h w"]:
             if reuse is not None:
                 reuse.enter(t_B)
-            told = network.predict(x_BCTHW, t_B, context, self.concat_BCTHW, self.fs_B, reuse=reuse).float()
+            prediction = network.predict(
+                x_BCTHW, t_B, context, self.concat_BCTHW, self.fs_B, reuse=reuse
+            ).float()
             if reuse is not None:
                 reuse.keep()
-            return told
+            return prediction
 
         return denoise
 
 
 def lost_texts(spec: TextSpec, prompt: str, options: SamplingOptions) -> dict[str, str]:
-    """The ends that the text tower does not read of a clip's "prompt" and "negative_prompt", where it is
-    conditioned on them and they are cut."""
+    """The ends that the text tower cuts off a clip's "prompt" and "negative_prompt", where it is conditioned
+    on them."""
     read = {"prompt": prompt} if options.text_input else {}
     if options.guided:
         read["negative_prompt"] = options.negative_prompt

@@ -1,8 +1,8 @@
 """The memory and operations of a run, estimated before it and without weights.
 
 `estimate` takes one batch of clips through the functions of `generate` itself, on the meta device, where
-tensors have shapes and no storage: condition, one guided step, decode. `Tally` counts what lives. Not
-counted: what kernels allocate for themselves, and what the allocator keeps in reserve
+tensors have shapes and no storage: condition, one guided step, decode. `MemoryTracker` counts live tensors.
+Not counted: memory that kernels allocate for themselves and that the allocator keeps in reserve
 (`MemoryEstimate.overhead_bytes` stands for them).
 """
 
@@ -29,16 +29,16 @@ from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.spec import ModelSpec
 from edg.networks.latent_video.unet import layout
 from edg.systems.base import MemoryEstimate, PhaseCost, Placement, Request
-from edg.systems.edg.clip_state import Clip, latent_shape
-from edg.systems.edg.generate import condition_sets, denoiser
+from edg.systems.edg.clip_state import ClipState, condition_batch, latent_shape
+from edg.systems.edg.denoiser import denoiser
 from edg.systems.edg.offload import parameters_of
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameter_sets import OneNetwork
-from edg.systems.edg.sampling_schedule import make_plan
+from edg.systems.edg.parameter_sets import SingleParameterSet
+from edg.systems.edg.sampling_schedule import sampling_schedule
 
-# Bytes beside what is counted: on a GPU the CUDA context, its libraries, the kernels' workspaces and clips
-# that wait their turn; on a CPU the interpreter with torch and open_clip. Assumed, not computed.
-BESIDE = {"cuda": 1_000_000_000, "cpu": 600_000_000}
+# Bytes that are not counted: on a GPU the CUDA context, its libraries, the kernels' workspaces and waiting
+# clips; on a CPU the interpreter with torch and open_clip. Assumed, not computed.
+OVERHEAD = {"cuda": 1_000_000_000, "cpu": 600_000_000}
 # Operation -> its floating-point operations. PyTorch's own table has lacked the CPU's attention since 2.14.
 FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
@@ -48,7 +48,7 @@ FLOPS = {
 }
 
 
-class Tally(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Bytes of the tensors made inside on devices of `kind`: alive now, and at the peak; and the operations
     of matrix products, convolutions and attention (a multiplication and an addition are two)."""
 
@@ -57,11 +57,11 @@ class Tally(TorchDispatchMode):
         self.kind = kind
         self.live = self.peak = self.flops = 0
 
-    def cut(self) -> tuple[int, int]:
-        """(peak, flops) since the last cut."""
-        told = self.peak, self.flops
+    def reset(self) -> tuple[int, int]:
+        """Start counting anew; returns (peak, flops) since the last reset."""
+        counted = self.peak, self.flops
         self.peak, self.flops = self.live, 0
-        return told
+        return counted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -72,16 +72,16 @@ class Tally(TorchDispatchMode):
         for storage in storages(out):
             if storage.device.type == self.kind and storage._cdata not in known:  # no view, not in place
                 known.add(storage._cdata)
-                self._born(storage)
+                self._allocated(storage)
         return out
 
-    def _born(self, storage: torch.UntypedStorage) -> None:
+    def _allocated(self, storage: torch.UntypedStorage) -> None:
         size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, size).atexit = False
+        weakref.finalize(storage, self._freed, size).atexit = False
 
-    def _gone(self, size: int) -> None:
+    def _freed(self, size: int) -> None:
         self.live -= size
 
 
@@ -124,15 +124,15 @@ class FusedAttention(TorchFunctionMode):
         return out[0]
 
 
-class Weightless(OneNetwork):
-    """A network without weights; its schedule has values."""
+class MetaParameterSets(SingleParameterSet):
+    """A network on the meta device; its schedule has values."""
 
     @cached_property
     def schedule(self) -> Schedule:
         return make_schedule(self.spec.schedule, self.spec.parameterization)
 
 
-def skeleton(spec: ModelSpec, dtype: torch.dtype) -> LatentVideoModel:
+def build_on_meta(spec: ModelSpec, dtype: torch.dtype) -> LatentVideoModel:
     """The model on the meta device with parameters in `dtype`."""
     network = build(spec)
     for parameter in network.parameters():
@@ -145,7 +145,7 @@ def skeleton(spec: ModelSpec, dtype: torch.dtype) -> LatentVideoModel:
 def estimate(
     spec: ModelSpec, parameters: Mapping[str, Any], request: Request, placement: Placement
 ) -> MemoryEstimate:
-    """The cost of a batch of clips like `request` with these parameter sets.
+    """Estimate the cost of a batch of clips like `request` with these parameter sets.
 
     The image, the prompt and the seed do not matter; of the parameters only names are read. The device need
     not be there. Raises UsageError as `generate` does.
@@ -153,37 +153,37 @@ def estimate(
     spec, sets = with_adapter_of(spec, parameters.values()), len(parameters)
     device, dtype, batch_size = placement.device.type, placement.dtype, placement.batch_size
     resident, low_memory = placement.offload == "none", placement.offload == "layers"
-    network = skeleton(spec, dtype)
+    network = build_on_meta(spec, dtype)
     network.vae_chunk = 1 if low_memory else None
     network.unet.layout = layout(torch.device(device))
-    weightless = Weightless(network, batch_size, tuple(f"set{i}" for i in range(sets)), low_memory)
-    steps = make_plan(weightless.schedule, sets, request.options)
-    with FusedAttention(device) as attention, Tally() as tally:
-        batch = [blank(spec, request) for _ in range(batch_size)]
-        costs = measure(weightless, steps[0][0], batch, request.options, tally.cut)
+    meta = MetaParameterSets(network, batch_size, tuple(f"set{i}" for i in range(sets)), low_memory)
+    steps = sampling_schedule(meta.schedule, sets, request.options)
+    with FusedAttention(device) as attention, MemoryTracker() as tracker:
+        batch = [meta_clip(spec, request) for _ in range(batch_size)]
+        costs = measure(meta, steps[0][0], batch, request.options, tracker.reset)
     counts = {"condition": len(steps), "denoise": sum(len(part) for _, part in steps), "decode": 1}
     whole = sum(map(size_of, network.parameters())) * (sets if resident else 1)
     moves = device == "cuda" and (low_memory or not resident)
     phases = tuple(
         PhaseCost(
             phase,
-            lent_bytes(network, phase, len(steps[0][0]), low_memory) if moves else whole,
+            offloaded_bytes(network, phase, len(steps[0][0]), low_memory) if moves else whole,
             *costs[phase],
             calls,
         )
         for phase, calls in counts.items()
     )
-    waiting = whole if moves else 0
+    host_bytes = whole if moves else 0
     few = (
         device == "cpu"
         and dtype in SHORT_KV_DTYPES
         and spec.unet.heads(spec.unet.model_channels)[1] <= MAX_SHORT_KV
     )
-    return MemoryEstimate(phases, waiting, BESIDE[device], attention_note(spec, attention.stored, few))
+    return MemoryEstimate(phases, host_bytes, OVERHEAD[device], attention_note(spec, attention.stored, few))
 
 
 def attention_note(spec: ModelSpec, stored: int, few: bool) -> str:
-    """few: whether this machine computes attention to few keys otherwise, which the meta device does not."""
+    """A phrase on stored attention weights. few: this machine has other kernels for attention to few keys."""
     if stored:
         return f"{stored} attention calls store their weights"
     if spec.unet.use_relative_position:
@@ -194,43 +194,43 @@ def attention_note(spec: ModelSpec, stored: int, few: bool) -> str:
 
 
 def measure(
-    sets: Weightless,
+    sets: MetaParameterSets,
     use: Sequence[int],
-    batch: Sequence[Clip],
+    batch: Sequence[ClipState],
     options: SamplingOptions,
-    cut: Callable[[], tuple[int, int]],
+    reset: Callable[[], tuple[int, int]],
 ) -> dict[str, tuple[int, int]]:
-    """(peak, flops) of each phase, as `cut` tells them. What is computed once for all steps counts for the
-    peak alone, and what approximations save for nothing: no step here has a time."""
+    """(peak, flops) of each phase, as `reset` returns them. Work done once for all steps counts for the peak
+    alone, and savings of approximations count for nothing: no step here has a time."""
     options = replace(options, guidance_interval=None, reuse=1)
-    told = condition_sets(sets, use, batch, options)
-    costs = {"condition": cut()}
-    denoise = denoiser(sets, use, told, (), options)
-    before, _ = cut()
+    conditions = [condition_batch(sets.network(index), index, batch, options) for index in use]
+    costs = {"condition": reset()}
+    denoise = denoiser(sets, use, conditions, (), options)
+    before, _ = reset()
     x = torch.cat([clip.x_1CTHW for clip in batch])
     denoise(x, x.new_zeros(len(batch), dtype=torch.long))
-    peak, flops = cut()
+    peak, flops = reset()
     costs["denoise"] = max(before, peak), flops
-    del denoise, told, x
-    cut()
-    sets.network.decode_latents(batch[0].x_1CTHW, 1 if options.perframe_ae else None)
-    peak, flops = cut()
+    del denoise, conditions, x
+    reset()
+    sets.model.decode_latents(batch[0].x_1CTHW, 1 if options.perframe_ae else None)
+    peak, flops = reset()
     return costs | {"decode": (peak, flops * len(batch))}
 
 
-def blank(spec: ModelSpec, request: Request, device: str = "meta") -> Clip:
+def meta_clip(spec: ModelSpec, request: Request, device: str = "meta") -> ClipState:
     """A clip of the request's size without content."""
 
     def noise(*what: object, shape: Sequence[int]) -> Tensor:
         return torch.zeros(tuple(shape), device=device)
 
     image = noise(shape=(1, 3, request.height, request.width))
-    return Clip(request, image, noise, noise(shape=latent_shape(spec, request)))
+    return ClipState(request, image, noise, noise(shape=latent_shape(spec, request)))
 
 
-def lent_bytes(network: LatentVideoModel, phase: str, used: int, low_memory: bool) -> int:
-    """Bytes of the parameters that are carried to the device for a phase, where `used` networks act at once
-    (a blend): the last of them alone decodes, and layers that come one at a time come one at a time."""
+def offloaded_bytes(network: LatentVideoModel, phase: str, used: int, low_memory: bool) -> int:
+    """Bytes of the parameters that are copied to the device for a phase, where `used` networks act at once (a
+    blend): the last of them alone decodes. low_memory: the largest layer."""
     if low_memory and phase == "denoise":
         return max(sum(map(size_of, layer.parameters(recurse=False))) for layer in network.unet.modules())
     return (1 if phase == "decode" else used) * sum(map(size_of, parameters_of(network, phase)))

@@ -1,7 +1,7 @@
-"""Where parameters lie: at home (main memory, or the device where nothing has to move), and on the device
-while the phase runs that reads them.
+"""Placement of parameters: on the host (main memory, or the device where nothing has to move), and on the
+device during the phase that reads them.
 
-Sampling changes no parameter, so nothing is ever carried back: what leaves the device is dropped there.
+Sampling changes no parameter, so nothing is copied back: copies on the device are dropped there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edg.networks.latent_video.model import LatentVideoModel
 
-# What each phase of `generate` reads, as attributes of the model. The image is encoded by the autoencoder.
+# Attributes of the model that each phase of `generate` reads. The autoencoder encodes the image.
 PHASES = {
     "condition": (
         "cond_stage_model",
@@ -30,11 +30,12 @@ PHASES = {
 
 
 def parameters_of(network: LatentVideoModel, phase: str) -> list[nn.Parameter]:
+    """The parameters that a phase reads."""
     return [p for name, p in network.named_parameters() if name.split(".")[0] in PHASES[phase]]
 
 
-class Residence:
-    """Carries parameters to `device` for as long as they are used; none moves where that is their home.
+class ModuleOffloader:
+    """Copies parameters to `device` while they are used; none moves that lies there already.
 
     layer_by_layer: the denoiser's layers come one at a time, each for its own forward pass alone.
     """
@@ -42,49 +43,49 @@ class Residence:
     def __init__(self, device: torch.device, layer_by_layer: bool = False):
         self.device, self.layer_by_layer = device, layer_by_layer
 
-    def carry(self, home: Tensor) -> Tensor:
-        """A parameter's values on the device: the same tensor where they lie there already."""
-        return home.to(self.device)
+    def to_device(self, host: Tensor) -> Tensor:
+        """A host tensor on the device: the same tensor where it lies there already."""
+        return host.to(self.device)
 
     @contextmanager
-    def only(self, networks: Sequence[LatentVideoModel], phase: str) -> Iterator[None]:
-        """What `phase` reads of the networks is on the device inside, at home before and after."""
+    def on_device(self, phase: str, networks: Sequence[LatentVideoModel]) -> Iterator[None]:
+        """Keep the parameters that `phase` reads of the networks on the device."""
         with ExitStack() as stack:
             for network in networks:
                 if self.layer_by_layer and phase == "denoise":
                     stack.enter_context(self._each_layer(network.unet))
                 else:
-                    stack.enter_context(self._here(parameters_of(network, phase)))
+                    stack.enter_context(self._parameters(parameters_of(network, phase)))
             yield
 
     @contextmanager
-    def _here(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        homes = [(parameter, parameter.data) for parameter in parameters]
+    def _parameters(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        hosts = [(parameter, parameter.data) for parameter in parameters]
         try:
-            for parameter, home in homes:
-                parameter.data = self.carry(home)
+            for parameter, host in hosts:
+                parameter.data = self.to_device(host)
             yield
         finally:
-            for parameter, home in homes:
-                parameter.data = home
+            for parameter, host in hosts:
+                parameter.data = host
 
     @contextmanager
     def _each_layer(self, network: nn.Module) -> Iterator[None]:
-        """Every module that owns parameters has them on the device while it runs, by hooks; so it does not
-        matter who calls it, or in which order."""
+        """Keep the parameters of every module on the device while it runs, by hooks, whoever calls it and in
+        whatever order."""
         with ExitStack() as hooks:
             for layer in network.modules():
-                homes = [(parameter, parameter.data) for parameter in layer.parameters(recurse=False)]
+                hosts = [(parameter, parameter.data) for parameter in layer.parameters(recurse=False)]
 
-                def come(layer, given, homes=homes) -> None:
-                    for parameter, home in homes:
-                        parameter.data = self.carry(home)
+                def pre_hook(layer, args, hosts=hosts) -> None:
+                    for parameter, host in hosts:
+                        parameter.data = self.to_device(host)
 
-                def go(layer, given, made, homes=homes) -> None:
-                    for parameter, home in homes:
-                        parameter.data = home
+                def post_hook(layer, args, output, hosts=hosts) -> None:
+                    for parameter, host in hosts:
+                        parameter.data = host
 
-                if homes:
-                    hooks.callback(layer.register_forward_pre_hook(come).remove)
-                    hooks.callback(layer.register_forward_hook(go, always_call=True).remove)
+                if hosts:
+                    hooks.callback(layer.register_forward_pre_hook(pre_hook).remove)
+                    hooks.callback(layer.register_forward_hook(post_hook, always_call=True).remove)
             yield

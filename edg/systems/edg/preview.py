@@ -1,5 +1,5 @@
-"""What a clip will look like, before it is decoded: by a linear map fitted to its own image, of the latent's
-size, or by a tiny decoder, of the clip's."""
+"""Previews of a clip: frames of the latent's size by a linear map fitted to the clip's own image, or of full
+size by a tiny decoder."""
 
 from __future__ import annotations
 

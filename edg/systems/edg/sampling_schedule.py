@@ -1,4 +1,4 @@
-"""Which parameter set acts on which steps, and whether requests fit the sets; reads nothing large."""
+"""The sampling schedule: parameter sets and their steps; and checks of requests that read no weights."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
     from edg.systems.edg.parameter_sets import ParameterSets
 
 
-def plan_of_sets(sets: ParameterSets, options: SamplingOptions) -> list[tuple[list[int], list[SamplerStep]]]:
-    """Which parameter sets act on which steps: [(set indices, steps)], the noisiest first."""
+def schedule_of_sets(
+    sets: ParameterSets, options: SamplingOptions
+) -> list[tuple[list[int], list[SamplerStep]]]:
+    """The sampling schedule of loaded sets: [(set indices, steps)], the noisiest first."""
     if options.blend == "soft" and not sets.resident:
         raise UsageError("a soft blend with swapped parameter sets", fix="use --resident")
-    return make_plan(sets.schedule, len(sets.names), options)
+    return sampling_schedule(sets.schedule, len(sets.names), options)
 
 
-def make_plan(
+def sampling_schedule(
     schedule: Schedule, count: int, options: SamplingOptions
 ) -> list[tuple[list[int], list[SamplerStep]]]:
-    """The plan of `count` parameter sets. Raises UsageError when the settings do not fit their number."""
+    """The sampling schedule of `count` parameter sets. Raises UsageError where settings do not fit them."""
     if len(options.switch_at) != count - 1:
         raise UsageError(
             f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
@@ -44,26 +46,26 @@ def make_plan(
     released = options.timesteps == "released"
     eta = options.eta if options.solver == "ddim" else 0.0
     try:
-        plan = ddim_plan(schedule, options.steps, options.spacing, eta, options.start, released=released)
+        steps = ddim_plan(schedule, options.steps, options.spacing, eta, options.start, released=released)
     except ValueError as error:
         raise UsageError(str(error), fix="choose other --ddim_steps, --M or --timestep_spacing") from error
     if options.blend == "soft":
-        return [([0, 1], plan)]
-    return [([index], steps) for index, steps in phases(plan, options.switch_at)]
+        return [([0, 1], steps)]
+    return [([index], part) for index, part in phases(steps, options.switch_at)]
 
 
 def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> list[str]:
     """Raise EdgError for whatever would stop `generate` with these sets and requests, and return warnings on
     what of the requests has no effect. Reads names and shapes only, but for a preview decoder."""
     spec = with_adapter_of(spec, sets.values())
-    skeleton = build(spec)
+    network = build(spec)
     for weights in sets.values():
-        check_weights(skeleton, weights)
+        check_weights(network, weights)
     schedule = make_schedule(spec.schedule, spec.parameterization)
     for options, shape in {(r.options, latent_shape(spec, r)): None for r in requests}:
         options.check()
         check_length(spec, shape[2])
-        make_plan(schedule, len(sets), options)
+        sampling_schedule(schedule, len(sets), options)
         if options.analytic_init is not None:
             read_initial_noise(Path(options.analytic_init), shape)
         if options.preview_decoder is not None:

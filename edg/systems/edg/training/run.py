@@ -29,7 +29,7 @@ from edg.networks.latent_video.vae import AutoencoderKL
 from edg.systems.base import Request
 from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
-from edg.systems.edg.parameter_sets import OneNetwork
+from edg.systems.edg.parameter_sets import SingleParameterSet
 from edg.systems.edg.training import trainable
 from edg.systems.edg.training.config import TrainingConfig
 from edg.systems.edg.training.encode import data_remarks
@@ -234,7 +234,7 @@ def sample_maker(config: TrainingConfig) -> MakeSamples | None:
             for p in pairs
         ]
         clips = []
-        for result in generate(OneNetwork(module.model), requests):
+        for result in generate(SingleParameterSet(module.model), requests):
             for warning in result.warnings:
                 warn(f"sample {result.request.id}: {warning}")
             if result.frames is None:

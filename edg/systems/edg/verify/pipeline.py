@@ -10,7 +10,7 @@ from edg.core.video import fit_image
 from edg.networks.latent_video.load import build
 from edg.networks.latent_video.published_yaml import from_published
 from edg.systems.base import Request
-from edg.systems.edg.clip_state import Clip, condition_batch, decode
+from edg.systems.edg.clip_state import ClipState, condition_batch, decode
 from edg.systems.edg.condition import Noise
 from edg.systems.edg.generate import denoise_all
 from edg.systems.edg.options import SamplingOptions
@@ -32,27 +32,29 @@ def run(case: Case) -> dict[str, Tensor]:
 
     out: dict[str, Tensor] = {}
     for index, name in enumerate(SETS):
-        told = condition_batch(sets.use(index), index, [clip], options)
-        out[f"{name}.cond.context"] = told["full"].context_BLD
-        out[f"{name}.c_concat"] = told["full"].concat_BCTHW
-        if "null" in told:
-            out[f"{name}.uncond.context"] = told["null"].context_BLD
+        conditions = condition_batch(sets.network(index), index, [clip], options)
+        out[f"{name}.cond.context"] = conditions["full"].context_BLD
+        out[f"{name}.c_concat"] = conditions["full"].concat_BCTHW
+        if "null" in conditions:
+            out[f"{name}.uncond.context"] = conditions["null"].context_BLD
     kept = replace(options, con_prompt="prompt")
-    out["con.cond.context_with_prompt"] = condition_batch(sets.use(1), 1, [clip], kept)["full"].context_BLD
+    out["con.cond.context_with_prompt"] = condition_batch(sets.network(1), 1, [clip], kept)[
+        "full"
+    ].context_BLD
 
     denoise_all(sets, [clip], options)
     out["latent"] = clip.x_1CTHW
-    out["video"] = decode(sets.use(1), clip, options)
+    out["video"] = decode(sets.network(1), clip, options)
     return out
 
 
 def rule_weights(spec, seed: int) -> dict[str, Tensor]:
     """A complete checkpoint by the weight rule; schedule buffers keep their computed values."""
-    skeleton = build(spec)
-    buffers = skeleton.schedule_buffers()
+    network = build(spec)
+    buffers = network.schedule_buffers()
     return {
         name: buffers[name] if name in buffers else rules.weight(seed, name, tuple(tensor.shape))
-        for name, tensor in skeleton.state_dict().items()
+        for name, tensor in network.state_dict().items()
     }
 
 
@@ -73,7 +75,7 @@ def released_options(config: dict) -> SamplingOptions:
     ).as_released()
 
 
-def make_clip(case: Case, spec, options: SamplingOptions) -> Clip:
+def make_clip(case: Case, spec, options: SamplingOptions) -> ClipState:
     image = case.input("image").numpy()
     height, width = image.shape[:2]
     request = Request("case", case.config["prompt"], 0, spec.frames, height, width, options)
@@ -81,7 +83,7 @@ def make_clip(case: Case, spec, options: SamplingOptions) -> Clip:
     factor = spec.latent_factor
     x = noise("x_T", shape=(1, spec.unet.out_channels, spec.frames, height // factor, width // factor))
     pixels = fit_image(image, height, width)[None]
-    return Clip(request, pixels.to(case.device), noise, x.to(case.device))
+    return ClipState(request, pixels.to(case.device), noise, x.to(case.device))
 
 
 def rule_noise(case: Case) -> Noise:

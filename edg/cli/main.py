@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from edg.core.arguments import Parser, as_path
+from edg.core.arguments import Parser
 from edg.core.dist import is_first_rank, is_launched, rank_label, world_from_environment
 from edg.core.errors import (
     DEFECT,
@@ -92,8 +92,8 @@ COMMANDS = {
     ),
     "verify": Command(
         "recompute the reference numbers",
-        "edg.cli.main:add_verify_arguments",
-        "edg.cli.main:verify",
+        "edg.cli.verify:add_arguments",
+        "edg.cli.verify:run",
         polls_signals=False,
     ),
     "doctor": Command(
@@ -119,23 +119,6 @@ COMMANDS = {
 }
 for _system in all_systems():  # descriptions only, nothing of a system is imported
     COMMANDS |= _system.commands
-
-
-def add_verify_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "folder", type=as_path, nargs="?", help="a reference folder (default: tests/reference)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32, bf16 or fp16 (float32)")
-    parser.add_argument(
-        "--only", nargs="+", metavar="CASE", help="only these cases or groups; patterns allowed"
-    )
-
-
-def verify(args) -> int:
-    from edg.verify import main as verify_folder
-
-    return verify_folder(args.folder, device=args.device, dtype=args.dtype, only=args.only)
 
 
 def info(args) -> int:

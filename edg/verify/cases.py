@@ -1,18 +1,16 @@
-"""A reference folder: its cases, how each is recomputed, and when a result counts as equal.
+"""Cases of a reference folder: reading, recomputing, comparing with the stored outputs.
 
 A folder holds `index.json` (format: `tests/reference/README.md`) and one safetensors file per case with
-tensors `in/NAME` and `out/NAME`. Each group of cases has one adapter function, case -> {output name: tensor},
-onto the functions that `merge` and `sample` call. A case without outputs (the `keys` group) returns counts of
-disagreements instead, which must all be zero.
+tensors `in/NAME` and `out/NAME`. A `Group` recomputes its cases with the functions that commands call. A case
+without outputs returns counts of disagreements instead, which must all be zero.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import gzip
-import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,28 +25,10 @@ from edg.verify import rules
 from edg.weights.readers.safetensors import open_safetensors
 from edg.weights.tensors import InputFile
 
-GROUPS: dict[str, str] = {
-    "schedule": "edg.systems.edg.verify.schedules:schedule",
-    "analytic": "edg.systems.edg.verify.schedules:analytic",
-    "sampler": "edg.systems.edg.verify.samplers:sampler",
-    "merge": "edg.verify.merges:merge",
-    "unet": "edg.systems.edg.verify.networks:unet",
-    "unet_full": "edg.systems.edg.verify.networks:unet_full",
-    "vae": "edg.systems.edg.verify.networks:vae",
-    "adapter": "edg.systems.edg.verify.networks:adapter",
-    "resampler": "edg.systems.edg.verify.networks:resampler",
-    "text_encoder": "edg.systems.edg.verify.networks:text_encoder",
-    "image_encoder": "edg.systems.edg.verify.networks:image_encoder",
-    "keys": "edg.systems.edg.verify.networks:keys",
-    "io": "edg.verify.images:io",
-    "pipeline": "edg.systems.edg.verify.pipeline:run",
-}
-#: Groups without a network: always float32 on the CPU, whatever device and dtype are being proved.
-ALWAYS_FLOAT32 = frozenset({"schedule", "analytic", "merge", "keys", "io"})
 #: Largest relative L2 error of a float output when the networks run in 16 bits.
 RELATIVE_L2 = {torch.bfloat16: 3e-2, torch.float16: 5e-3}
-#: Outputs of whole runs: guidance multiplies the difference of two passes by its scale, rounding included.
-GUIDED_OUTPUTS = frozenset({"x_final", "x_steps", "x0_steps", "latent", "video"})
+#: Group name -> what recomputes its cases.
+Groups = Mapping[str, "Group"]
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -62,7 +42,8 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """One entry of `index.json`. Its networks shall run on `device` in `dtype`.
+    """One entry of `index.json`. Its networks shall run on `device` in `dtype`. kind: its group, None for an
+    unknown one.
 
     Latents, schedules and guidance stay float32; a network's inputs and weights are cast to `dtype`.
     """
@@ -76,6 +57,7 @@ class Case:
     folder: Path
     device: torch.device
     dtype: torch.dtype
+    kind: Group | None = None
 
     @property
     def path(self) -> Path:
@@ -122,19 +104,27 @@ class Case:
         )
 
     def relative_l2(self, output: str) -> float | None:
-        """The limit of a float output's relative L2 error in 16 bits, None in float32.
-
-        What a run with networks (not stubs) ends in may be off by guidance scale times the limit of one pass.
-        """
+        """The limit of a float output's relative L2 error in 16 bits, None in float32."""
         if self.dtype not in RELATIVE_L2:
             return None
-        scale = self.raw.get("sampler", self.config).get("cfg_scale", 1.0)
-        stubs = self.group == "sampler" and "unet_config_dyn" not in self.raw
-        amplified = output in GUIDED_OUTPUTS and self.group in ("sampler", "pipeline") and not stubs
-        return RELATIVE_L2[self.dtype] * (max(1.0, abs(scale)) if amplified else 1.0)
+        factor = 1.0 if self.kind is None else self.kind.amplification(self, output)
+        return RELATIVE_L2[self.dtype] * factor
 
     def has_input(self, name: str) -> bool:
         return name in (self.raw.get("inputs") or {}) or name in self.stored_inputs
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases of one kind. run: case -> {output name: tensor}. exact: no network, so always float32 on the CPU.
+    amplification: (case, output) -> factor on the 16-bit error of one network pass."""
+
+    run: Callable[[Case], dict[str, Tensor]]
+    exact: bool = False
+    amplification: Callable[[Case, str], float] = lambda case, output: 1.0
+
+    def __call__(self, case: Case) -> dict[str, Tensor]:
+        return self.run(case)
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ class Verdict:
 
 
 def load_cases(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path, groups: Groups, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> list[Case]:
     """Every case of a folder. Raises UsageError without index.json, BadFileError for an unreadable one."""
     index_path = Path(folder) / "index.json"
@@ -161,13 +151,16 @@ def load_cases(
         )
     try:
         entries = json.loads(index_path.read_text())["cases"]
-        return [_case(entry, Path(folder), torch.device(device), dtype) for entry in entries]
+        return [_case(entry, groups, Path(folder), torch.device(device), dtype) for entry in entries]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFileError(f"{index_path}: {error!r}", expected="an index of reference cases") from error
 
 
-def _case(entry: Mapping[str, Any], folder: Path, device: torch.device, dtype: torch.dtype) -> Case:
-    fixed = entry["group"] in ALWAYS_FLOAT32
+def _case(
+    entry: Mapping[str, Any], groups: Groups, folder: Path, device: torch.device, dtype: torch.dtype
+) -> Case:
+    kind = groups.get(entry["group"])
+    exact = kind is not None and kind.exact
     return Case(
         name=entry["name"],
         group=entry["group"],
@@ -176,8 +169,9 @@ def _case(entry: Mapping[str, Any], folder: Path, device: torch.device, dtype: t
         key_prefix=entry.get("key_prefix") or "",
         raw=entry,
         folder=folder,
-        device=torch.device("cpu") if fixed else device,
-        dtype=torch.float32 if fixed else dtype,
+        device=torch.device("cpu") if exact else device,
+        dtype=torch.float32 if exact else dtype,
+        kind=kind,
     )
 
 
@@ -198,36 +192,37 @@ def _matches(case: Case, pattern: str) -> bool:
 
 def run_folder(
     folder: Path,
+    groups: Groups,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     only: Sequence[str] | None = None,
 ) -> list[Verdict]:
     """Recompute the cases of a folder and judge each."""
-    return list(iter_folder(folder, device, dtype, only))
+    return list(iter_folder(folder, groups, device, dtype, only))
 
 
 def iter_folder(
     folder: Path,
+    groups: Groups,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     only: Sequence[str] | None = None,
 ) -> Iterator[Verdict]:
     """`run_folder`, one verdict at a time."""
-    for case in select(load_cases(folder, device, dtype), only):
-        yield run_case(case)
+    for case in select(load_cases(folder, groups, device, dtype), only):
+        yield run_case(case, groups)
 
 
-def run_case(case: Case) -> Verdict:
-    """Recompute one case; whatever goes wrong on the way is the case's failure, never ours."""
-    if case.group not in GROUPS:
+def run_case(case: Case, known: Collection[str] = ()) -> Verdict:
+    """Recompute one case; an exception of its group is the case's failure. known: names of groups, for the
+    note on an unknown one."""
+    if case.kind is None:
         return Verdict(
-            case.name, case.group, "unknown", note=f"no group {case.group!r}; {nearest(case.group, GROUPS)}"
+            case.name, case.group, "unknown", note=f"no group {case.group!r}; {nearest(case.group, known)}"
         )
-    module_name, _, function_name = GROUPS[case.group].partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
         with torch.no_grad(), _exact_float32():
-            got = function(case)
+            got = case.kind(case)
         return judge(case, got)
     except Exception as error:
         return Verdict(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from edg.core.video import fit_image, to_uint8
+from edg.verify.cases import Case
 
 
-def io(case) -> dict[str, torch.Tensor]:
+def io(case: Case) -> dict[str, torch.Tensor]:
     """frame_{i}: image_{i} fitted to the target size; frames_uint8 and its loop: the video as it is saved."""
     height, width = case.config["target"]
     names = [name for name in case.input_names if name.startswith("image_")]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edg import verify
+from edg.cli import verify
 from edg.diffusion import ddim, guidance, prediction, schedule, switch
 from edg.merging import ops
 from edg.networks.latent_video import attention

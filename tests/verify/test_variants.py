@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from edg.cli import verify
 from edg.verify import cases, rules
 
+GROUPS = verify.known_groups()
 CONFIG = {
     "linear_start": 0.00085,
     "linear_end": 0.012,
@@ -162,14 +164,14 @@ def write_case(folder, config, settings, seed=11, shape=(1, 4, 3, 5, 6), tokens=
 @pytest.mark.parametrize("shape", [(1, 4, 3, 5, 6), (2, 2, 1, 3, 4)], ids=["b1", "b2"])
 def test_other_settings(tmp_path, config, changes, shape):
     write_case(tmp_path, config, {**SETTINGS, **changes}, shape=shape)
-    (verdict,) = cases.run_folder(tmp_path)
+    (verdict,) = cases.run_folder(tmp_path, GROUPS)
     assert verdict.status == "pass", verdict
 
 
 @pytest.mark.parametrize("changes", [{}, {"S": 17, "M": 940, "eta": 0.2, "cfg_scale": 3.0, "T": 100}])
 def test_other_blends(tmp_path, changes):
     write_case(tmp_path, CONFIG, {**SETTINGS, **changes}, soft=True)
-    (verdict,) = cases.run_folder(tmp_path)
+    (verdict,) = cases.run_folder(tmp_path, GROUPS)
     assert verdict.status == "pass", verdict
 
 
@@ -194,5 +196,5 @@ def test_other_tables(tmp_path, config):
     limits = {name: {"atol": 2e-6} for name in out}
     entry = {"name": "d", "group": "schedule", "file": "d.safetensors", "config": config, "outputs": limits}
     (tmp_path / "index.json").write_text(json.dumps({"cases": [entry]}))
-    (verdict,) = cases.run_folder(tmp_path)
+    (verdict,) = cases.run_folder(tmp_path, GROUPS)
     assert verdict.status == "pass", verdict

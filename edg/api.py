@@ -42,11 +42,11 @@ SMALL = 1_000_000  # pixels of a clip that a notebook shows exactly
 SHOWN = 192  # pixels that a small clip is enlarged to, there
 
 
-def load(model: str = "sprites", **how: Any) -> Model:
+def load(model: str = systems.DEFAULT_MODEL, **how: Any) -> Model:
     """A model by name or YAML file; its weights are read when the first clip is made.
 
-    how: any option of `edg sample`, such as device, dtype, steps, guidance; dyn=PATH and con=PATH, or
-    base=PATH, tuned=PATH and recipe=NAME (`sprites` has all of these). Raises EdgError.
+    how: any option of `edg sample`, such as device, dtype, steps, guidance, or the files of its parameters
+    (the default model comes with them). Raises EdgError.
     """
     return Model(model, how)
 
@@ -66,9 +66,13 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
 
+    @property
+    def _system(self) -> System:
+        return systems.of(self.options.get("system"), self.name)
+
     def _config(self, options: Mapping[str, Any]) -> SampleConfig:
         """The settings of a clip with these options over the model's. Raises UsageError."""
-        system = systems.of(self.options.get("system"), self.name)
+        system = self._system
         own, clip = (_by_field(system, {"config": self.name, **self.options}), _by_field(system, options))
         given = {**own, **clip}
         if self.name is not None and system.defaults is not None:
@@ -94,7 +98,8 @@ class Model:
         line on stderr; what it raises ends the clip there. watch: called a few times with (request, label,
         frames), the clip as predicted so far. Raises EdgError.
         """
-        config = self._config({**({} if last is None else {"interp": True}), **options})
+        implied = {} if last is None else self._system.implied.get("last_image", {})
+        config = self._config({**implied, **options})
         require(
             isinstance(prompt, str), f"a prompt that is {type(prompt).__name__}", "a text, which may be empty"
         )

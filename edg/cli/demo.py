@@ -1,32 +1,23 @@
 """`edg demo`: a page on this machine where images are made to move.
 
-It shows the published model where its weights lie under CKPT_PATH as run.sh looks for them, else the embedded
-one.
+It shows the first of the models that systems offer whose weights are there.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from edg import systems
 from edg.core.arguments import Parser, whole
 from edg.core.errors import EdgError, MachineError
 from edg.demo.jobs import DemoModel, Slider
+from edg.systems.base import DemoSetup
 
 EXAMPLES = 8
 LOOPBACK = "127.0.0.1"
-ABOUT_SPRITES = (
-    "It ships with `edg` and knows nothing but its own small world: one shape on grey, 32x32, told to move "
-    "like *a red circle moves left*. Pictures of your own need the published weights: "
-    "`edg fetch dynamicrafter-512 cil-512`."
-)
-PUBLISHED = {
-    "base": "dynamicrafter_512_v1/model.ckpt",
-    "tuned": "dynamicrafter_cil_512_v1/timenoise.ckpt",
-}
-STARTS = {"motion": 0.7, "hold": 0.85}  # first values of the dials
 MAX_STEPS = 100
 
 
@@ -34,8 +25,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--host", default=LOOPBACK, help=f"the address that it listens on ({LOOPBACK})")
     parser.add_argument("--port", type=whole(0, 65535), default=7860, help="0: any that is free (7860)")
     parser.add_argument(
-        "--model", choices=("auto", "sprites", "dynamicrafter-512"), default="auto",
-        help="auto: the published one where it lies under $CKPT_PATH, else sprites (auto)",
+        "--model", choices=("auto", *demo_setups()), default="auto",
+        help="auto: the first of these whose weights are there (auto)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
@@ -60,78 +51,47 @@ def ready(model: DemoModel, address: str) -> None:
 # ---- the model ---------------------------------------------------------------------------------------------
 
 
+def demo_setups() -> dict[str, Callable[[], DemoSetup]]:
+    """The models that systems offer for the page, the preferred first."""
+    parts = (system.part("demo") for system in systems.all_systems() if system.demo is not None)
+    return {name: make for part in parts for name, make in part.items()}
+
+
+def chosen_setup(model: str) -> DemoSetup:
+    """The setup of a model, or for "auto" the first whose weights are there. Raises MachineError."""
+    missing = MachineError("no system has a model for the demo")
+    for name, make in demo_setups().items():
+        try:
+            if model in ("auto", name):
+                return make()
+        except MachineError as error:
+            missing = error
+    raise missing
+
+
 def demo_model(args: argparse.Namespace) -> DemoModel:
-    """The model, and the base for comparison. Of published weights one network at a time is in memory. Raises
-    MachineError."""
+    """The model, and others for comparison. Raises MachineError where its weights are missing."""
     from edg.api import Model
-    from edg.systems.edg.dials import find_dials
-    from edg.systems.edg.files import SPRITES_DEFAULTS
 
+    setup = chosen_setup(args.model)
     machine = {name: getattr(args, name) for name in ("device", "dtype", "threads", "low_memory")}
-    paths = published() if args.model != "sprites" else {}
-    if args.model not in ("auto", "sprites") and not paths:
-        raise MachineError(
-            f"no weights of {args.model} under $CKPT_PATH", fix="edg fetch dynamicrafter-512 cil-512"
-        )
-    if not paths:
-        from edg.sprites import WEIGHTS
-
-        name, flags = "sprites", {**SPRITES_DEFAULTS, "preview_decoder": "sprites"}
-        base = {"guidance": SPRITES_DEFAULTS["guidance_scale"], "preview_decoder": "sprites"}
-        base_file, kept = WEIGHTS / "base.safetensors", None
-    else:
-        name, base, kept = "dynamicrafter-512", {"frame_stride": 24, "perframe_ae": True}, {}
-        flags = {**base, **sets_of(paths)}
-        base_file = paths["base"]
-    own = flags if paths else {"preview_decoder": "sprites"}  # the others are its defaults
-    model = Model(name, {**own, **machine}, kept)
-    beside = Model(None, {**base, **machine, "sets": [f"base={base_file}"]}, kept)
-    dials = find_dials(None, name) if "recipe" in flags else None
-    steps = dials.sampling.get("ddim_steps", 50) if dials else 50
+    kept: dict[str, Any] | None = {} if setup.one_network else None
+    model = Model(setup.model, {**setup.options, **machine}, kept)
+    others = {name: Model(None, {**options, **machine}, kept) for name, options in setup.others.items()}
+    sliders = [Slider(name, *numbers) for name, numbers in setup.sliders.items()]
     return DemoModel(
-        name,
-        {"edg": model.animate, "base": beside.animate},
-        (*dial_sliders(dials), Slider("steps", 1, MAX_STEPS, 1, steps, shared=True)),
-        examples(name),
-        about="" if paths else ABOUT_SPRITES,
-        small=not paths,
-        warm_up=warm_up,
+        setup.model,
+        {"edg": model.animate, **{name: other.animate for name, other in others.items()}},
+        (*sliders, Slider("steps", 1, MAX_STEPS, 1, setup.steps, shared=True)),
+        examples(setup.model),
+        about=setup.about,
+        small=setup.small,
+        warm_up=setup.warm_up,
     )
-
-
-def published() -> dict[str, Path]:
-    """The published weights, {} where they are not there."""
-    from edg.core.files import checkpoints
-
-    paths = {name: checkpoints() / path for name, path in PUBLISHED.items()}
-    return paths if all(path.is_file() for path in paths.values()) else {}
-
-
-def sets_of(paths: dict[str, Path]) -> dict[str, Any]:
-    """The parameter sets that run.sh has merged where they are there, else those to be merged in memory."""
-    from edg.core.files import checkpoints
-
-    merged = {name: checkpoints() / "merge" / f"{name}.pt" for name in ("dyn", "con")}
-    if all(path.is_file() for path in merged.values()):
-        return merged
-    return {**paths, "recipe": "edg"}
-
-
-def dial_sliders(dials: Any) -> list[Slider]:
-    """A slider for each dial that has a measured curve."""
-    found = []
-    for name, start in STARTS.items() if dials else ():
-        dial = getattr(dials, name)
-        if stretch := dial.range():
-            ends = sorted((stretch[0].mean, stretch[-1].mean), reverse=dial.wants == "less")
-            text = f"{dial.figure}: {ends[0]:.2f} at 0, {ends[1]:.2f} at 1 (measured)"
-            found.append(Slider(name, 0, 1, 0.05, start, text))
-    return found
 
 
 def examples(name: str) -> list[tuple[str, str]]:
     """(image, prompt) of the prompts that come with the model."""
-    from edg import systems
     from edg.data.prompts import read_folder
     from edg.runner.prepare import default_prompts
 
@@ -140,10 +100,3 @@ def examples(name: str) -> list[tuple[str, str]]:
     except EdgError:  # an installation without them
         return []
     return [(str(pair.image.resolve()), pair.prompt) for pair in pairs[:EXAMPLES]]
-
-
-def warm_up() -> None:
-    """Import the package of the towers."""
-    from edg.networks.latent_video.clip_encoders import open_clip
-
-    open_clip()

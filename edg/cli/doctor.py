@@ -175,7 +175,8 @@ def checkpoint_files() -> Iterator[str]:
     """Every published file under CKPT_PATH, opened (not read) to see whether it is whole and what it is."""
     found = present()
     if not found:
-        yield f"none of the published files under {checkpoints()} (edg fetch); the embedded sprites need none"
+        folder, embedded = checkpoints(), systems.DEFAULT_MODEL
+        yield f"none of the published files under {folder} (edg fetch); the embedded {embedded} need none"
     for name, path in found.items():
         yield f"{name}: {path}, {path.stat().st_size / GB:.2f} GB, {_sniffed(path)}"
 

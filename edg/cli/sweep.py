@@ -4,7 +4,8 @@
     options: {config: sprites, recipe: edg_temporal_conv, T: 300}
     grid: {dyn: {alpha: [0, 0.5, 1]}, seed: [1, 2]}
 
-A name with a dot, or nested as above, is a number of the recipe (`--strength`). To resume, run it again.
+A name with a dot, or nested as above, is an item of the system's `dotted` option, such as a number of a
+recipe. To resume, run it again.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from edg.core.process import stopping
 from edg.core.shipped import shipped
 from edg.core.written import plain, text_of
 from edg.runner.config import PARTS, SampleConfig
+from edg.systems.base import System
 
 FOLDER = shipped("configs", "sweeps")
 MOST_POINTS = 10_000
-OWN = ("savedir", "overwrite", "strength")  # of the sweep's own making, or told another way
+OWN = ("savedir", "overwrite")  # set by the sweep itself
 TEXTS = (str, PathText, NamedPath)
 TROUBLE = (EdgError, OSError, MemoryError, RuntimeError)
 
@@ -79,10 +81,13 @@ def sweep(args: argparse.Namespace) -> int:
     """Run `edg sweep`; returns the exit code. Raises EdgError before anything is made for a flag that is
     wrong anywhere in the grid, SomeFailedError at the end when points failed."""
     plan = read(args.sweep, args.settings)
+    dotted = _system(plan.options).dotted
     found = points(plan)
     if args.dry_run:
         for point in found:
-            print(f"{point}: edg sample {shlex.join(flags_of(point.options))} --savedir {point.folder}")
+            print(
+                f"{point}: edg sample {shlex.join(flags_of(point.options, dotted))} --savedir {point.folder}"
+            )
         return 0
     with lock_folder(plan.out) as check:
         failed = run_all(found, check)
@@ -123,8 +128,8 @@ def read(name: str, settings: Sequence[str] = ()) -> Sweep:
     if not grid:
         raise UsageError(f"{path} has an empty grid", expected="grid: {NAME: [values]}")
     for key in (*grid, *options):
-        if key.replace("-", "_") in OWN:
-            raise UsageError(f"{path}: {key}", expected="out: for the folder, OUTPUT.SETTING for a strength")
+        if key.replace("-", "_") in (*OWN, _system(options).dotted):
+            raise UsageError(f"{path}: {key}", expected="out: for the folder, NAME.SETTING for a setting")
     return Sweep(plan.out, grid, options)
 
 
@@ -145,7 +150,7 @@ def points(plan: Sweep) -> list[SweepPoint]:
     """The grid's points, their options checked. Raises EdgError naming the point."""
     from edg.runner.prepare import check
 
-    kinds = _declared(plan)
+    kinds, dotted = _declared(plan), _system(plan.options).dotted
     _check_names(plan, kinds)
     if (count := math.prod(map(len, plan.grid.values()))) > MOST_POINTS:
         raise UsageError(f"a grid of {count:,} points", expected=f"at most {MOST_POINTS:,}")
@@ -161,21 +166,26 @@ def points(plan: Sweep) -> list[SweepPoint]:
         folder = Path(plan.out) / name
         try:
             check_name(name, "a point's name")
-            settings = SampleConfig.from_values({**values_of(options), "savedir": str(folder)})
+            settings = SampleConfig.from_values({**values_of(options, dotted), "savedir": str(folder)})
             check(settings)
         except EdgError as error:
             raise type(error)(f"{name}: {error.given}", expected=error.expected, fix=error.fix) from None
-        other = same.setdefault(_meaning(settings), name)
+        other = same.setdefault(_meaning(settings, dotted), name)
         if other != name:
             raise UsageError(f"{other} and {name} are the same point", expected="every point once")
         found[name] = SweepPoint(folder, options, settings)
     return list(found.values())
 
 
+def _system(options: Mapping[str, Any]) -> System:
+    """The system that the options name."""
+    given = {name.replace("-", "_"): value for name, value in options.items()}
+    return systems.of(given.get("system"), given.get("config", given.get("spec")))
+
+
 def _declared(plan: Sweep) -> dict[str, Declared]:
     """Every name that an option of `edg sample` may have here -> its declaration."""
-    given = {name.replace("-", "_"): value for name, value in plan.options.items()}
-    own = systems.of(given.get("system"), given.get("config", given.get("spec"))).part("options")
+    own = _system(plan.options).part("options")
     return {
         name: declared(kind)[field] for kind in (*PARTS.values(), own) for name, field in names(kind).items()
     }
@@ -207,18 +217,20 @@ def _check_names(plan: Sweep, kinds: Mapping[str, Declared]) -> None:
             raise UsageError(f"{other} and {name} are the same flag", expected="one of them")
 
 
-def _meaning(settings: SampleConfig) -> str:
+def _meaning(settings: SampleConfig, dotted: str | None) -> str:
     """A text that is equal for points with the same clips: all settings but the folder."""
     given = settings.given() | {"savedir": None}
-    strengths = (text.partition("=") for text in given.get("strength", ()))
-    return repr({**given, "strength": sorted((place, float(value)) for place, _, value in strengths)})
+    parts = (text.partition("=") for text in given.get(dotted, ()))
+    return repr({**given, dotted: sorted((place, float(value)) for place, _, value in parts)})
 
 
-def values_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a point by name, those with a dot as strengths of the recipe."""
+def values_of(options: Mapping[str, Any], dotted: str | None) -> dict[str, Any]:
+    """Options of a point by name, those with a dot as values of the option `dotted`."""
+    if dotted is None:
+        return dict(options)
     values = {key: value for key, value in options.items() if "." not in key}
-    strengths = [f"{key}={value}" for key, value in options.items() if "." in key and value is not None]
-    return values | ({"strength": strengths} if strengths else {})
+    items = [f"{key}={value}" for key, value in options.items() if "." in key and value is not None]
+    return values | ({dotted: items} if items else {})
 
 
 def _safe(text: str) -> str:
@@ -229,7 +241,7 @@ def _text(value: Any) -> str:
     return "-".join(map(_text, value)) if isinstance(value, list) else str(value)
 
 
-def flags_of(options: Mapping[str, Any]) -> list[str]:
+def flags_of(options: Mapping[str, Any], dotted: str | None) -> list[str]:
     """Options as a command line: none is left out, a truth is a switch, a list is several arguments."""
     given = {key: value for key, value in options.items() if value is not None}
     flags = []
@@ -242,8 +254,8 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
             flags += [f"--{key}", *map(str, value)]
         else:
             flags.append(f"--{key}={value}")
-    strengths = [f"{key}={value}" for key, value in given.items() if "." in key]
-    return flags + (["--strength", *strengths] if strengths else [])
+    items = [f"{key}={value}" for key, value in given.items() if "." in key]
+    return flags + ([f"--{dotted}", *items] if items else [])
 
 
 # ---- making ------------------------------------------------------------------------------------------------

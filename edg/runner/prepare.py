@@ -111,7 +111,7 @@ class Job:
             chunk=self.config.placement.chunk,
             overwrite=output.overwrite,
             patience=LOCK_TIMEOUT,
-            preview=output.preview or getattr(self.selection.options, "preview_decoder", None) is not None,
+            preview=output.preview or self.selection.preview,
         )
 
     def _notes(self, world: World) -> dict[str, Any]:
@@ -193,8 +193,8 @@ def chosen_model(config: SampleConfig) -> tuple[System, Spec | None, dict[str, A
     system, spec = config.system, None
     if model.config is not None:
         system, spec = systems.find(model.config, model.system)
-    if config.prompts.size == "auto" and "fit" in options.names(system.part("options")):
-        given.setdefault("fit", "crop")
+    if config.prompts.size == "auto":
+        given = {**system.implied.get("auto_size", {}), **given}
     return system, spec, given
 
 

@@ -12,6 +12,7 @@ from edg.systems.base import Spec, System, load_part
 
 SYSTEMS = {"edg": "edg.systems.edg.system:SYSTEM"}
 DEFAULT = "edg"  # where neither a system nor a model is named
+DEFAULT_MODEL = "sprites"  # comes with the package
 YAML = (".yaml", ".yml")
 
 

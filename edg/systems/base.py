@@ -161,7 +161,7 @@ class Selection:
     the model and the roles. open: gives the parameters by role; its argument is called with lines worth a
     note. tables: role -> table inside its file. together: all parameter sets are needed at once. inputs:
     files that these options ask for, None for the system's own. remarks: lines on clips like a request.
-    notes: for the records.
+    preview: the options ask for previews. notes: for the records.
     """
 
     spec: Any
@@ -172,6 +172,7 @@ class Selection:
     together: bool = False
     inputs: Inputs | None = None
     remarks: Callable[[Request], Sequence[str]] = lambda request: ()
+    preview: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -248,6 +249,27 @@ class RemoteFile:
     @property
     def path(self) -> Path:
         return checkpoints() / self.folder / self.file
+
+
+@dataclass(frozen=True)
+class DemoSetup:
+    """A model as `edg demo` shows it.
+
+    model, options: as for `edg.load`, of the clips to show; others: options of models for comparison.
+    one_network: all of them share the memory of one. sliders: option -> (low, high, step, start, help).
+    steps: at first. about: a sentence or two for visitors, Markdown. small: clips are enlarged without
+    smoothing. warm_up: imports that take seconds.
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    others: Mapping[str, Mapping[str, Any]]
+    one_network: bool
+    sliders: Mapping[str, tuple[float, float, float, float, str]]
+    steps: int
+    about: str = ""
+    small: bool = False
+    warm_up: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -351,8 +373,14 @@ class System:
     embed: str | None = None  # (spec, parameters, device) -> Embedder
     verify: str | None = None  # -> Mapping[group, Callable[[Case], dict[str, Tensor]]]
     prompts: str | None = None  # (spec) -> name of the prompt folder beside the package that fits it
+    demo: str | None = (
+        None  # -> Mapping[model, () -> DemoSetup | None], the preferred first; None: no weights
+    )
     defaults: str | None = None  # (model, given to load, given to a clip) -> options that nobody gave
     commands: Mapping[str, Command] = field(default_factory=dict)
+    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # "last_image" | "auto_size" -> options that a request with it takes where they are not given
+    dotted: str | None = None  # the option of NAME.SETTING=X items, which a sweep writes as NAME.SETTING: X
     subfolder: str | None = None  # (options) -> "1000": where under --savedir clips go
 
     def part(self, name: str) -> Any:

@@ -17,12 +17,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edg.cli.demo import ABOUT_SPRITES, PUBLISHED, demo_model, published, sets_of
+from edg.cli.demo import demo_model
 from edg.cli.main import main, parser_of
 from edg.core.hashing import sha256_file
 from edg.core.video import read_frames, read_metadata
 from edg.demo import view
 from edg.demo.jobs import DemoBackend, DemoModel, DemoRequest, Slider, Update
+from edg.systems.edg.demo import ABOUT_SPRITES, PUBLISHED, published, sets_of
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "prompts/sprites/05-red-circle.png"

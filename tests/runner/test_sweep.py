@@ -66,7 +66,8 @@ def test_settings_of_the_command_line_go_over_the_files(sweep_file):
 
 def test_options_as_flags():
     flags = flags_of(
-        {"T": 300, "preview": True, "loop": False, "fps": None, "switch_at": [800, 300], "dyn.alpha": -1}
+        {"T": 300, "preview": True, "loop": False, "fps": None, "switch_at": [800, 300], "dyn.alpha": -1},
+        "strength",
     )
     assert flags == [
         "--T=300",

@@ -45,7 +45,8 @@ def select(spec: ModelSpec | None, weights: WeightFiles, given: Given) -> Select
         chosen = Selection(spec, paths, options, partial(open_sets, paths, tables), tables=tables)
     inputs = Inputs(image="required", last_image="required" if options.interp else "no")
     opened = partial(_open, chosen.open, _remarks(given))
-    return replace(chosen, open=opened, inputs=inputs, together=options.blend == "soft")
+    preview = options.preview_decoder is not None
+    return replace(chosen, open=opened, inputs=inputs, together=options.blend == "soft", preview=preview)
 
 
 def _remarks(given: Given) -> list[str]:

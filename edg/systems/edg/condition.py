@@ -46,13 +46,16 @@ class Condition:
             None if parts[0] is None else torch.cat(parts)
             for parts in zip(*((one.context_BLD, one.temporal_BTD) for one in several), strict=True)
         )
-        denoise = replace(several[0], context_BLD=context, temporal_BTD=temporal).predict(network, reuse)
-        return lambda x_BCTHW, t_B: denoise(x_BCTHW, t_B).unflatten(0, (len(several), -1))
+        joined = replace(several[0], context_BLD=context, temporal_BTD=temporal)
+        return joined.predict(network, reuse, len(several))
 
-    def predict(self, network: LatentVideoModel, reuse: DeepFeature | None = None) -> Denoiser:
+    def predict(
+        self, network: LatentVideoModel, reuse: DeepFeature | None = None, branches: int | None = None
+    ) -> Denoiser:
         """The network as a denoiser of the noisy latent alone: (x_BCTHW, t_B) -> raw prediction, float32.
 
         Keys and values of the tokens are computed here, once for all steps. reuse: this denoiser's own.
+        branches: how many conditions the tokens hold one after the other, a dimension of their own in front.
         """
         context = network.unet.prepare_context(
             self.context_BLD, self.concat_BCTHW.shape[2], self.temporal_BTD
@@ -68,7 +71,7 @@ class Condition:
             ).float()
             if reuse is not None:
                 reuse.keep()
-            return prediction
+            return prediction if branches is None else prediction.unflatten(0, (branches, -1))
 
         return denoise
 

@@ -6,7 +6,6 @@ Encode, noise, denoise, decode. Read `generate` first; it is the whole way.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import groupby
 
 import torch
@@ -39,15 +38,11 @@ def generate(
     ]
     progress = ProgressCounter.for_groups(observer, sets, groups)
     for group in groups:
-        clips = retry_with_smaller_batches(sets, partial(_denoised, sets, group, progress))
+        for attempt in retry_with_smaller_batches(sets):
+            with attempt:
+                clips = [start(sets, request) for request in group]
+                denoise_all(sets, clips, group[0].options, progress)
         yield from _decoded(sets, clips, progress)
-
-
-def _denoised(sets: ParameterSets, requests: Sequence[Request], progress: ProgressCounter) -> list[ClipState]:
-    """Clips with clean latents, from the images and the initial noise."""
-    clips = [start(sets, request) for request in requests]
-    denoise_all(sets, clips, requests[0].options, progress)
-    return clips
 
 
 def denoise_all(
@@ -108,11 +103,13 @@ def _decoded(sets: ParameterSets, clips: Sequence[ClipState], progress: Progress
     with sets.on_device("decode", [last]):
         for done, clip in enumerate(clips):
             frames, options = None, clip.request.options
-            if not clip.error:
-                video = retry_with_smaller_batches(sets, partial(decode, sets.network(last), clip, options))
-                if torch.isfinite(video).all():
-                    frames = to_frames(video, options)
-                else:
-                    clip.error = f"the latent is finite, its frames decoded with {sets.names[last]} are not"
+            for attempt in () if clip.error else retry_with_smaller_batches(sets):
+                with attempt:
+                    video = decode(sets.network(last), clip, options)
+                    if torch.isfinite(video).all():
+                        frames = to_frames(video, options)
+                    else:
+                        name = sets.names[last]
+                        clip.error = f"the latent is finite, its frames decoded with {name} are not"
             progress.step("decode", done + 1, len(clips), clip.request)
             yield result(clip, frames, sets.spec, shrunk=sets.shrunk)

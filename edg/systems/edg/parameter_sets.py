@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -154,18 +154,31 @@ class SingleParameterSet:
         return nullcontext()
 
 
-def retry_with_smaller_batches(sets: ParameterSets | SingleParameterSet, work: Callable[[], T]) -> T:
-    """work(); after running out of memory again, one clip and one frame at a time. All randomness belongs to
-    the clip, so the second try gives the same. Raises MachineError where that is too much too."""
+class Attempt:
+    """A context that catches running out of memory and keeps it as `failure`."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.failure = device, None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, (MemoryError, RuntimeError)) or not is_out_of_memory(error):
+            return False
+        self.failure = out_of_memory(error, self.device)
+        return True
+
+
+def retry_with_smaller_batches(sets: ParameterSets | SingleParameterSet) -> Iterator[Attempt]:
+    """Contexts for a piece of work: one, and where it runs out of memory another, with one clip and one frame
+    at a time. All randomness belongs to the clip, so the second try gives the same. Raises MachineError
+    where that is too much too."""
     while True:
-        try:
-            return work()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failure = out_of_memory(error, sets.device)
-        if not sets.shrink():  # outside of the handler: inside, the traceback holds the tensors of `work`
-            raise failure
+        yield (attempt := Attempt(sets.device))
+        if attempt.failure is None:
+            return
+        if not sets.shrink():
+            raise attempt.failure
         if sets.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -54,15 +54,15 @@ def _flags(parser: Parser) -> Iterator[Flag]:
 
 
 def _values(action: argparse.Action) -> tuple[str, ...] | str:
-    told = f"{action.metavar or ''} {action.dest}".lower()
+    text = f"{action.metavar or ''} {action.dest}".lower()
     if action.choices is not None:
         return tuple(map(str, action.choices))
     if action.type not in (None, *PATHS) or action.nargs == 0:
         return ()
-    if "dir" in told or "folder" in told:
+    if "dir" in text or "folder" in text:
         return FOLDERS
     hints = ("file", "yaml", "path", "recipe", "config")
-    return FILES if any(hint in told for hint in hints) or not action.option_strings else ()
+    return FILES if any(hint in text for hint in hints) or not action.option_strings else ()
 
 
 # ---- bash --------------------------------------------------------------------------------------------------

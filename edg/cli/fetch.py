@@ -63,7 +63,7 @@ def fetch(args: argparse.Namespace) -> int:
 
 
 def is_complete(source: RemoteFile) -> bool:
-    """Whether the file is there and opens: its directory and all that it names. Needs no network."""
+    """True if the file is there and opens: its directory and all that it names. Needs no network."""
     from edg.weights.store import open_weights
 
     try:
@@ -114,7 +114,7 @@ def _offline(endpoint: str, reason: str, sources: Sequence[RemoteFile]) -> Machi
 
 
 def remaining_bytes(source: RemoteFile) -> int:
-    """What is left to download of a file. Raises MachineError when the hub refuses."""
+    """Bytes of a file that are left to download. Raises MachineError when the hub refuses."""
     from huggingface_hub import hf_hub_download
 
     try:

@@ -28,7 +28,7 @@ def info_command(args: argparse.Namespace, identify: Identify | None = None) -> 
     """Print what a checkpoint is, from names and shapes. identify: mapping -> name of its spec or ''."""
     try:
         weights = open_weights(args.file, check_base=args.verify, table=args.table)
-    except BadFileError:  # tell what is in the file even when its base is not there
+    except BadFileError:  # describe the file even when its base is not there
         for line in describe(open_weights(args.file, join_base=False, table=args.table)):
             print(visible(line))
         raise
@@ -88,9 +88,9 @@ def _provenance(record: dict) -> list[str]:
             f"  input     {item.get('name')}: {item.get('path')}  sha256 {str(item.get('sha256'))[:16]}..."
         )
     if isinstance(training, dict):
-        told = {"trainable": training["trainable"], "data": training["data"], "seed": training["seed"]}
-        told |= {name: training["train"][name] for name in ("steps", "batch", "lr")}
-        return [*lines, *(f"  {name:<10}{value}" for name, value in told.items())]
+        made = {"trainable": training["trainable"], "data": training["data"], "seed": training["seed"]}
+        made |= {name: training["train"][name] for name in ("steps", "batch", "lr")}
+        return [*lines, *(f"  {name:<10}{value}" for name, value in made.items())]
     for step in (recipe.get("outputs") or {}).get(record.get("output"), []):
         settings = ", ".join(f"{k} {v}" for k, v in step.items() if k != "op" and v not in ("", []))
         lines.append(f"  step      {step.get('op')}: {settings}")

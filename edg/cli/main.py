@@ -30,7 +30,7 @@ from edg.core.process import CODES, die_with_parent, stopping
 from edg.systems import all_systems
 from edg.systems.base import Command, load_part
 
-GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they tell it again
+GRACE = 5  # seconds; when rank 0 meets the same error, torchrun ends the others before they report it again
 
 
 SINGLE = "run it without torchrun, or unset WORLD_SIZE"
@@ -144,28 +144,32 @@ def main(argv: Sequence[str] | None = None, program: str = "edg") -> int:
 
 
 def guard(call: Callable[[], int], program: str = "edg", debug: bool = False, as_json: bool = False) -> int:
-    """What `call()` returns; a user's mistake, an interrupt or trouble of the machine is one line that
+    """Return the code of `call()`; a user's mistake, an interrupt or trouble of the machine is one line that
     begins with `program`, and its exit code. Defects of ours are raised. debug: the traceback instead.
     as_json: one line of JSON instead, {"error": {kind, exit_code, given, expected, fix}}, defects too."""
     try:
         return call()
     except KeyboardInterrupt:
         fix = "nothing is left half-written, the same command continues"
-        return _tell(_with_code(INTERRUPTED, "interrupted", fix), program, as_json)
+        return _report_error(_with_code(INTERRUPTED, "interrupted", fix), program, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Terminated:
         if as_json:
-            _tell(_with_code(TERMINATED, "terminated", "the same command continues"), program, as_json)
+            _report_error(
+                _with_code(TERMINATED, "terminated", "the same command continues"), program, as_json
+            )
         raise
     except Exception as error:
-        told = error if isinstance(error, EdgError) else _machine_trouble(error)
-        if debug or told is None:
+        known = error if isinstance(error, EdgError) else _machine_trouble(error)
+        if debug or known is None:
             if not as_json:
                 raise
             traceback.print_exc()
-        return _tell(told or _with_code(DEFECT, f"{type(error).__name__}: {error}"), program, as_json)
+        return _report_error(
+            known or _with_code(DEFECT, f"{type(error).__name__}: {error}"), program, as_json
+        )
 
 
 def _with_code(code: int, given: str, fix: str = "") -> EdgError:
@@ -191,7 +195,7 @@ def _run(argv: list[str], program: str) -> int:
         fix = COMMANDS[name].single_process
         raise UsageError(f"edg {name} in several processes", expected="one", fix=fix)
     check_working_directory()
-    # before what runs is imported: mistakes are told at once
+    # before the command's module is imported, so that mistakes show at once
     args = parser_of(name, program, rest).parse_args(rest)
     return _stoppable(COMMANDS[name], args)
 
@@ -238,7 +242,7 @@ def _overview() -> str:
     return "\n".join([usage, "", *lines, "", codes])
 
 
-def _tell(error: EdgError, program: str, as_json: bool) -> int:
+def _report_error(error: EdgError, program: str, as_json: bool) -> int:
     if not is_first_rank():
         time.sleep(GRACE)
     line = (
@@ -252,7 +256,7 @@ def _tell(error: EdgError, program: str, as_json: bool) -> int:
 
 
 def _machine_trouble(error: Exception) -> EdgError | None:
-    """What to say about an exception that is the machine's, None when it is a defect of ours."""
+    """The error to report for an exception that is the machine's, None for a defect of ours."""
     line = next(iter(str(error).splitlines()), "")
     if is_out_of_memory(error):
         advice = "when sampling try --low-memory, --bs 1, no --resident, or --dtype fp16"

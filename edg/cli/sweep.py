@@ -299,7 +299,7 @@ def _make(point: SweepPoint, keep: dict[str, Any]) -> None:
 
 @contextmanager
 def _named(what: str, failed: dict[str, str]) -> Iterator[None]:
-    """Trouble inside is told and noted as that of `what`, and the rest goes on."""
+    """Log trouble inside and note it as that of `what`; the rest goes on."""
     try:
         yield
     except TROUBLE as error:

@@ -1,4 +1,4 @@
-"""The folder of a run: which requests belong in it, which are finished, and what is recorded of them.
+"""The folder of a run: its requests, finished clips and their records.
 
 A clip is finished when its record says so, with the same settings, and its files, one for each format asked
 for, are those that the record describes.
@@ -28,7 +28,7 @@ IN_RECORD = {"video": "reference_video"}  # where "video" is the clip that was m
 
 @dataclass(frozen=True)
 class ClipFolder:
-    """What to make, and where.
+    """The clips to make, and their folder.
 
     shared: settings that all clips have in common and that decide the pixels (system, spec, parameter sets,
     dtype, options); compared when a run is resumed. notes: recorded, not compared (paths, versions, device).
@@ -81,9 +81,9 @@ def _sha256(path: Path, data: bytes | None) -> str:
 
 
 def is_finished(folder: ClipFolder, request: Request) -> bool:
-    """Whether the clip is there in every format, complete, and made with these settings.
+    """True if the clip is there in every format, complete, and made with these settings.
 
-    What only lacks formats is completed here where its frames lie there as png. Raises UsageError when it is
+    A clip that only lacks formats is completed here where its frames lie there as png. Raises UsageError when it is
     there with other settings, unless the folder overwrites.
     """
     record = outputs.read_record(folder.record(request))
@@ -124,7 +124,7 @@ def _difference(folder: ClipFolder, record: Mapping[str, Any], settings: Mapping
 
 
 def _completed(folder: ClipFolder, request: Request, record: dict[str, Any], there: dict[str, str]) -> bool:
-    """Whether the missing formats could be made of the frames that lie there, exact, as png."""
+    """True if the missing formats could be made of the exact frames that lie there as png."""
     if "png" not in there:
         return False
     frames = read_clip(clip_path(folder.outdir, request.id, "png"))
@@ -177,7 +177,7 @@ def with_contents(request: Request) -> Request:
 def record_of(
     folder: ClipFolder, request: Request, status: str, settings: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What is written about a clip, but for its files."""
+    """The record of a clip, but for its files."""
     return {
         "id": request.id,
         "status": status,

@@ -110,16 +110,13 @@ def _prepare(folder: ClipFolder, stack: ExitStack) -> list[int]:
 
 
 def _gone(folder: ClipFolder, requests: Sequence[Request]) -> dict[str, str]:
-    """Of finished clips, those whose files are not there any more, with that reason."""
+    """Finished clips whose files are not there any more, with that reason."""
     return {
         request.id: f"its files were removed from {folder.outdir} while this run went on"
         for request in requests
         if not all(clip_path(folder.outdir, request.id, format).exists() for format in folder.formats)
         or not folder.record(request).exists()
     }
-
-
-# ---- what is finished --------------------------------------------------------------------------------------
 
 
 # ---- making ------------------------------------------------------------------------------------------------
@@ -242,7 +239,7 @@ def _fail(folder: ClipFolder, request: Request, reason: str) -> str:
         settings = folder.settings(request)
     except BadFileError:
         settings = None
-    with suppress(OSError, EdgError):  # on a full disk the failure is only told
+    with suppress(OSError, EdgError):  # on a full disk the failure is only logged
         outputs.remove_files(folder.outdir, request.id, folder.formats)
         write_json(folder.record(request), record_of(folder, request, "failed", settings) | {"error": reason})
     return reason
@@ -261,7 +258,7 @@ def _finish(folder: ClipFolder, summary: Summary) -> None:
     if clips:
         try:
             write_image(sheet, contact_sheet(clips))
-        except MachineError as error:  # the clips are there, and who failed is told below
+        except MachineError as error:  # the clips are there, and failures are reported below
             log(f"no contact sheet: {error}")
     counts = f"{summary.made} made, {summary.skipped} finished before, {len(summary.failed)} failed"
     log(f"{counts}: {sheet if sheet.exists() else folder.outdir}")

@@ -129,7 +129,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out of one case; error and tolerance are those of `output`, the worst by its own limit."""
+    """The verdict on one case; error and tolerance are those of `output`, the worst by its own limit."""
 
     case: str
     group: str

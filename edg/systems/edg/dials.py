@@ -61,7 +61,7 @@ class Dial:
         return best
 
     def strength(self, turned: float) -> float:
-        """What the dial moves, at `turned` from 0 to 1. Raises UsageError where nothing is to be inverted."""
+        """The value of the setting that the dial moves, at `turned` from 0 to 1. Raises UsageError where nothing is to be inverted."""
         stretch = self.range()
         if not stretch:
             low, high = (f(point.mean for point in self.points) for f in (min, max))
@@ -106,7 +106,7 @@ class Dials:
     hold: Dial
 
     def strengths(self, motion: float | None, hold: float | None) -> dict[str, float]:
-        """What the given dials stand for: by OUTPUT.SETTING or T. Raises UsageError."""
+        """The settings that the given dials stand for, by OUTPUT.SETTING or T. Raises UsageError."""
         found = {}
         for word, turned in zip(WORDS, (motion, hold), strict=True):
             if turned is None:
@@ -140,7 +140,7 @@ def find_dials(name: str | None, model: str) -> Dials | None:
 
 
 def unmeasured(word: str, model: str, why: str, base: object = "FILE", tuned: object = "FILE") -> UsageError:
-    """What a dial says that has no curve, with the command that measures one."""
+    """The error for a dial without a curve, with the command that measures one."""
     command = f"edg sweep dynamicrafter_motion options.base={base} options.tuned={tuned}"
     if model == "sprites":
         command = f"python scripts/measure_dials.py --base {base} --tuned {tuned} --dials FILE"

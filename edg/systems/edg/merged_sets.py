@@ -176,7 +176,7 @@ def _inputs(typed: SamplingOptions, spec_of: SpecOf) -> dict[str, Path]:
         raise UsageError(f"--{alone} alone", expected="--base FILE --tuned FILE")
     model = spec_of(embedded).name
     if model != "sprites":
-        _dials(typed, model, {})  # a dial without a curve is told first
+        _dials(typed, model, {})  # raises for a dial without a curve
         raise UsageError(f"no files to merge for {model}", expected="--base FILE --tuned FILE")
     return embedded
 

@@ -53,7 +53,7 @@ def sampler(case: Case) -> dict[str, Tensor]:
 
 
 def is_blend(case: Case) -> bool:
-    """Whether the case shows the soft switch; the index says so in words only."""
+    """True for a case of the soft switch; the index says so in words only."""
     return "p_sample_ddim_multi" in case.raw.get("math", "") or case.name.startswith("samp_multi")
 
 

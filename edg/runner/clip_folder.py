@@ -83,8 +83,8 @@ def _sha256(path: Path, data: bytes | None) -> str:
 def is_finished(folder: ClipFolder, request: Request) -> bool:
     """True if the clip is there in every format, complete, and made with these settings.
 
-    A clip that only lacks formats is completed here where its frames lie there as png. Raises UsageError when it is
-    there with other settings, unless the folder overwrites.
+    A clip that only lacks formats is completed here where its frames lie there as png. Raises UsageError when
+    it is there with other settings, unless the folder overwrites.
     """
     record = outputs.read_record(folder.record(request))
     there = outputs.verified_files(folder.outdir, request.id, record)

@@ -61,7 +61,7 @@ class Dial:
         return best
 
     def strength(self, turned: float) -> float:
-        """The value of the setting that the dial moves, at `turned` from 0 to 1. Raises UsageError where nothing is to be inverted."""
+        """The value of the dial's setting, at `turned` from 0 to 1. Raises UsageError for a flat curve."""
         stretch = self.range()
         if not stretch:
             low, high = (f(point.mean for point in self.points) for f in (min, max))

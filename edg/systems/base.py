@@ -1,4 +1,4 @@
-"""The words every system speaks: Request in, Result out, and the System that describes itself as data."""
+"""Types that all systems share: Request in, Result out, and the System, a description as data."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a model runs, never what it computes.
+    """Device, precision and memory use of a model; no effect on what it computes.
 
     batch_size: clips per network call. offload: what leaves the device while it is not needed: nothing, all
     parameter sets but the one in use, or every layer. compile: torch.compile for the network.
@@ -89,7 +89,7 @@ class Placement:
 
 
 class Observer(Protocol):
-    """Whoever watches a run."""
+    """Receiver of a run's progress and previews."""
 
     wants_preview: bool
 
@@ -395,7 +395,7 @@ class System:
 
 
 PARTS = {
-    "identify": "a model by its name: the weights do not tell it for this system",
+    "identify": "a model by its name: this system does not identify it by the weights",
     "estimate": "a system that estimates its memory",
     "train": "a system that can be trained",
     "train_config": "a system that can be trained",

@@ -68,7 +68,7 @@ def choose(
 
 def check(typed: SamplingOptions, given: Mapping[str, Any], weights: WeightFiles, model: str | None) -> int:
     """The number of sets that the options stand for, as far as no file has to be opened for it. model: None
-    where a file would tell it. Raises UsageError."""
+    where only a file identifies it. Raises UsageError."""
     _check_together(typed, given, weights)
     if model is None and not typed.recipe:
         return 2

@@ -1,4 +1,4 @@
-"""From the options that a user gave to a model, its parameter sets and the options of its clips."""
+"""Selection of a model, its parameter sets and the options of its clips, by the options that a user gave."""
 
 from __future__ import annotations
 
@@ -192,14 +192,14 @@ def _merged(name: str) -> Path:
 
 
 def tables_of(weights: WeightFiles, paths: Mapping[str, Path]) -> dict[str, str]:
-    """Which of several tables in its file each parameter set is. Raises UsageError."""
+    """The table that each parameter set is read from, of several in its file. Raises UsageError."""
     from edg.weights.tables import by_input
 
     return by_input(weights.tables, paths)
 
 
 def _spec_of(spec: ModelSpec | None, weights: WeightFiles, paths: Mapping[str, Path]) -> ModelSpec:
-    """The given model, else the one that the first parameter set's names and shapes tell."""
+    """The given model, else the one identified by the first parameter set's names and shapes."""
     from edg.networks import open_weights
     from edg.weights.store import refuse_lora
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from edg import systems
 from edg.cli.fetch import free_bytes, present, published
+from edg.cli.memory import report_lines
 from edg.cli.sample import add_sample_arguments, config_of
 from edg.core.arguments import Parser, as_path
 from edg.core.device import dtype_for, memory, multiplies
 from edg.core.errors import EdgError, MachineError
 from edg.core.files import checkpoints
-from edg.runner import memory_report
 from edg.runner.config import SampleConfig
+from edg.runner.memory_report import cuda_devices
 from edg.systems.base import Spec
 
 GB = 1e9
@@ -69,7 +70,7 @@ def plans(args: argparse.Namespace) -> int:
     named = [config.model.config] if config.model.config else [spec.name for spec in planned()]
     for name in args.plan or named:
         for low_memory in sorted({config.placement.low_memory, True}):
-            for line in memory_report.report_lines(config.changed(config=name, low_memory=low_memory)):
+            for line in report_lines(config.changed(config=name, low_memory=low_memory)):
                 print(line, flush=True)
     return 0
 
@@ -145,7 +146,7 @@ def machine() -> Iterator[str]:
     yield f"{os.cpu_count()} CPU cores, {total / GB:.1f} GB memory, {free / GB:.1f} GB of it free"
     if multiplies(dtype_for("bf16", "cpu")):
         yield "the processor multiplies bfloat16: `edg sample --dtype bf16` can be faster than fp32"
-    gpus = list(memory_report.cuda_devices())
+    gpus = list(cuda_devices())
     if not gpus:
         yield "no CUDA device: everything runs on the CPU, slowly at published sizes"
     for name, size, unused in gpus:
@@ -204,7 +205,7 @@ def models(config: SampleConfig) -> Iterator[str]:
         name, title = spec.name, f"{spec.name} at {spec.height}x{spec.width}"
         if name not in remote:
             try:
-                *_, fits = memory_report.report_lines(config.changed(config=name))
+                *_, fits = report_lines(config.changed(config=name))
             except (ImportError, OSError, RuntimeError) as error:
                 fits = f"not estimated ({error})"
             yield f"{title}: {fits.strip()}"

@@ -127,7 +127,7 @@ def test_what_moves_is_not_compiled(capsys, tmp_path, weights, prompts):
 
 
 def test_low_memory_gives_the_same_frames(capsys, tmp_path, weights, prompts):
-    """Bit-equal here; what guidance rounds is measured in tests/systems/test_residence.py."""
+    """Bit-equal here; what guidance rounds is measured in tests/systems/test_offload.py."""
     for out, more in (("plain", []), ("low", ["--low-memory"])):
         flags = ["--unconditional_guidance_scale", 1, *more]
         code, err = command(capsys, *sample_flags(weights, prompts, tmp_path / out, *flags))

@@ -4,18 +4,15 @@ import errno
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import PICTURES, clips, edg, largest_file, leftovers, prompt_folder, sampling
 
-sys.path.insert(0, str(Path(__file__).parent))
-from runs import PICTURES, clips, edg, largest_file, leftovers, prompt_folder, sampling  # noqa: E402
-
-from edg.weights.store import Weights  # noqa: E402
-from edg.weights.writers import write_pt  # noqa: E402
+from edg.weights.store import Weights
+from edg.weights.writers import write_pt
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "runner"), str(HERE.parents[1] / "scripts")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import soak  # noqa: E402
 from fakes import FakeSystem, job, run  # noqa: E402
 from runs import TUNED, clips, edg, prompt_folder, sampling, spawn  # noqa: E402

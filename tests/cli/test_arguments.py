@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from sampling import RED, WEIGHTS, sampler, save
 
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling import RED, WEIGHTS, sampler, save  # noqa: E402
-
-from edg.weights.store import open_weights  # noqa: E402
+from edg.weights.store import open_weights
 
 ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests/helpers"
 BASE = WEIGHTS / "base.safetensors"
 TWO_SETS = ("--sets", f"dyn={BASE}", f"con={BASE}")
 
@@ -131,7 +130,7 @@ print(here.rank, sum(map(len, system.log)))
 def test_c69_more_processes_than_prompts(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    program = RANK.format(paths=[str(ROOT / "tests/runner"), str(ROOT)], folder=str(tmp_path))
+    program = RANK.format(paths=[str(HELPERS), str(ROOT)], folder=str(tmp_path))
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
@@ -182,7 +181,7 @@ def test_c70_a_target_that_is_never_looked_at_runs_nothing_either(tmp_path):
 
     from edg.networks.latent_video.models import load_spec
 
-    sys.path.insert(0, str(ROOT / "tests/systems"))
+    sys.path.insert(0, str(ROOT / "tests/networks"))
     from test_spec import published
 
     values = published("512")
@@ -315,7 +314,7 @@ def test_c95_a_terminal_and_names_without_unicode(tmp_path):
         "PYTHONUTF8": "0",
         "PYTHONIOENCODING": "",
     }
-    program = LOCALE.format(paths=[str(Path(__file__).parent), str(ROOT)], base=str(BASE))
+    program = LOCALE.format(paths=[str(HELPERS), str(ROOT)], base=str(BASE))
     argv = [sys.executable, "-c", program, "--prompt_dir", str(folder), "--savedir", str(folder / "out")]
     done = subprocess.run(argv, env=os.environ | plain, capture_output=True)
     assert done.returncode == 0, done.stderr

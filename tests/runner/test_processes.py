@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "runner"), str(HERE.parents[1] / "scripts")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import torture  # noqa: E402
 from fakes import FakeSystem, job, run  # noqa: E402
 from runs import ROOT, clips, edg, leftovers, prompt_folder, sampling, spawn  # noqa: E402
@@ -172,7 +171,7 @@ def ranks(folder, how, *torchrun):
     """Two ranks under torchrun, the second of which comes to grief after its first clip: (code, stderr)."""
     folder.mkdir(exist_ok=True)
     script = folder / "ranks.py"
-    script.write_text(RANKS.format(paths=", ".join(repr(str(p)) for p in (HERE.parent / "runner", ROOT))))
+    script.write_text(RANKS.format(paths=", ".join(repr(str(p)) for p in (ROOT / "tests/helpers", ROOT))))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *torchrun]
     process = spawn(script, folder, how, launcher=launcher)
     told = process.communicate(timeout=500)[1]

@@ -84,3 +84,11 @@ def command(capsys):
 
     run.out = ""
     return run
+
+
+@pytest.fixture
+def fake_network(monkeypatch):
+    """edg sample without its network: noise that follows from picture, seed and id."""
+    from sampling import noise, without_network
+
+    without_network(monkeypatch, noise)

@@ -39,6 +39,10 @@ def browser():
         chromium.close()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden/*.txt anew")
+
+
 class Pair(NamedTuple):
     """base.ckpt and tuned.ckpt, both {"state_dict": {name: float32 tensor}}."""
 

@@ -26,6 +26,7 @@ FUZZ = 'atheris>=3; platform_system == "Linux" and platform_machine == "x86_64" 
 TESTS = [
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist>=3.6",
     "ruff>=0.6",
     "hypothesis>=6",
     "playwright",

@@ -165,9 +165,11 @@ class Nursery:
 
 
 def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> int:
-    """Send the command's whole group a signal and wait for its end; returns its exit code."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+    """Send the command's whole group a signal and wait for its end; returns its exit code. One that has ended
+    gets none: its number may be another's by now."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
     return process.wait(120)
 
 

@@ -29,7 +29,7 @@ from edg.core.arguments import Parser
 from edg.core.errors import OK, SOME_FAILED, EdgError, MachineError
 
 MAX_SECONDS, MAX_MEGABYTES, MAX_LENGTH = 2.0, 200, 16 << 10
-HOSTILE = Path(__file__).resolve().parents[1] / "tests" / "hostile"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def reader(path: str) -> None:
@@ -64,13 +64,13 @@ TARGETS: dict[str, Callable[[str], None]] = {"readers": reader, "settings": sett
 
 
 def seeds(target: str) -> list[bytes]:
-    """Small valid files, and for the readers the malicious ones of tests/hostile."""
+    """Small valid files, and for the readers the malicious ones of tests/helpers/pickles.py."""
     if target == "prompts":
         text = "a red circle moves left\r\n\N{KITE} stays\n"
         return [text.encode(code) for code in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be")]
     if target == "settings":
-        return [path.read_bytes() for path in sorted((HOSTILE.parents[1] / "configs/merge").glob("*.yaml"))]
-    sys.path.insert(0, str(HOSTILE))
+        return [path.read_bytes() for path in sorted((ROOT / "configs/merge").glob("*.yaml"))]
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     import pickles
 
     evil = pickles.payloads("/nonexistent/sentinel").values()

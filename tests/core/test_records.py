@@ -233,7 +233,7 @@ def test_a_holder_on_its_way_out_is_waited_for(tmp_path, monkeypatch):
 
 
 def test_a_signal_ends_the_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "log", lambda line: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(files, "log", lambda line: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `&` in a script
     try:
         with lock_folder(tmp_path), pytest.raises(KeyboardInterrupt), files.stopping.postponed():

@@ -3,24 +3,21 @@
 import hashlib
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeSystem, job, run
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import FakeSystem, job, run  # noqa: E402
-
-from edg.core.errors import BadFileError, UsageError  # noqa: E402
-from edg.core.video import picture_notes, read_image, write_image  # noqa: E402
-from edg.runner.clip_folder import with_contents  # noqa: E402
-from edg.runner.outputs import ClipFile  # noqa: E402
-from edg.systems.base import Request  # noqa: E402
-from edg.systems.edg.clip_state import read_initial_noise, read_pixels  # noqa: E402
-from edg.systems.edg.options import SamplingOptions  # noqa: E402
+from edg.core.errors import BadFileError, UsageError
+from edg.core.video import picture_notes, read_image, write_image
+from edg.runner.clip_folder import with_contents
+from edg.runner.outputs import ClipFile
+from edg.systems.base import Request
+from edg.systems.edg.clip_state import read_initial_noise, read_pixels
+from edg.systems.edg.options import SamplingOptions
 
 
 def sha256(path):

@@ -1,19 +1,15 @@
 """Several formats of a clip: what counts as finished, what is kept, what is completed without the model."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeSystem, job, run
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import FakeSystem, job, run  # noqa: E402
-
-from edg.core.errors import SomeFailedError, UsageError  # noqa: E402
+from edg.core.errors import SomeFailedError, UsageError
 from edg.core.files import read_json, write_json
-from edg.core.formats import clip_sha256, read_clip, read_tags  # noqa: E402
-from edg.core.hashing import hash_value  # noqa: E402
+from edg.core.formats import clip_sha256, read_clip, read_tags
+from edg.core.hashing import hash_value
 
 
 def go(plan, **system):

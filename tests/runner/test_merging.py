@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from runs import given_of
 
 from edg.cli.main import main, parser_of
 from edg.cli.sample import config_of
@@ -58,11 +59,11 @@ def record(out):
     return json.loads((out / "1000/0000-0_sample0.json").read_text())
 
 
-def test_a_clip_tells_its_dials_their_strengths_and_the_recipe(capsys, tmp_path, prompts, dials):
+def test_a_record_holds_dials_strengths_and_recipe(capsys, tmp_path, prompts, dials, fake_network):
     flags = sample(prompts, tmp_path / "a", "--motion", 0.75, "--hold", 0.4, "--dials", dials)
     code, err = command(capsys, *flags)
     assert code == 0, err
-    assert "--motion 0.75, --hold 0.4: dyn.alpha = 0.5, T = 400" in err and "curve was measured" not in err
+    assert "dyn.alpha = 0.5, T = 400" in err
     made = record(tmp_path / "a")
     assert made["dials"]["motion"] == 0.75 and made["dials"]["hold"] == 0.4
     assert made["dials"]["stand_for"] == {"dyn.alpha": 0.5, "T": 400}
@@ -73,15 +74,18 @@ def test_a_clip_tells_its_dials_their_strengths_and_the_recipe(capsys, tmp_path,
     assert sets["dyn"]["recipe"]["outputs"]["dyn"][0]["alpha"] == 0.5
     assert sets["dyn"]["inputs"] == {"base": sha256_file(BASE), "tuned": sha256_file(TUNED)}
     assert made["settings"]["options"]["switch_at"] == [400]
-    assert command(capsys, *flags)[1].count("1 of 1 clips are finished already") == 1
+    video = tmp_path / "a/1000/0000-0_sample0.mp4"
+    before = video.stat().st_mtime_ns
+    assert command(capsys, *flags)[0] == 0 and video.stat().st_mtime_ns == before
     code, err = command(
         capsys, *sample(prompts, tmp_path / "a", "--motion", 0.5, "--hold", 0.4, "--dials", dials)
     )
-    assert code == 2 and "sets.dyn.recipe.outputs.dyn" in err
+    assert code == 2 and "sets.dyn.recipe.outputs.dyn" in err, err
     code, err = command(capsys, *flags, "--ddim_steps", 3)
-    assert code == 2 and "the curve was measured with --ddim_steps 2" in err
+    assert code == 2 and "--ddim_steps 2" in err
 
 
+@pytest.mark.slow
 def test_a_merge_in_memory_is_the_merged_file(capsys, tmp_path, prompts):
     """Clip and identity: a folder that was begun with files goes on in memory."""
     merge = ("merge", "edg", "--base", BASE, "--tuned", TUNED, "--out", tmp_path / "merged", "--quiet")
@@ -95,11 +99,14 @@ def test_a_merge_in_memory_is_the_merged_file(capsys, tmp_path, prompts):
     assert (
         first["video_sha256"] == second["video_sha256"] and first["settings_hash"] == second["settings_hash"]
     )
-    _, err = command(capsys, *sample(prompts, tmp_path / "files", *inside))
-    assert "1 of 1 clips are finished already" in err
+    video = tmp_path / "files/1000/0000-0_sample0.mp4"
+    before = video.stat().st_mtime_ns
+    assert command(capsys, *sample(prompts, tmp_path / "files", *inside))[0] == 0
+    assert video.stat().st_mtime_ns == before
 
 
-def test_the_switch_of_the_dials_goes_with_their_recipe_alone(capsys, tmp_path, prompts, dials):
+@pytest.mark.slow
+def test_the_switch_of_the_dials_goes_with_their_recipe_alone(capsys, tmp_path, prompts, dials, fake_network):
     command(capsys, *sample(prompts, tmp_path / "a", "--motion", 0, "--dials", dials))
     assert record(tmp_path / "a")["settings"]["options"]["switch_at"] == [300]
     command(capsys, *sample(prompts, tmp_path / "b", "--recipe", "edg", "--strength", "dyn.alpha=0.1"))
@@ -137,28 +144,28 @@ def test_what_is_not_as_the_curve_was_measured_is_told(capsys, tmp_path, prompts
 
 
 WRONG = {
-    "out of range": (("--motion", 1.5), "--motion 1.5", "0 to 1"),
-    "no number": (("--hold", "much"), "--hold", "invalid float"),
-    "with files": (("--motion", 0.5, "--sets", "a=b"), "--motion with --sets", "files of them"),
-    "with a file": (("--hold", 0.5, "--dynamic_path", "a"), "--hold with --dynamic_path", "files of them"),
-    "hold and T": (("--hold", 0.5, "--T", 300), "--hold with --T", "one of them"),
-    "hold, blended": (("--hold", 0.5, "--blend", "soft"), "--hold with --blend soft", "one or the other"),
-    "dial and recipe": (("--motion", 0.5, "--recipe", "edg"), "--motion with --recipe", "measured with"),
-    "twice": (("--motion", 0.5, "--strength", "dyn.alpha=1"), "--strength dyn.alpha beside", "one of them"),
-    "alone": (("--base", BASE), "--base alone", "--tuned FILE"),
-    "no curve": (("--motion", 0.5, "--config", "dynamicrafter-512"), "no curve was measured", "edg sweep"),
-    "no files": (("--recipe", "edg", "--config", "dynamicrafter-512"), "no files to merge", "--base FILE"),
-    "not the files": (("--motion", 0.5, "--base", TUNED, "--tuned", BASE), "another base", "measure: "),
-    "no such place": (("--strength", "dyn.alhpa=1"), "no dyn.alhpa in the recipe", "'dyn.alpha'"),
-    "no assignment": (("--strength", "dyn.alpha"), "--strength dyn.alpha", "OUTPUT.SETTING=NUMBER"),
-    "no recipe": (("--recipe", "edgg"), "no recipe edgg", "did you mean"),
-}  # fmt: skip
+    "out of range": (("--motion", 1.5), "--motion 1.5"),
+    "no number": (("--hold", "much"), "--hold"),
+    "with files": (("--motion", 0.5, "--sets", "a=b"), "--motion with --sets"),
+    "with a file": (("--hold", 0.5, "--dynamic_path", "a"), "--hold with --dynamic_path"),
+    "hold and T": (("--hold", 0.5, "--T", 300), "--hold with --T"),
+    "hold, blended": (("--hold", 0.5, "--blend", "soft"), "--hold with --blend soft"),
+    "dial and recipe": (("--motion", 0.5, "--recipe", "edg"), "--motion with --recipe"),
+    "twice": (("--motion", 0.5, "--strength", "dyn.alpha=1"), "--strength dyn.alpha"),
+    "alone": (("--base", BASE), "--base"),
+    "no curve": (("--motion", 0.5, "--config", "dynamicrafter-512"), "dynamicrafter-512"),
+    "no files": (("--recipe", "edg", "--config", "dynamicrafter-512"), "dynamicrafter-512"),
+    "not the files": (("--motion", 0.5, "--base", TUNED, "--tuned", BASE), "base"),
+    "no such place": (("--strength", "dyn.alhpa=1"), "dyn.alhpa"),
+    "no assignment": (("--strength", "dyn.alpha"), "--strength dyn.alpha"),
+    "no recipe": (("--recipe", "edgg"), "edgg"),
+}
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_does_not_go_together_is_one_line(capsys, tmp_path, prompts, dials, what):
-    flags, given, advice = WRONG[what]
+    flags, given = WRONG[what]
     more = () if what in ("no curve", "no files") else ("--dials", dials)
     code, err = command(capsys, *sample(prompts, tmp_path / "out", *more, *flags))
-    assert code == 2 and given in err and advice in err and len(err.splitlines()) == 1, err
+    assert code == 2 and given in given_of(err) and len(err.splitlines()) == 1, err
     assert not (tmp_path / "out").exists()

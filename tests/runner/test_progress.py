@@ -10,13 +10,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from fakes import job
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import job  # noqa: E402
-
-from edg.core.log import WIPE, handler, log, warn  # noqa: E402
-from edg.runner import progress  # noqa: E402
-from edg.runner.progress import Meter, byte_progress, format_duration  # noqa: E402
+from edg.core.log import WIPE, handler, log, warn
+from edg.runner import progress
+from edg.runner.progress import Meter, byte_progress, format_duration
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,7 +143,7 @@ def test_a_bar_starts_no_thread(monkeypatch):
 def test_a_real_terminal(tmp_path):
     """No bar is left beside a line: what follows a bar clears it."""
     code = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
 from pathlib import Path
 from fakes import FakeSystem, job, run
 import edg.runner.progress as progress

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeSystem, job, run
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import FakeSystem, job, run  # noqa: E402
-
-from edg.core.errors import MachineError, SomeFailedError, UsageError  # noqa: E402
-from edg.core.files import LOCK, read_json  # noqa: E402
-from edg.core.video import read_frames, read_image  # noqa: E402
-from edg.runner.clip_folder import first_difference  # noqa: E402
+from edg.core.errors import MachineError, SomeFailedError, UsageError
+from edg.core.files import LOCK, read_json
+from edg.core.video import read_frames, read_image
+from edg.runner.clip_folder import first_difference
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,7 +192,7 @@ with world("cpu") as here:
 
 def start(folder, *, ranks=1, count=5, pause=0.0, fail=()):
     text = PROGRAM.format(
-        tests=str(Path(__file__).parent),
+        tests=str(ROOT / "tests/helpers"),
         root=str(ROOT),
         folder=str(folder),
         count=count,

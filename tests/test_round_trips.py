@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edg.weights.store import open_weights
 from edg.weights.writers import write_pt, write_safetensors
 
-FUZZ = Path(__file__).resolve().parents[2] / "scripts" / "fuzz.py"
+FUZZ = Path(__file__).resolve().parents[1] / "scripts" / "fuzz.py"
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool, torch.complex64]  # fmt: skip
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(

@@ -32,6 +32,11 @@ def sampling(folder, out, *flags, sets=(f"tuned={TUNED}",)):
     return ["sample", "--config", "sprites", *where, *FAST, *map(str, flags)]
 
 
+def given_of(err):
+    """The first part of the error line of a command: what it was given."""
+    return err.rpartition("edg: error: ")[2].partition("\n")[0].partition("; ")[0]
+
+
 def edg(capsys, *argv):
     """(exit code, what it told on stderr) of `edg ARGV` in this process."""
     capsys.readouterr()

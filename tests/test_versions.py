@@ -8,7 +8,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FIXES = [  # package, first good version, what
     ("torch", "2.6.0", "CVE-2025-32434: torch.load(weights_only=True) runs code"),
     ("torch", "2.10.0", "CVE-2026-24747: memory corruption by the weights_only unpickler"),

@@ -12,7 +12,7 @@ from edg.core.config import read_yaml
 from edg.core.errors import BadFileError, UsageError
 from edg.core.video import read_image
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [*sorted((ROOT / "edg").rglob("*.py")), ROOT / "run_merge.py", ROOT / "scripts" / "infer_multi.py"]
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler",
              "yaml.load", "yaml.unsafe_load", "marshal.loads", "os.system", "torch.hub.load", "torch.package",

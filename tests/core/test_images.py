@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sampling import RED, records, sampler, save
 
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling import RED, records, sampler, save  # noqa: E402
-
-from edg.core.video import MAX_PIXELS  # noqa: E402
+from edg.core.video import MAX_PIXELS
 
 ROOT = Path(__file__).parents[2]
 WHITE, BLUE = (255, 255, 255), (0, 0, 255)

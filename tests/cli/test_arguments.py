@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from runs import given_of
+from sampling import RED, WEIGHTS, sampler, save
 
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling import RED, WEIGHTS, sampler, save  # noqa: E402
-
-from edg.weights.store import open_weights  # noqa: E402
+from edg.weights.store import open_weights
 
 ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests/helpers"
 BASE = WEIGHTS / "base.safetensors"
 TWO_SETS = ("--sets", f"dyn={BASE}", f"con={BASE}")
 
@@ -65,7 +65,7 @@ def test_c66_unknown_option(command, argv, hint):
             "inputs: {base: a, tuned: b}\noutputs: {x: [{op: dynamic, alfa: 1}]}",
             "did you mean 'alpha'?",
         ),
-        ("sweep", "out: x\ngrid: {seed: [1]}\noptions: {confg: sprites}", "did you mean '--config'?"),
+        ("sweep", "out: x\ngrid: {seed: [1]}\noptions: {confg: sprites}", "did you mean 'config'?"),
         ("train", "nmae: sprites", "did you mean 'name'?"),
     ],
 )
@@ -75,38 +75,35 @@ def test_c66_unknown_key(command, tmp_path, name, text, hint):
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, given",
     [
-        ((*TWO_SETS, "--T", 1001), "T is 1001; expected 0 <= T <= 1000"),
-        ((*TWO_SETS, "--T", -1), "T is -1; expected 0 <= T <= 1000"),
-        (("--ddim_steps", 0), "0 steps; expected at least 1"),
-        (("--ddim_steps", 1001), "M 1000 is below the 1001 steps; expected M >= steps"),
-        (("--ddim_eta", -0.1), "eta is -0.1; expected eta >= 0"),
-        (("--unconditional_guidance_scale", "nan"), "guidance scale is nan; expected a finite number"),
-        (("--cfg_img", "nan"), "--cfg_img is nan; expected a finite number"),
-        (("--guidance_rescale", "nan"), "guidance rescale is nan; expected a value in 0..1"),
-        (("--height", 33), "--height 33; expected a multiple of 8 for sprites, such as 32 or 40"),
-        (("--width", -8), "--width -8; expected a multiple of 8"),
-        (("--frames", 0), "--video_length 0; expected 8 to 64"),
-        (("--fps", 0), "--fps 0.0; expected 0.1 <= fps <= 240"),
-        (("--fps", "nan"), "--fps nan; expected 0.1 <= fps <= 240"),
-        (("--seed", -1), "--seed -1; expected 0 <= seed < 2^63"),
-        (("--seed", 2**64), f"--seed {2**64}; expected 0 <= seed < 2^63"),
-        (("--seed", "1e3"), "argument --seed: invalid int value: '1e3'"),
+        ((*TWO_SETS, "--T", 1001), "--T 1001"),
+        ((*TWO_SETS, "--T", -1), "--T -1"),
+        (("--ddim_steps", 0), "--ddim_steps 0"),
+        (("--ddim_steps", 1001), "--ddim_steps 1001"),
+        (("--ddim_eta", -0.1), "--ddim_eta -0.1"),
+        (("--unconditional_guidance_scale", "nan"), "--unconditional_guidance_scale nan"),
+        (("--cfg_img", "nan"), "--cfg_img nan"),
+        (("--guidance_rescale", "nan"), "--guidance_rescale nan"),
+        (("--height", 33), "--height 33"),
+        (("--width", -8), "--width -8"),
+        (("--frames", 0), "--video_length 0"),
+        (("--fps", 0), "--fps 0.0"),
+        (("--fps", "nan"), "--fps nan"),
+        (("--seed", -1), "--seed -1"),
+        (("--seed", 2**64), f"--seed {2**64}"),
+        (("--seed", "1e3"), "--seed"),
     ],
 )
-def test_c67_out_of_range(sample, prompts, flags, told):
+def test_c67_out_of_range(sample, prompts, flags, given):
     code, err, out = sample(prompts, *flags)
-    assert code == 2 and told in err and not out.exists(), err
+    assert code == 2 and given in given_of(err) and not out.exists(), err
 
 
 def test_c67_one_step_and_published_sizes(sample, prompts, command):
     assert sample(prompts, "--ddim_steps", 1).code == 0
     code, err = command(["doctor", "--plan", "dynamicrafter-512", "--device", "cpu", "--height", 300])
-    assert (
-        code == 2
-        and "--height 300; expected a multiple of 64 for dynamicrafter-512, such as 256 or 320" in err
-    )
+    assert code == 2 and "--height 300" in given_of(err)
 
 
 def test_c68_more_samples_and_batch_than_prompts(sample, prompts):
@@ -128,10 +125,11 @@ print(here.rank, sum(map(len, system.log)))
 """
 
 
+@pytest.mark.slow
 def test_c69_more_processes_than_prompts(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    program = RANK.format(paths=[str(ROOT / "tests/runner"), str(ROOT)], folder=str(tmp_path))
+    program = RANK.format(paths=[str(HELPERS), str(ROOT)], folder=str(tmp_path))
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
@@ -182,7 +180,7 @@ def test_c70_a_target_that_is_never_looked_at_runs_nothing_either(tmp_path):
 
     from edg.networks.latent_video.models import load_spec
 
-    sys.path.insert(0, str(ROOT / "tests/systems"))
+    sys.path.insert(0, str(ROOT / "tests/networks"))
     from test_spec import published
 
     values = published("512")
@@ -197,7 +195,7 @@ def test_c70_a_target_that_is_never_looked_at_runs_nothing_either(tmp_path):
 def test_c71_cuda_without_a_gpu(sample, prompts, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, err, out = sample(prompts, "--device", device)
-    assert code == 4 and "torch sees no CUDA device" in err and "use --device cpu" in err and not out.exists()
+    assert code == 4 and "cuda" in given_of(err) and not out.exists()
 
 
 @pytest.fixture
@@ -283,11 +281,10 @@ def test_c93_torchvision_of_another_build(command, monkeypatch, sample, prompts,
 
     monkeypatch.setattr("edg.cli.doctor.import_module", refuse)
     code, err = command(["doctor"])
-    assert code == 4 and "pip uninstall -y torch torchvision && pip install torch torchvision" in err
-    monkeypatch.setattr("edg.runner.prepare.Prepared.load", lambda *args: refuse())
+    assert code == 4 and "torchvision" in given_of(err)
+    monkeypatch.setattr("edg.runner.prepare.Job.load", lambda *args: refuse())
     code, err, _ = sample(prompts)
-    assert code == 4 and "torch and torchvision come from different builds" in err
-    assert "pip uninstall -y torch torchvision && pip install torch torchvision" in err
+    assert code == 4 and "torchvision" in given_of(err)
 
 
 LOCALE = """
@@ -303,6 +300,7 @@ entry(["sample", "--config", "sprites", "--sets", "a=" + {base!r}, "--device", "
 """
 
 
+@pytest.mark.slow
 def test_c95_a_terminal_and_names_without_unicode(tmp_path):
     """The C locale, without Python's rescue from it."""
     folder = tmp_path / "café 日本"
@@ -315,7 +313,7 @@ def test_c95_a_terminal_and_names_without_unicode(tmp_path):
         "PYTHONUTF8": "0",
         "PYTHONIOENCODING": "",
     }
-    program = LOCALE.format(paths=[str(Path(__file__).parent), str(ROOT)], base=str(BASE))
+    program = LOCALE.format(paths=[str(HELPERS), str(ROOT)], base=str(BASE))
     argv = [sys.executable, "-c", program, "--prompt_dir", str(folder), "--savedir", str(folder / "out")]
     done = subprocess.run(argv, env=os.environ | plain, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import namedtuple
 
@@ -26,10 +27,24 @@ def still(model, requests, observer=None):
         yield Result(request, np.stack([pixels] * request.frames))
 
 
+def noise(model, requests, observer=None):
+    """Frames of noise that follow from the picture, the seed and the id: larger files than stills."""
+    for request in requests:
+        picture = np.frombuffer(hashlib.sha256(request.contents["image"]).digest(), np.uint32)
+        random = np.random.default_rng([*picture, request.seed, *request.id.encode()])
+        shape = (request.frames, request.height, request.width, 3)
+        yield Result(request, random.integers(0, 256, shape, np.uint8))
+
+
+def without_network(monkeypatch, generate=still):
+    """Let edg sample make its clips by `generate`, with all of its flags, checks, files and records."""
+    monkeypatch.setattr(Job, "load", lambda *args: "network")
+    monkeypatch.setattr("edg.systems.edg.generate.generate", generate)
+
+
 def sampler(command, monkeypatch):
     """sample(folder, *flags) -> Sampled: the command line, all of it but the network."""
-    monkeypatch.setattr(Job, "load", lambda *args: "network")
-    monkeypatch.setattr("edg.systems.edg.generate.generate", still)
+    without_network(monkeypatch)
 
     def sample(folder, *flags):
         out = folder.parent / f"{folder.name}-out"

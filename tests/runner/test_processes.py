@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "runner"), str(HERE.parents[1] / "scripts")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import torture  # noqa: E402
 from fakes import FakeSystem, job, run  # noqa: E402
-from runs import ROOT, clips, edg, leftovers, prompt_folder, sampling, spawn  # noqa: E402
+from runs import ROOT, clips, edg, given_of, leftovers, prompt_folder, sampling, spawn  # noqa: E402
 
 from edg.core.dist import World  # noqa: E402
 from edg.core.errors import MachineError, SomeFailedError  # noqa: E402
@@ -27,6 +26,7 @@ from edg.runner import prepare  # noqa: E402
 from edg.training.lightning import _cut_log, read_log  # noqa: E402
 
 
+@pytest.mark.slow
 def test_c77_sigkill_while_merging(tmp_path):
     """The long form: python scripts/torture.py merge --kills 50."""
     assert torture.main(["merge", "--kills", "3", "--size", "16", "--json", str(tmp_path / "told")]) == 0
@@ -51,6 +51,7 @@ def test_c77_torn_and_lost_files_are_seen(tmp_path):
     assert (tally.torn, tally.lost, tally.leftovers, tally.different) == (1, 1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)  # rounds until two were killed; some end before they can be
 def test_c78_sigkill_while_sampling(tmp_path):
     """The long form: python scripts/torture.py sample --kills 50."""
@@ -58,6 +59,7 @@ def test_c78_sigkill_while_sampling(tmp_path):
     assert read_json(tmp_path / "told")["kills"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_c79_signals_end_cleanly(tmp_path, capsys, number, code):
     folder = prompt_folder(tmp_path / "in", *["a red circle moves left"] * 3)
@@ -68,7 +70,7 @@ def test_c79_signals_end_cleanly(tmp_path, capsys, number, code):
     process.send_signal(number)
     told = process.communicate(timeout=120)[1]
     assert process.returncode == code, told
-    assert "Traceback" not in told and ("interrupted; nothing is left half-written" in told) == (code == 130)
+    assert "Traceback" not in told
     before = clips(tmp_path / "out")
     assert 0 < len(before) < 3 and not leftovers(tmp_path / "out")
     assert all(read_json(path) for path in (tmp_path / "out").rglob("*.json"))
@@ -76,14 +78,16 @@ def test_c79_signals_end_cleanly(tmp_path, capsys, number, code):
     assert len(after := clips(tmp_path / "out")) == 3 and before.items() <= after.items()
 
 
-def test_c80_torn_last_line_is_ignored(tmp_path, capsys):
+def test_c80_torn_last_line_is_ignored(tmp_path, capsys, fake_network):
     """A record that is torn makes its clip anew; a torn line of a training log is cut off."""
     argv = sampling(prompt_folder(tmp_path / "in", *["a red circle moves left"] * 2), tmp_path / "out")
     assert edg(capsys, *argv)[0] == 0
     before, record = clips(tmp_path / "out"), next((tmp_path / "out").rglob("0001*.json"))
+    other = next((tmp_path / "out").rglob("0000*.mp4"))
+    finished = other.stat().st_mtime_ns
     record.write_text(record.read_text()[:100])
-    code, told = edg(capsys, *argv)
-    assert code == 0 and "1 made, 1 finished before" in told and clips(tmp_path / "out") == before
+    assert edg(capsys, *argv)[0] == 0 and clips(tmp_path / "out") == before
+    assert read_json(record)["status"] == "done" and other.stat().st_mtime_ns == finished
     log = tmp_path / "log.jsonl"
     log.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     assert read_log(log) == [{"step": 1, "loss": 0.5}]
@@ -101,7 +105,7 @@ with lock_folder(Path(sys.argv[1])):
 """
 
 
-def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
+def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch, fake_network):
     """The second waits a little and leaves, naming the holder; a dead holder's lock is taken over."""
     monkeypatch.setattr(prepare, "LOCK_TIMEOUT", 0.3)
     out = tmp_path / "out/1000"
@@ -116,7 +120,7 @@ def test_c81_two_runs_in_one_folder(tmp_path, capsys, monkeypatch):
         assert holder.stdout.readline() == b"held\n"
         (out / f".edg-tmp-00000000-{holder.pid}-ab.mp4").write_bytes(b"being written")
         code, told = edg(capsys, *argv)
-        assert code == 4 and f"is locked by pid {holder.pid} on host" in told and "another folder" in told
+        assert code == 4 and str(holder.pid) in given_of(told)
         assert not clips(out) and leftovers(out), "nothing of the living is touched"
     finally:
         holder.kill(), holder.wait()
@@ -135,7 +139,7 @@ def test_c81_two_merges_in_one_folder(tmp_path, capsys, monkeypatch):
     with open(tmp_path / "out/.dyn.safetensors.edg-tmp.1", "wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         code, told = edg(capsys, *argv)
-    assert code == 4 and "is being written by another process" in told and "wait for it to end" in told
+    assert code == 4 and "dyn.safetensors" in given_of(told)
     code, told = edg(capsys, *argv)
     assert code == 0 and not leftovers(tmp_path), told
 
@@ -172,7 +176,7 @@ def ranks(folder, how, *torchrun):
     """Two ranks under torchrun, the second of which comes to grief after its first clip: (code, stderr)."""
     folder.mkdir(exist_ok=True)
     script = folder / "ranks.py"
-    script.write_text(RANKS.format(paths=", ".join(repr(str(p)) for p in (HERE.parent / "runner", ROOT))))
+    script.write_text(RANKS.format(paths=", ".join(repr(str(p)) for p in (ROOT / "tests/helpers", ROOT))))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *torchrun]
     process = spawn(script, folder, how, launcher=launcher)
     told = process.communicate(timeout=500)[1]
@@ -183,15 +187,16 @@ def made(folder):
     return [path.exists() for path in map(job(folder, 4).video, job(folder, 4).requests)]
 
 
+@pytest.mark.slow
 def test_c82_rank_killed_and_restarted(tmp_path):
     code, told = ranks(tmp_path / "a", "kill", "--max-restarts=1")
     assert code == 0, told
     assert made(tmp_path / "a") == [True] * 4 and "0003-x_sample0" in told
-    assert "finished already" in told, "what was finished before is not made again"
     run(job(tmp_path / "whole", 4), FakeSystem(), lambda: None)
     assert clips(tmp_path / "a") == clips(tmp_path / "whole") and not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_c82_rank_raises(tmp_path):
     code, told = ranks(tmp_path / "a", "raise")
     assert code != 0 and "a defect" in told
@@ -201,12 +206,13 @@ def test_c82_rank_raises(tmp_path):
     assert summary.skipped >= 1 and made(tmp_path / "a") == [True] * 4 and not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_c82_rank_hangs(tmp_path):
     """Who waits for it gives up after its patience (24 hours in a command, 4 seconds here), and torchrun ends
     them all."""
     began = time.monotonic()
     code, told = ranks(tmp_path / "a", "hang")
-    assert code != 0 and "another process of this run does not answer" in told, told
+    assert code != 0, told
     assert time.monotonic() - began < 280 and made(tmp_path / "a")[:3] == [True] * 3
 
 
@@ -235,8 +241,7 @@ def test_c83_port_in_use(tmp_path, capsys, monkeypatch):
         for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **place}.items():
             monkeypatch.setenv(name, value)
         code, told = edg(capsys, *argv)
-    assert code == 4 and f"2 processes cannot meet at 127.0.0.1:{place['MASTER_PORT']}" in told
-    assert "choose another by --master_port" in told
+    assert code == 4 and f"127.0.0.1:{place['MASTER_PORT']}" in given_of(told)
 
 
 def test_c82_patience_is_a_day():
@@ -357,7 +362,7 @@ def test_one_rule_for_locks_and_leftovers(tmp_path, capsys, monkeypatch, sampled
     with lock_folder(folder):
         before = sorted(path for path in folder.rglob("*") if path.name != old)
         code, told = edg(capsys, *argv)
-        assert code == 4 and f"pid {os.getpid()}" in told
+        assert code == 4 and str(os.getpid()) in given_of(told)
         assert sorted(path for path in folder.rglob("*") if path.name != old) == before
     began = edg(capsys, *argv)
     assert began[0] in (0, 5), began  # the sweep's prompts are not there, but its folder was held
@@ -375,19 +380,24 @@ def test_a_signal_inside_a_pool_waits_until_it_is_let_go(tmp_path, monkeypatch):
 
     def struck(self, *args):
         if len(came) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         future = submit(self, *args)
         came.append(future)
         return future
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", struck)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `&` in a script
     plan = recipe.edg_recipe(str(WEIGHTS / "base.safetensors"), str(WEIGHTS / "tuned.safetensors"))
-    with pytest.raises(KeyboardInterrupt):
-        merge.run(plan, tmp_path / "out", warn=lambda text: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            merge.run(plan, tmp_path / "out", warn=lambda text: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(came) >= 3 and all(future.done() for future in came)
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_signals_at_random_moments(tmp_path):
     """The long form: python scripts/torture.py merge --signals 200; encode, train and sample as well."""

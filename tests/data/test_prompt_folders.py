@@ -1,21 +1,18 @@
 """Catalogue, prompt folders: what does not pair is told before anything is made; names stay in the folder."""
 
 import os
-import sys
 import time
 import unicodedata
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from sampling import RED, records, sampler, save
 
-sys.path.insert(0, str(Path(__file__).parent))
-from sampling import RED, records, sampler, save  # noqa: E402
-
-from edg.cli.main import parser_of  # noqa: E402
-from edg.core.dist import World  # noqa: E402
-from edg.runner.prepare import prepare  # noqa: E402
-from edg.sprites import WEIGHTS  # noqa: E402
+from edg.cli.main import parser_of
+from edg.core.dist import World
+from edg.runner.prepare import prepare
+from edg.sprites import WEIGHTS
 
 PICTURE = Image.new("RGB", (8, 8), RED)
 

@@ -88,7 +88,7 @@ def test_dials(model, video, prompts, tmp_path):
     frames, record = sample(prompts, tmp_path / "out", *SHIPPED[:2], *SHIPPED[4:], "--motion", 0.3)
     assert np.array_equal(turned.frames, frames) and turned.record["dials"] == record["dials"]
     assert not np.array_equal(turned.frames, video.frames)
-    with pytest.raises(UsageError, match="--motion 2; expected a number from 0 to 1"):
+    with pytest.raises(UsageError, match="--motion 2"):
         model.animate(IMAGE, PROMPT, motion=2)
 
 
@@ -101,7 +101,7 @@ def test_images_of_every_kind(model, video):
     other = model.animate(read_image(IMAGE), PROMPT)  # another name, other noise
     assert not np.array_equal(other.frames, video.frames)
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), 7):
-        with pytest.raises(UsageError, match="expected (uint8|a path)"):
+        with pytest.raises(UsageError, match="image"):
             model.animate(wrong, PROMPT)
     with pytest.raises(BadFileError, match="nowhere.png"):
         model.animate("nowhere.png", PROMPT)
@@ -119,13 +119,13 @@ def test_flags_of_a_clip(model, video):
     assert model.animate(IMAGE, PROMPT, frames=10).frames.shape == (10, 32, 32, 3)
     assert model.animate(IMAGE, PROMPT, loop=True).frames.shape == (7, 32, 32, 3)
     assert model.animate(IMAGE, PROMPT, size="32x48", fit="pad").frames.shape == (8, 32, 48, 3)
-    with pytest.raises(UsageError, match="did you mean 'steps'"):
+    with pytest.raises(UsageError, match="'steps'"):
         model.animate(IMAGE, PROMPT, step=3)
-    with pytest.raises(UsageError, match="savedir is no option of a clip"):
+    with pytest.raises(UsageError, match="savedir"):
         model.animate(IMAGE, PROMPT, savedir="x")
     with pytest.raises(UsageError, match="seed"):
         model.animate(IMAGE, PROMPT, seed="x")
-    with pytest.raises(UsageError, match="did you mean 'recipe'"):
+    with pytest.raises(UsageError, match="'recipe'"):
         load("sprites", recipes="edg")
 
 
@@ -141,7 +141,7 @@ def test_save(video, tmp_path, name, error):
     assert np.abs(read_clip(path).astype(int) - video.frames).mean() <= error
     tags = read_tags(path)
     assert tags["prompt"] == PROMPT and json.loads(tags["comment"])["fps"] == 4
-    with pytest.raises(UsageError, match="expected a name that ends in"):
+    with pytest.raises(UsageError, match="x.avi"):
         video.save(tmp_path / "x.avi")
 
 
@@ -170,7 +170,7 @@ def test_a_folder_of_something_else_is_not_replaced(video, tmp_path):
     (tmp_path / "kept/letters.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("kept", "file"):
-        with pytest.raises(UsageError, match="expected a new name"):
+        with pytest.raises(UsageError, match=name):
             video.save(tmp_path / name)
     assert (tmp_path / "kept/letters.txt").read_text() == (tmp_path / "file").read_text() == "mine"
     video.save(tmp_path / "frames")
@@ -211,19 +211,19 @@ def test_what_the_user_chose_stands_beside_a_dial():
 
     assert made({"T": 600}, motion=1.0) == [600]
     assert made({}, motion=1.0) == [300]
-    with pytest.raises(UsageError, match="--hold with --T"):
+    with pytest.raises(UsageError, match="--hold"):
         made({"T": 600}, hold=0.5)
-    with pytest.raises(UsageError, match="--motion with --recipe"):
+    with pytest.raises(UsageError, match="--recipe"):
         made({"recipe": "edg"}, motion=1.0)
 
 
 @pytest.mark.parametrize(
     "image, prompt, message",
     [
-        (None, PROMPT, "no image"),
-        (7, PROMPT, "an image that is int"),
-        (IMAGE, None, "a prompt that is NoneType"),
-        (np.zeros((0, 8, 3), np.uint8), PROMPT, "expected uint8"),
+        (None, PROMPT, "image"),
+        (7, PROMPT, "int"),
+        (IMAGE, None, "NoneType"),
+        (np.zeros((0, 8, 3), np.uint8), PROMPT, "image"),
     ],
 )
 def test_what_is_no_image_or_prompt(model, image, prompt, message):
@@ -232,5 +232,5 @@ def test_what_is_no_image_or_prompt(model, image, prompt, message):
 
 
 def test_a_misspelt_model_is_named():
-    with pytest.raises(UsageError, match="no model is called 'spritez'.*did you mean 'sprites'"):
+    with pytest.raises(UsageError, match="'spritez'.*'sprites'"):
         load("spritez").animate(IMAGE, PROMPT)

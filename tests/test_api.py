@@ -63,6 +63,7 @@ def sample(prompts, out, *more):
 SHIPPED = ("--config", "sprites", "--recipe", "edg_temporal_conv", "--unconditional_guidance_scale", 1)
 
 
+@pytest.mark.slow
 def test_the_same_pixels_and_record_as_edg_sample(video, prompts, tmp_path):
     frames, record = sample(prompts, tmp_path / "out", *SHIPPED, "--T", 300)
     assert np.array_equal(video.frames, frames)
@@ -71,6 +72,7 @@ def test_the_same_pixels_and_record_as_edg_sample(video, prompts, tmp_path):
     assert video.record["warnings"] == record["warnings"] == [] and video.record["info"] == {}
 
 
+@pytest.mark.slow
 def test_from_files_as_run_sh_does_it(video, prompts, tmp_path):
     out = tmp_path / "merged"
     weights = [f"--{name}={ROOT / f'edg/sprites/weights/{name}.safetensors'}" for name in ("base", "tuned")]
@@ -83,6 +85,7 @@ def test_from_files_as_run_sh_does_it(video, prompts, tmp_path):
     assert np.array_equal(made.frames, frames) and made.record["settings"] == record["settings"]
 
 
+@pytest.mark.slow
 def test_dials(model, video, prompts, tmp_path):
     turned = model.animate(IMAGE, PROMPT, motion=0.3)
     frames, record = sample(prompts, tmp_path / "out", *SHIPPED[:2], *SHIPPED[4:], "--motion", 0.3)
@@ -92,6 +95,7 @@ def test_dials(model, video, prompts, tmp_path):
         model.animate(IMAGE, PROMPT, motion=2)
 
 
+@pytest.mark.slow
 def test_images_of_every_kind(model, video):
     name = f"0000-{IMAGE.stem}_sample0"
     for image in (str(IMAGE), Image.open(IMAGE), read_image(IMAGE)):  # the same picture
@@ -107,6 +111,7 @@ def test_images_of_every_kind(model, video):
         model.animate("nowhere.png", PROMPT)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_not_read_to_its_end(model, capsys):
     made = model.animate(IMAGE, f"{PROMPT} and away", steps=1)
     assert made.record["info"] == {"lost_text": {"prompt": "and away"}}
@@ -114,6 +119,7 @@ def test_a_prompt_that_is_not_read_to_its_end(model, capsys):
     assert "and away" in line and line in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_flags_of_a_clip(model, video):
     assert not np.array_equal(model.animate(IMAGE, PROMPT, seed=7).frames, video.frames)
     assert model.animate(IMAGE, PROMPT, frames=10).frames.shape == (10, 32, 32, 3)
@@ -129,6 +135,7 @@ def test_flags_of_a_clip(model, video):
         load("sprites", recipes="edg")
 
 
+@pytest.mark.slow
 def test_two_images(model):
     other = ROOT / "prompts/sprites/05-red-circle.png"
     one, two = (model.animate(IMAGE, PROMPT, last=last) for last in (IMAGE, other))
@@ -145,6 +152,7 @@ def test_save(video, tmp_path, name, error):
         video.save(tmp_path / "x.avi")
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_it(video):
     import base64
     import io
@@ -204,6 +212,7 @@ def test_endings_in_capitals(video, tmp_path):
         assert movie.streams.video[0].codec_context.name == "prores"
 
 
+@pytest.mark.slow
 def test_what_the_user_chose_stands_beside_a_dial():
     def made(flags, **turned):
         model = load("sprites", steps=2, device="cpu", **flags)

@@ -211,6 +211,7 @@ def start(folder, *, ranks=1, count=5, pause=0.0, fail=()):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     whole, cut = job(tmp_path / "a", count=5), job(tmp_path / "b", count=5)
     go(whole)
@@ -225,6 +226,7 @@ def test_killed_at_any_moment(tmp_path):
     assert 0 < sum(map(len, log)) < 5 and same(frames(whole), frames(cut))
 
 
+@pytest.mark.slow
 def test_a_killed_torchrun_lets_go_of_the_folder(tmp_path):
     cut = job(tmp_path, count=5, patience=20)
     process = start(tmp_path, ranks=2, pause=1.0)
@@ -237,6 +239,7 @@ def test_a_killed_torchrun_lets_go_of_the_folder(tmp_path):
     assert len(frames(cut)) == 5
 
 
+@pytest.mark.slow
 def test_work_ends_with_a_killed_shell(tmp_path):
     note = tmp_path / "pid"
     work = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
@@ -254,6 +257,7 @@ def test_work_ends_with_a_killed_shell(tmp_path):
     pytest.fail("it lives on")
 
 
+@pytest.mark.slow
 def test_more_ranks_give_the_same_frames(tmp_path):
     whole, parts = job(tmp_path / "a", count=3), job(tmp_path / "b", count=3)
     go(whole)
@@ -263,6 +267,7 @@ def test_more_ranks_give_the_same_frames(tmp_path):
     assert json.loads(parts.record(parts.requests[0]).read_text())["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_rank_with_failures_makes_the_whole_fail_after_all_are_done(tmp_path):
     parts = job(tmp_path, count=3)
     process = start(tmp_path, ranks=2, count=3, fail=("0002-x_sample0",))

@@ -301,6 +301,7 @@ def test_errors_can_be_looked_up(page):
     assert not [text for text in texts if not any(says(text, message) for message in quoted)]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
     block = re.search(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text("utf-8"), re.DOTALL)[1]
     assert "steps=16" in block and '"clip.mp4"' in block
@@ -346,6 +347,7 @@ class Links(HTMLParser):
             self.links += [(tag, attributes[key]) for key in ("href", "src") if attributes.get(key)]
 
 
+@pytest.mark.slow
 def test_everything_on_the_site_is_there(site):
     pages = {path: Links(path.read_text("utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
     assert len(pages) >= len(PAGES) - 2
@@ -367,6 +369,7 @@ def anchors(pages, path):
     return pages[path].ids | {"__codelineno"} if path in pages else set()
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_the_net(site):
     for path in site.rglob("*.html"):
         loaded = [link for tag, link in Links(path.read_text("utf-8")).links if tag != "a"]

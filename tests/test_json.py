@@ -111,6 +111,7 @@ def test_a_name_that_would_break_the_line(capsys, tmp_path):
     assert r"x\n\x1b[31m\u202egnp.ckpt is empty" in line and line.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_result_is_as_without(capsys):
     assert main(["completion", "bash", "--json"]) == 0
     with_it = capsys.readouterr()
@@ -118,6 +119,7 @@ def test_a_result_is_as_without(capsys):
     assert capsys.readouterr() == with_it and with_it.err == ""
 
 
+@pytest.mark.slow
 def test_run_merge_tells_it_too(tmp_path):
     argv = [sys.executable, ROOT / "run_merge.py", "--ckptdir", tmp_path, "--json"]
     done = subprocess.run(argv, capture_output=True, text=True)

@@ -63,6 +63,7 @@ def test_c98_round_trips_of_both_writers_and_readers(tmp_path_factory, state):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="atheris has wheels for Linux only")
 @pytest.mark.parametrize("target, seconds", [("readers", 60), ("settings", 10), ("prompts", 5)])
+@pytest.mark.slow
 def test_c98_fuzzed_readers_give_only_our_errors(tmp_path, target, seconds):
     """Within 200 MB and two seconds of processor time for each input: see scripts/fuzz.py."""
     if sys.version_info[:2] != (3, 11):

@@ -72,7 +72,7 @@ def test_a_bomb_of_yaml_aliases(tmp_path, command, depth):
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
     began = time.process_time()
     code, err = command(["merge", tmp_path / "bomb.yaml"])
-    assert code == 2 and "stands for" in err and time.process_time() - began < 5
+    assert code == 2 and "bomb.yaml" in err and time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_settings_read_nothing_from_outside(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     path = tmp_path / "x.yaml"
     path.write_text("a: ${oc.env:SECRET}\nb: 1\n")
-    with pytest.raises(UsageError, match=r"asks for \$\{oc.env:SECRET\}"):
+    with pytest.raises(UsageError, match=r"\$\{oc.env:SECRET\}"):
         read_yaml(path)
     path.write_text("a: 1\nb: ${a}\n")
-    with pytest.raises(UsageError, match="asks for"):
+    with pytest.raises(UsageError, match="SECRET"):
         read_yaml(path, ["a=${oc.env:SECRET}"])
     assert read_yaml(path) == {"a": 1, "b": 1}
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ("edg", "configs", "prompts", "setup.py", "pyproject.toml", "requirements.txt", "README.md")
 

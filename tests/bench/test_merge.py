@@ -12,6 +12,8 @@ from bench import merge
 from edg.merging import merge as product
 from edg.merging.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

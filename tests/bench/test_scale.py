@@ -8,6 +8,8 @@ import torch
 
 from bench import scale
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made():

@@ -139,6 +139,7 @@ def test_mistakes(argv, given, fix):
     assert given in raised.value.given and fix in raised.value.fix
 
 
+@pytest.mark.slow
 def test_freed_tensors_leave_their_pages_to_the_next():
     """Eight tensors of 64 MB, one after the other, after eight such: no page is asked for again. The least of
     five counts: the kernel may take pages back that nobody touched for a while."""

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from runs import given_of
 from sampling import RED, records, sampler, save
 
 from edg.cli.main import parser_of
+from edg.cli.sample import config_of
 from edg.core.dist import World
 from edg.runner.prepare import prepare
 from edg.sprites import WEIGHTS
@@ -138,7 +140,7 @@ def test_c51_unreadable(sample, folder, monkeypatch, kind):
     if kind == "mode 000" and os.geteuid() == 0:  # root reads it all the same
         forbid(monkeypatch, bad)
     code, err, out = sample(path)
-    assert code == 5 and "1 of 2 clips failed, first 0000-1_sample0: " in err
+    assert code == 5 and "0000-1_sample0" in given_of(err)
     found = records(out)
     assert [found[f"000{i}-{i + 1}_sample0"]["status"] for i in (0, 1)] == ["failed", "done"]
     assert found["0000-1_sample0"]["error"] in err and [p.name for p in out.glob("*.mp4")] == [
@@ -151,7 +153,7 @@ def test_c51_prompts_that_are_no_file(sample, folder, kind):
     path = folder(["1.png"], None)
     {"pipe": os.mkfifo, "folder": os.mkdir}[kind](path / "p.txt")
     code, err, out = sample(path)
-    assert code == 3 and "p.txt is not a file" in err and not out.exists()
+    assert code == 3 and "p.txt" in given_of(err) and not out.exists()
 
 
 def forbid(monkeypatch, path):
@@ -186,7 +188,7 @@ def test_c63_links_within_the_folder_and_to_the_folder(sample, folder, tmp_path)
 def test_c64_nothing_there(sample, folder, tmp_path):
     refused(sample, folder([], None), "no image in")
     code, err, _ = sample(tmp_path / "nowhere")
-    assert code == 3 and "cannot read the prompt folder" in err
+    assert code == 3 and str(tmp_path / "nowhere") in given_of(err)
 
 
 def test_prompts_upper_and_what_is_passed_over(sample, folder):
@@ -196,7 +198,7 @@ def test_prompts_upper_and_what_is_passed_over(sample, folder):
     code, err, out = sample(path)
     assert code == 0 and "x.heic" in err and "Thumbs" not in err
     assert [r["settings"]["prompt"][:5] for r in records(out).values()] == ["a boat"[:5], "a cat"]
-    assert [line for line in err.splitlines() if "1 of 2 prompts" in line and "away" in line]
+    assert [line for line in err.splitlines() if "away" in line]
 
 
 def test_c65_ten_thousand_prompts(tmp_path):
@@ -205,9 +207,10 @@ def test_c65_ten_thousand_prompts(tmp_path):
         (tmp_path / f"{i}.png").touch()
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(10_000)))
     sets = ["--config", "sprites", "--sets", f"base={WEIGHTS / 'base.safetensors'}", "--device", "cpu"]
-    args = parser_of("sample").parse_args([*sets, "--prompt_dir", str(tmp_path)])
-    prepare(parser_of("sample").parse_args(sets), World())  # what any run imports
+    parse = parser_of("sample").parse_args
+    config = config_of(parse([*sets, "--prompt_dir", str(tmp_path)]))
+    prepare(config_of(parse(sets)), World())  # what any run imports
     began = time.process_time()
-    ready = prepare(args, World())
+    ready = prepare(config, World())
     assert time.process_time() - began < 2
     assert ready.requests[2345].prompt == "prompt 2345" and ready.requests[2345].image.stem == "2345"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import av
+import pytest
 import torch
 import yaml
 
@@ -12,6 +13,8 @@ from edg.data.clips import SkippedVideos, read_csv
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.models import load_spec
 from edg.weights.store import open_weights
+
+pytestmark = pytest.mark.slow
 
 BASE = Path(__file__).parents[2] / "edg/sprites/weights/base.safetensors"
 

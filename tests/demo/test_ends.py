@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "prompts/sprites/05-red-circle.png"
 API = "/gradio_api"

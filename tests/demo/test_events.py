@@ -437,6 +437,7 @@ def killed():
     return demo.folder
 
 
+@pytest.mark.slow
 def test_a_killed_demo_is_swept_by_the_next(temporary):
     """A running one is not; nor what only has such a name, links, and what is somebody else's."""
     dead, alive, mine = killed(), Uploads(), temporary / "edg-demo-frames"

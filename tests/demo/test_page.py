@@ -115,6 +115,7 @@ def downloaded(page, index):
     return Path(download.value.path()), download.value.suggested_filename
 
 
+@pytest.mark.slow
 def test_a_clip_with_its_record(page):
     upload(page, IMAGE)
     put(page, prompt="a red circle moves left", steps=40, seed=7, motion=0.4)
@@ -135,6 +136,7 @@ def test_a_clip_with_its_record(page):
     assert said["settings"]["image_sha256"] == sha256_file(IMAGE), "the file that was uploaded, not a copy"
 
 
+@pytest.mark.slow
 def test_beside_the_base_model_and_history(page):
     page.locator("#examples button").nth(1).click()
     page.wait_for_function("document.querySelector('#prompt textarea').value.includes('green circle')")
@@ -159,6 +161,7 @@ def test_beside_the_base_model_and_history(page):
     assert "base" in downloaded(page, 3)[1]
 
 
+@pytest.mark.slow
 def test_stop_ends_the_denoising(page):
     put(page, steps=100)
     page.click("#go")
@@ -173,6 +176,7 @@ def test_stop_ends_the_denoising(page):
     clip(page)
 
 
+@pytest.mark.slow
 def test_what_is_typed_is_shown_and_not_run(page):
     put(page, prompt=HOSTILE, steps=1)
     page.click("#go")
@@ -186,6 +190,7 @@ def test_what_is_typed_is_shown_and_not_run(page):
 
 
 @pytest.mark.parametrize("name", ["notes.png", "<b>x.png", "page.svg"])
+@pytest.mark.slow
 def test_what_is_no_image(page, tmp_path, name):
     path = tmp_path / name
     path.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>document.title='caught'</script></svg>")
@@ -197,6 +202,7 @@ def test_what_is_no_image(page, tmp_path, name):
     page.wait_for_selector("#go:enabled")
 
 
+@pytest.mark.slow
 def test_closing_the_tab_stops_the_denoising(browser, server, page):
     other = browser.new_page()
     visit(other, server[1])
@@ -213,6 +219,7 @@ def test_closing_the_tab_stops_the_denoising(browser, server, page):
     clip(page)
 
 
+@pytest.mark.slow
 def test_it_listens_on_loopback_only(server):
     port = int(server[1].rpartition(":")[2])
     listening = {
@@ -233,6 +240,7 @@ def test_it_listens_on_loopback_only(server):
         ("/docs", {}, 404),
     ],
 )
+@pytest.mark.slow
 def test_what_is_refused(server, path, headers, code):
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(server[1] + path, headers=headers))
@@ -260,6 +268,7 @@ def backend():
 
 
 @pytest.mark.parametrize("how", ["stop", "close"])
+@pytest.mark.slow
 def test_the_model_takes_no_further_step(backend, how):
     stop = threading.Event()
     updates = backend.generate(DemoRequest(backend.image, "", 1), stop)
@@ -273,6 +282,7 @@ def test_the_model_takes_no_further_step(backend, how):
     assert last == ([] if how == "close" else [f"stopped: edg after phase {taken}/100"])
 
 
+@pytest.mark.slow
 def test_the_end_waits_for_the_current_step(backend):
     updates = backend.generate(DemoRequest(backend.image, "", 1), threading.Event())
     next(update for update in updates if "phase" in update.text)
@@ -330,6 +340,7 @@ def test_weights_that_are_there(tmp_path, monkeypatch):
     assert [slider.name for slider in model.sliders] == ["steps"] and not model.about
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(server, capsys):
     port = server[1].rpartition(":")[2]
     assert main(["demo", "--port", port]) == 4

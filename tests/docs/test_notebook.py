@@ -13,6 +13,8 @@ import pytest
 
 from edg.core.formats import read_clip, read_tags
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs/sprites.ipynb"
 

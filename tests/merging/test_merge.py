@@ -424,6 +424,7 @@ merge.run(edg_recipe(sys.argv[1], sys.argv[2]), sys.argv[3], full=True, format="
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_result_is_whole_or_absent(tmp_path, large):
     folder, _, _ = large
     out, chance = tmp_path / "out", random.Random(0)
@@ -463,6 +464,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_follow_the_size_of_the_files(tmp_path):
     """Two files of 128 MB each, in tensors of 64 MB, are merged in much less."""
     for name in "ps":

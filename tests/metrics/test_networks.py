@@ -80,6 +80,7 @@ def original_names():
     return [f"module.{name}" for name in names]
 
 
+@pytest.mark.slow
 def test_raft_with_both_sets_of_names(tmp_path):
     from torchvision.models.optical_flow import raft_large
 

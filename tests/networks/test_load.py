@@ -36,6 +36,7 @@ def unet_of(model):
 
 
 @pytest.mark.parametrize("name", ["256", "512", "1024"])
+@pytest.mark.slow
 def test_names_and_shapes_are_the_published_ones(name):
     ours = {k: list(v.shape) for k, v in build(PRESETS[f"dynamicrafter-{name}"]).state_dict().items()}
     assert ours == {k: v[0] for k, v in manifest(name).items()}
@@ -68,6 +69,7 @@ def test_missing_unexpected_and_misshapen_are_counted_and_named(spec, weights):
     assert "\n" not in text
 
 
+@pytest.mark.slow
 def test_a_set_that_does_not_fit_changes_nothing(spec, weights):
     model = load_model(spec, weights)
     broken = {k: v + 1 for k, v in weights.items() if not k.endswith("out.2.bias")}
@@ -146,6 +148,7 @@ def test_towers_come_from_the_seed_and_survive_a_swap(spec, weights):
     assert torch.equal(text, one.encode_text(["a red circle moves left"]))
 
 
+@pytest.mark.slow
 def test_towers_are_drawn_once_for_all_sets_without(spec, weights, monkeypatch):
     drawn, real = [], load.rebuild_towers
     monkeypatch.setattr(load, "rebuild_towers", lambda model: drawn.append(model) or real(model))
@@ -159,6 +162,7 @@ def test_towers_are_drawn_once_for_all_sets_without(spec, weights, monkeypatch):
     assert len(drawn) == 2 and torch.equal(text, model.encode_text(["a red circle moves left"]))
 
 
+@pytest.mark.slow
 def test_a_set_without_adapter_is_the_identity(spec, weights, inputs):
     x, t, context, concat, text = inputs
     plain = load_model(spec, weights)
@@ -182,6 +186,7 @@ def test_adapter_of_any_set_is_kept_and_never_half_of_it(spec, weights):
         load_model(spec.with_adapter(), with_adapter)
 
 
+@pytest.mark.slow
 def test_swap_between_a_set_with_adapter_and_one_without(spec, weights, inputs):
     x, t, context, concat, text = inputs
     tuned = {name: value + 0.1 for name, value in build(spec.with_adapter(), "cpu").state_dict().items()}

@@ -17,6 +17,7 @@ from edg.networks.latent_video.unet import UNet, sinusoid
 from edg.systems.edg.condition import Condition
 
 
+@pytest.mark.slow
 def test_two_at_once_equal_each_alone(spec, weights, inputs):
     x, t, context, concat, _ = inputs
     model = load_model(spec, weights)
@@ -26,6 +27,7 @@ def test_two_at_once_equal_each_alone(spec, weights, inputs):
     torch.testing.assert_close(both, torch.cat(each), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_default_fs_is_the_spec_s(spec, weights, inputs):
     x, t, context, concat, _ = inputs
     model = load_model(spec, weights)
@@ -106,6 +108,7 @@ def test_sinusoid_is_cosines_then_sines_in_float32():
     ],
     ids=lambda option: next(iter(option)),
 )
+@pytest.mark.slow
 def test_options_of_the_published_constructor(spec, inputs, option):
     x, t, context, concat, _ = inputs
     network = UNet(replace(spec.unet, **option)).eval()
@@ -123,6 +126,7 @@ def test_sizes_and_conditions_that_do_not_fit_are_told(spec, weights, inputs):
         model.predict(x, t, context, concat)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_denoiser_and_adapter_learns(spec, weights, inputs):
     x, t, context, concat, text = inputs
     model = build(spec.with_adapter(), "cpu").train()
@@ -137,6 +141,7 @@ def test_every_parameter_of_denoiser_and_adapter_learns(spec, weights, inputs):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
 
 
+@pytest.mark.slow
 def test_adapter_training_starts_at_the_base_model(spec, weights, inputs):
     x, t, context, concat, text = inputs
     plain, adapted = load_model(spec, weights), load_model(spec.with_adapter(), weights)

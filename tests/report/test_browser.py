@@ -13,6 +13,8 @@ import pytest
 from edg.core.formats import FORMATS, write_clip
 from edg.report.page import write_report
 
+pytestmark = pytest.mark.slow
+
 VIDEOS = """[...document.querySelectorAll("video.ready")].map((v) =>
     ({ time: v.currentTime, paused: v.paused, error: v.error && v.error.message, muted: v.muted }))"""
 ORDER = "[...document.querySelectorAll('#table tbody th')].map((th) => th.textContent)"

@@ -140,6 +140,7 @@ def test_a_bar_starts_no_thread(monkeypatch):
     meter.close()
 
 
+@pytest.mark.slow
 def test_a_real_terminal(tmp_path):
     """No bar is left beside a line: what follows a bar clears it."""
     code = f"""
@@ -176,6 +177,7 @@ run(job(Path({str(tmp_path)!r}), count=3, chunk=2), Reporting(), lambda: None)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+@pytest.mark.slow
 def test_a_log_on_a_full_disk_stops_nothing():
     code = (
         "from edg.core.log import log; from edg.runner.progress import Meter; log('x'); m = Meter();"

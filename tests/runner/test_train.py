@@ -41,6 +41,7 @@ def trained(tmp_path_factory):
     return out, command
 
 
+@pytest.mark.slow
 def test_three_stages_leave_three_parameter_sets(trained):
     out, _ = trained
     base, tuned = open_weights(out / "base.safetensors"), open_weights(out / "tuned.safetensors")
@@ -56,6 +57,7 @@ def test_three_stages_leave_three_parameter_sets(trained):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_skipped_and_another_one_refused(trained, capsys):
     out, command = trained
     before = (out / "tuned.safetensors").stat().st_mtime_ns
@@ -67,6 +69,7 @@ def test_a_finished_run_is_skipped_and_another_one_refused(trained, capsys):
     assert "train.lr" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_result_is_info_merge_and_sample_material(trained, tmp_path, capsys):
     out, _ = trained
     assert main(["info", str(out / "tuned.safetensors")]) == 0
@@ -246,6 +249,7 @@ def test_sprites_have_every_frame_where_the_run_asks_for_it():
     assert torch.allclose(every[1]["images"][1], model.embedder(frames[1:, :, 1])[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_begun_run_does_not_go_on_with_other_settings(trained, tmp_path, capsys):
     base = trained[0] / "base.safetensors"
     own = [f"out={tmp_path}", f"stages.tuned.init={base}", "stages.tuned.train.save_every=1"]
@@ -260,6 +264,7 @@ def test_a_begun_run_does_not_go_on_with_other_settings(trained, tmp_path, capsy
     assert (tmp_path / "tuned.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_no_result(tmp_path, capsys):
     wild = ["stages.vae.train.lr=1e6", "stages.vae.train.steps=4", "stages.vae.train.precision=fp32"]
     command = [CONFIG, f"out={tmp_path}", *SHORT, *wild, "--stages", "vae", "--device", "cpu"]
@@ -268,6 +273,7 @@ def test_a_diverged_run_is_no_result(tmp_path, capsys):
     assert not (tmp_path / "vae.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "LOCK_TIMEOUT", 0)
     command = ["train", CONFIG, f"out={tmp_path}", *SHORT, "--stages", "vae", "--device", "cpu"]

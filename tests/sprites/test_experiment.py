@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from edg.merging.steps import Copy, LinearCombination
 from edg.networks.latent_video.keys import FAMILY
 from experiments.sprites_arms import TUNES, arms, files_of, name_of, recipes
@@ -25,6 +27,7 @@ def experiment(out, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_experiment_runs_and_goes_on(tmp_path):
     first = experiment(tmp_path, "--arms", *ARMS)
     assert "6 rows x seeds, 0 done before" in first

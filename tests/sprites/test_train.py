@@ -26,6 +26,8 @@ from edg.systems.edg.training.modules import DenoiserTraining, VaeTraining
 from edg.training.callbacks import last_checkpoint
 from edg.training.lightning import fit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TINY = replace(SPRITES, unet=replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,)))
 CONFIG = TextOptimizerConfig(

@@ -52,6 +52,7 @@ def test_the_autoencoder_keeps_the_shape():
     assert psnr_on_shape(decoded, test["frames"], test["weight"][:, 0] - 1) > 30
 
 
+@pytest.mark.slow
 def test_a_short_sample_moves_as_told(tmp_path):
     clips = held_out(2000, 4)
     options = SamplingOptions(steps=10, guidance_scale=1.0, switch_at=())

@@ -75,6 +75,7 @@ class Counted:
             hook.remove()
 
 
+@pytest.mark.slow
 def test_an_approximation_that_approximates_nothing_is_bit_equal(model):
     plain = sample(model)
     assert np.array_equal(plain, sample(model, guidance_interval=(0, 1000), reuse=1, solver="ddim"))
@@ -108,6 +109,7 @@ def test_reuse_begins_anew_where_the_interval_changes_the_conditions(model):
     assert np.array_equal(sample(model, **told), sample(model, reuse=3, guidance_scale=1.0))
 
 
+@pytest.mark.slow
 def test_one_deep_feature_serves_a_stack_of_conditions(spec, weights, inputs):
     network = load_model(spec, weights).eval()
     x, t, context, concat, _ = inputs

@@ -15,6 +15,8 @@ from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import load_sets
 
+pytestmark = pytest.mark.slow
+
 UNET = replace(SPRITES.unet, channel_mult=(1,), attention_resolutions=(1,), num_res_blocks=1)
 TINY = replace(SPRITES, unet=UNET)
 

@@ -58,6 +58,7 @@ def frames(sets, requests):
     return [r.frames for r in results]
 
 
+@pytest.mark.slow
 def test_frames_do_not_depend_on_order_chunk_or_residency(spec, sets, weights, images):
     a, b = (request_for(spec, images[i], f"000{i}-x_sample0") for i in (0, 1))
     alone = frames(sets, [a])[0]
@@ -68,6 +69,7 @@ def test_frames_do_not_depend_on_order_chunk_or_residency(spec, sets, weights, i
     assert resident.resident and not sets.resident
 
 
+@pytest.mark.slow
 def test_a_batch_of_two_agrees_to_one_level(spec, weights, images):
     requests = [request_for(spec, images[i], f"000{i}-x_sample0") for i in (0, 1)]
     single = frames(ParameterSets(spec, weights), requests)
@@ -77,6 +79,7 @@ def test_a_batch_of_two_agrees_to_one_level(spec, weights, images):
         assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_seed_name_prompt_and_each_set_matter(spec, sets, weights, images):
     base = request_for(spec, images[0])
     pictures = [
@@ -102,6 +105,7 @@ def test_plan_takes_dyn_strictly_above_t(sets):
     assert [use for use, _ in schedule_of_sets(sets, SamplingOptions(switch_at=(1000,)))] == [[1]]
 
 
+@pytest.mark.slow
 def test_three_sets_and_wrong_counts(spec, weights, images):
     three = ParameterSets(spec, {**weights, "end": rule_weights(spec, 3)})
     options = replace(OPTIONS, switch_at=(700, 400))
@@ -111,6 +115,7 @@ def test_three_sets_and_wrong_counts(spec, weights, images):
         schedule_of_sets(three, OPTIONS)
 
 
+@pytest.mark.slow
 def test_soft_blend_needs_both_sets_in_memory(spec, sets, weights, images):
     soft = request_for(spec, images[0], options=replace(OPTIONS, blend="soft"))
     with pytest.raises(UsageError, match="--resident"):
@@ -121,6 +126,7 @@ def test_soft_blend_needs_both_sets_in_memory(spec, sets, weights, images):
     )
 
 
+@pytest.mark.slow
 def test_a_failed_clip_does_not_stop_the_others(spec, sets, images, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
@@ -130,6 +136,7 @@ def test_a_failed_clip_does_not_stop_the_others(spec, sets, images, tmp_path):
     assert np.array_equal(results[1].frames, frames(sets, [good])[0])
 
 
+@pytest.mark.slow
 def test_infinite_weights_are_named_by_step_and_set(spec, weights, images):
     con = {name: tensor.clone() for name, tensor in weights["con"].items()}
     con["model.diffusion_model.out.2.bias"][0] = float("inf")
@@ -152,6 +159,7 @@ def test_what_cannot_work_is_told_before_anything_is_read(spec, weights, images)
         check(spec, weights, [request_for(spec, images[0], options=beyond)])
 
 
+@pytest.mark.slow
 def test_a_scaled_schedule_in_a_later_set_changes_nothing(spec, sets, weights, images):
     scaled = {n: 0.9 * t if n.startswith(("alphas", "sqrt_")) else t for n, t in weights["con"].items()}
     request = request_for(spec, images[0])
@@ -159,6 +167,7 @@ def test_a_scaled_schedule_in_a_later_set_changes_nothing(spec, sets, weights, i
     assert np.array_equal(frames(again, [request])[0], frames(sets, [request])[0])
 
 
+@pytest.mark.slow
 def test_loop_drops_the_last_frame_and_marks_both_ends(spec, sets, images):
     loop = request_for(spec, images[0], options=replace(OPTIONS, loop=True))
     assert frames(sets, [loop])[0].shape[0] == spec.frames - 1

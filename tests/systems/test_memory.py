@@ -81,6 +81,7 @@ def test_operations_are_those_of_the_flop_counter():
 
 
 @pytest.mark.parametrize("dtype, frames", [(torch.float32, 8), (torch.bfloat16, 8), (torch.float32, 13)])
+@pytest.mark.slow
 def test_the_plan_of_sprites_is_what_happens(dtype, frames):
     """On the CPU, with tensors that exist, the same functions leave the same peaks, to the byte; 8 frames is
     what the model has, for others its tokens are interpolated."""
@@ -101,6 +102,7 @@ def test_the_plan_of_sprites_is_what_happens(dtype, frames):
     assert whole.phases[0].parameters == sum(map(size_of, sets.network.parameters()))
 
 
+@pytest.mark.slow
 def test_published_counts():
     """TFLOP of a guided step: twice a forward pass of 12.6 (320x512) and 52.3 (576x1024); a narrow one. The
     published code makes keys and values of 77 + 16 tokens at every step for each of 16 frames, we do not."""
@@ -125,6 +127,7 @@ def test_low_memory_fits_small_cards():
         assert told["denoise"].parameters < 0.1 * GB < told.host_bytes
 
 
+@pytest.mark.slow
 def test_attention_to_few_keys_is_told():
     for dtype in (torch.float32, torch.bfloat16):
         assert "to at most 16 keys stores its weights" in planned(SPRITES, dtype=dtype).note
@@ -133,6 +136,7 @@ def test_attention_to_few_keys_is_told():
     assert "never stored" in planned(DYNAMICRAFTER_512).note
 
 
+@pytest.mark.slow
 def test_where_parameters_lie():
     swapped, kept, layered, host = (
         planned(SPRITES, **how)
@@ -155,6 +159,7 @@ def test_where_parameters_lie():
     assert counts == [2, 50, 1]
 
 
+@pytest.mark.slow
 def test_more_clips_and_more_branches_cost_more():
     one, two = planned(SPRITES), planned(SPRITES, batch_size=2)
     assert two["denoise"].flops == 2 * one["denoise"].flops
@@ -201,6 +206,7 @@ print(resident("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
+@pytest.mark.slow
 def test_the_process_grows_as_planned():
     """A fifth of the published width, 192x256: resident memory, where an allocation of any kind shows, in a
     process whose allocator keeps nothing of what was freed."""

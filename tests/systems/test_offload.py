@@ -25,6 +25,8 @@ from edg.systems.edg.parameter_sets import ParameterSets
 from edg.systems.edg.verify.pipeline import rule_weights
 from edg.weights.store import open_weights
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = SamplingOptions(steps=2, guidance_scale=3.0, perframe_ae=True)
 
 

@@ -198,6 +198,7 @@ def test_without_room_for_the_decoder_the_map_shows_the_clip(network, monkeypatc
     assert frames is not None and all(one.shape[1:3] == (8, 8) for one in shown)
 
 
+@pytest.mark.slow
 def test_the_flag_asks_for_previews_and_a_wrong_one_is_told_first(tmp_path, capsys):
     flags = ["sample", "--config", "sprites", "--ddim_steps", "2", "--device", "cpu"]
     flags += ["--savedir", str(tmp_path / "out"), "--prompt_dir", str(one_prompt(tmp_path / "prompts"))]
@@ -216,6 +217,7 @@ def test_a_wrong_file_is_told_when_flags_are_checked_as_of_a_sweep(tmp_path):
         check(SampleConfig.from_values({**flags, "preview_decoder": str(WEIGHTS / "base.safetensors")}))
 
 
+@pytest.mark.slow
 def test_from_python_too():
     shown = []
     flags = {"steps": 2, "preview_decoder": "sprites", "device": "cpu"}

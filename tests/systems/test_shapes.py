@@ -81,6 +81,7 @@ def test_a_batch_may_have_last_images_in_part(sets, images):
         assert torch.allclose(concat, concat_of(sets, request)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_interpolation_gives_a_clip_that_the_last_image_changes(sets, images):
     one, other = (
         next(generate(sets, [ask(images[0], last, interp=True)])).frames for last in (None, images[1])
@@ -111,17 +112,20 @@ def test_what_becomes_of_an_image_of_another_shape(sets, images):
 
 
 @pytest.mark.parametrize("height, width", [(32, 48), (48, 32)])
+@pytest.mark.slow
 def test_lying_and_upright_clips(sets, images, height, width):
     result = next(generate(sets, [ask(images[0], height=height, width=width, crop=True)]))
     assert result.frames.shape == (8, height, width, 3), result.error
 
 
 @pytest.mark.parametrize("frames", [5, 12, 16])
+@pytest.mark.slow
 def test_other_lengths(sets, images, frames):
     result = next(generate(sets, [ask(images[0], frames=frames)]))
     assert result.frames.shape == (frames, 32, 32, 3), result.error
 
 
+@pytest.mark.slow
 def test_image_tokens_of_other_lengths_lie_between_those_that_the_model_has(sets):
     network, image = sets.network(0), torch.rand(2, 3, 32, 32) * 2 - 1
     known = network.encode_image(image)
@@ -133,6 +137,7 @@ def test_image_tokens_of_other_lengths_lie_between_those_that_the_model_has(sets
     assert torch.allclose(between[:, 1::2], (by_frame[:, 1:] + by_frame[:, :-1]) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_branch_of_guidance_has_the_clips_length(sets):
     image, options = torch.zeros(1, 3, 32, 32), replace(OPTIONS, guidance_scale=2.0)
     noise = [clip_noise(ask(None))]

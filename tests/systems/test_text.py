@@ -98,6 +98,7 @@ def sprites(tmp_path_factory):
     return {"base": open_weights(WEIGHTS / "base.safetensors")}, image
 
 
+@pytest.mark.slow
 def test_the_result_warns_with_the_lost_text(sprites):
     sets, image = sprites
     options = SamplingOptions(steps=1, guidance_scale=1.0, switch_at=(), perframe_ae=True)

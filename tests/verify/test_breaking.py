@@ -39,6 +39,7 @@ def lopsided(function):
         (attention, "attend", "unet_b_open"),
     ],
 )
+@pytest.mark.slow
 def test_a_broken_function_is_noticed(monkeypatch, module, name, only):
     assert verify.main(REFERENCE, only=[only]) == 0
     monkeypatch.setattr(module, name, lopsided(getattr(module, name)))

@@ -134,7 +134,7 @@ def test_c11_header_of_more_than_100_megabytes(tmp_path, command, peak):
     path.write_bytes(header({"a": entry(0, 4, [1])}, bytes(4), length=100_000_001))
     os.truncate(path, 101_000_000)  # the bytes are there; the file system does not store them
     code, err = command(["info", path])
-    assert code == 3 and "claims a header" in err and peak() < 10 * MEGABYTE
+    assert code == 3 and str(path) in err and peak() < 10 * MEGABYTE
 
 
 @pytest.mark.parametrize("filling", [b"[],", b"{},", b"1,", b'"\xf0\x9f\x8e\x88",'])
@@ -253,5 +253,5 @@ def test_c29_a_flipped_bit_is_found_by_verify(tmp_path, tiny, command):
     ]
     for argv in (["info", tiny.base, "--verify"], merge):
         code, err = command(argv)
-        assert code == 3 and f"{name} does not match its CRC-32" in err
+        assert code == 3 and name in err and "CRC-32" in err
     assert not (tmp_path / "out").exists()

@@ -85,6 +85,7 @@ def evil(tmp_path, command):
     return Evil(tmp_path, command)
 
 
+@pytest.mark.slow
 def test_each_payload_is_alive(tmp_path):
     """The control: Python's own unpickler runs every one of them."""
     for index, item in enumerate(NAMES):
@@ -230,6 +231,7 @@ BOMBS = {
 
 @EACH_FORM
 @pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.slow
 def test_c24_pickle_bombs_end_within_a_cap(evil, bomb, form):
     evil.write(BOMBS[bomb], form)
     began = time.process_time()

@@ -125,6 +125,7 @@ def test_sixteen_bits_and_every_frame(tmp_path, weights, model, fake):
     assert item["fps_true"] == pytest.approx(12.0)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues(tmp_path, weights, fake):
     flags = ("--shard", "2", "--passes", "1")
     assert run("encode", weights, tmp_path / "a", *flags) == 0
@@ -318,6 +319,7 @@ def test_a_folder_of_videos(tmp_path, weights, capsys):
     assert torch.isfinite(expectation).all() and (tmp_path / "x.skipped.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_captions_that_are_not_there_or_too_long(tmp_path, weights, capsys):
     """Counted before anything is encoded; --require_captions ends with 3 and leaves no cache."""
     folder = tmp_path / "videos"

@@ -21,6 +21,8 @@ from edg.systems.edg.training.latent_cache import CachedClips
 from edg.weights.store import open_weights
 from edg.weights.writers import write_safetensors
 
+pytestmark = pytest.mark.slow
+
 BASE = Path(__file__).parents[4] / "edg/sprites/weights/base.safetensors"
 COUNT = 5
 

@@ -266,6 +266,7 @@ def test_impossible_settings_are_refused(make):
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.slow
 def test_checkpointing_gives_the_same_gradients_for_less_memory(precision):
     spec = replace(TINY, unet=replace(TINY.unet, dropout=0.1)).with_adapter()
     model, data = fill(build(spec, "cpu"), 3).train(), batch(2)
@@ -298,6 +299,7 @@ def test_checkpointing_gives_the_same_gradients_for_less_memory(precision):
 
 
 @pytest.mark.parametrize("use_linear", [True, False])
+@pytest.mark.slow
 def test_the_identity_start_is_the_base_model_to_the_last_bit(use_linear):
     """Every product that cc_projection adds to x is 1 x or 0, so that no order of summation rounds."""
     spec = replace(TINY, unet=replace(TINY.unet, use_linear=use_linear))

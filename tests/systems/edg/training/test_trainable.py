@@ -102,6 +102,7 @@ def test_the_adapter_of_a_model_without_one():
     assert "'adapter'" in error.value.given and "adapter:" in error.value.fix
 
 
+@pytest.mark.slow
 def test_gradients_reach_what_was_chosen_alone(model):
     chosen = choose(model, ["all"])
     loss_of(model, Drops(0.0, 0.5, 0.0)).backward()
@@ -109,6 +110,7 @@ def test_gradients_reach_what_was_chosen_alone(model):
     assert {name for name, p in model.named_parameters() if p.grad is not None} == set(chosen)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_the_released_adapter_gets_a_gradient():
     """16 queries, 8 heads of 128, 77 tokens of 1024 made from captions by a text tower of the published width
     (two blocks deep); weights by the rule. In every tensor, more than 99 % of the elements."""
@@ -151,6 +153,7 @@ def test_the_released_start_is_torch_s_own(model):
     assert torch.equal(model.queries, first)
 
 
+@pytest.mark.slow
 def test_lora_starts_as_nothing_learns_and_merges(model):
     names, before = list(model.state_dict()), {n: t.clone() for n, t in model.state_dict().items()}
     start = loss_of(model).detach()

@@ -13,7 +13,7 @@ from edg.systems.edg.dials import Dials, find_dials
 from edg.systems.edg.files import SPRITES_DEFAULTS
 
 ABOUT_SPRITES = (
-    "It ships with `edg` and knows nothing but its own small world: one shape on grey, 32x32, told to move "
+    "It ships with `edg` and knows nothing but its own small world: one shape on grey, 32x32, moving "
     "like *a red circle moves left*. Pictures of your own need the published weights: "
     "`edg fetch dynamicrafter-512 cil-512`."
 )

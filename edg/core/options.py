@@ -30,7 +30,8 @@ class Option:
     """Declaration of a field. flags: its names on the command line, the field's own where empty, None for a
     field that users do not set; names: further ones for Python and YAML. low, high: range of its numbers,
     both ends included. bare: value of the flag without one. pixels: it changes the clip. since: version of
-    the records that first name it; from 2 on a record names it only where it is not the default."""
+    the records that first name it; from 2 on a record names it only where it is not the default. required:
+    the command line has to give it."""
 
     help: str = ""
     flags: tuple[str, ...] | None = ()
@@ -42,6 +43,7 @@ class Option:
     group: str = "options"
     pixels: bool = True
     since: int = 1
+    required: bool = False
 
 
 def option(
@@ -57,10 +59,11 @@ def option(
     group: str = "options",
     pixels: bool = True,
     since: int = 1,
+    required: bool = False,
 ) -> Any:
     """A dataclass field with its declaration, see `Option`."""
     flags = None if flags is None else tuple(flags)
-    declared = Option(help, flags, tuple(names), low, high, metavar, bare, group, pixels, since)
+    declared = Option(help, flags, tuple(names), low, high, metavar, bare, group, pixels, since, required)
     return dataclasses.field(default=default, metadata={"option": declared})
 
 
@@ -172,6 +175,8 @@ def _add_flag(group: Any, field: Declared) -> None:
         how["metavar"] = option.metavar or METAVARS.get(kind, "TEXT")
     if field.count is not None:
         how["nargs"] = field.count
+    if option.required:
+        how["required"] = True
     if option.bare is not None:
         how["const"] = option.bare
     group.add_argument(*field.flags, **how)

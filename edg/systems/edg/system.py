@@ -36,12 +36,12 @@ SYSTEM = System(
         "encode": Command(
             "videos -> a folder of latents and tokens, so that training runs the frozen networks once",
             f"{HERE}.training.encode_flags:add_encode_arguments",
-            f"{HERE}.training.encode:encode_command",
+            f"{HERE}.training.encode_flags:run_encode",
         ),
         "analytic-init": Command(
             "videos -> the file that sampling from M < 1000 starts from",
             f"{HERE}.training.encode_flags:add_analytic_arguments",
-            f"{HERE}.training.analytic_init:analytic_command",
+            f"{HERE}.training.encode_flags:run_analytic_init",
             "run it as one; or `torchrun ... -m edg encode` first and give its folder as --data",
         ),
     },

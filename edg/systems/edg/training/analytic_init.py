@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 from collections.abc import Iterable, Iterator
@@ -32,29 +31,29 @@ from edg.systems.edg.training.encode import (
     read_samples,
     reader_processes,
 )
+from edg.systems.edg.training.encode_flags import AnalyticInitConfig
 from edg.systems.edg.training.latent_cache import CachedClips, is_cache
 
 EVERY = 100  # clips between two lines of progress
 Record = dict[str, Any]
 
 
-def analytic_command(args: argparse.Namespace) -> int:
-    """Run `edg analytic-init`. --data may be a folder made by `edg encode`: then nothing is encoded. Raises
-    EdgError."""
-    spec = load_spec(args.spec)
-    source, clips = (moments_of_cache if is_cache(args.data) else moments_of_videos)(args, spec)
+def analytic_init_file(config: AnalyticInitConfig) -> None:
+    """Write the initial noise of videos. data may be a folder made by `edg encode`: then nothing is encoded.
+    Raises EdgError."""
+    spec = load_spec(config.spec)
+    source, clips = (moments_of_cache if is_cache(config.data) else moments_of_videos)(config, spec)
     found = accumulate(clips, spec.scale_factor)
     if found.count < 2:
-        raise BadFileError(f"{args.data} gives {found.count} clips", expected="at least 2")
-    write_initial_noise(args.out, found, {"spec": spec.name, "scale_factor": spec.scale_factor, **source})
+        raise BadFileError(f"{config.data} gives {found.count} clips", expected="at least 2")
+    write_initial_noise(config.out, found, {"spec": spec.name, "scale_factor": spec.scale_factor, **source})
     deviation = found.trace_cov_per_dim**0.5
     log(
-        f"{args.out}: {found.count} clips, E[x0] {tuple(found.expectation.shape)} of mean size "
+        f"{config.out}: {found.count} clips, E[x0] {tuple(found.expectation.shape)} of mean size "
         f"{found.expectation.abs().mean():.3f} (uncertain by {deviation / found.count**0.5:.3f}), "
         f"deviation {deviation:.3f}"
     )
-    log_skipped_videos(skipped_file(args.out))
-    return 0
+    log_skipped_videos(skipped_file(config.out))
 
 
 def skipped_file(out: str) -> Path:
@@ -62,36 +61,36 @@ def skipped_file(out: str) -> Path:
     return Path(out).with_suffix(".skipped.jsonl")
 
 
-def moments_of_videos(args: argparse.Namespace, spec: ModelSpec) -> tuple[Record, Iterator[Tensor]]:
+def moments_of_videos(config: AnalyticInitConfig, spec: ModelSpec) -> tuple[Record, Iterator[Tensor]]:
     """Encode videos: the record, and the posterior moments (2C, T, h, w) of one clip after the other."""
-    given = args.weights is not None
+    given = config.weights is not None
     require(given, "edg analytic-init without --weights", "a checkpoint, or encoded --data")
-    device, compute = choose(args.device, args.compute)
-    dataset, clips = open_dataset(args, spec, skipped_file(args.out))
-    weights = open_weights(args.weights)
+    device, compute = choose(config.device, config.compute)
+    dataset, clips = open_dataset(config, spec, skipped_file(config.out))
+    weights = open_weights(config.weights)
     for note in weights.notes:
-        log(f"{args.weights}: {note}")
+        log(f"{config.weights}: {note}")
     model = load_encoders(spec, weights, device, compute, towers=False)
-    keys = draw_keys(len(dataset), args.count or len(dataset), args.seed)
-    samples = read_samples(dataset, keys, reader_processes(args, device))
-    record = {"data": args.data, "weights": args.weights, "seed": args.seed, "clips": to_dict(clips)}
+    keys = draw_keys(len(dataset), config.count or len(dataset), config.seed)
+    samples = read_samples(dataset, keys, reader_processes(config, device))
+    record = {"data": config.data, "weights": config.weights, "seed": config.seed, "clips": to_dict(clips)}
     record |= {"data_fingerprint": dataset.fingerprint()} if hasattr(dataset, "fingerprint") else {}
-    return record, (encode_moments(model, sample["frames"], args.chunk) for sample in samples)
+    return record, (encode_moments(model, sample["frames"], config.chunk) for sample in samples)
 
 
-def moments_of_cache(args: argparse.Namespace, spec: ModelSpec) -> tuple[Record, Iterator[Tensor]]:
+def moments_of_cache(config: AnalyticInitConfig, spec: ModelSpec) -> tuple[Record, Iterator[Tensor]]:
     """Read the same of clips that `edg encode` has encoded; all of them, or the first --count."""
-    cached = CachedClips(args.data)
+    cached = CachedClips(config.data)
     index = cached.index
-    require(index.spec == spec.name, f"{args.data} was encoded for {index.spec}", f"--spec {index.spec}")
+    require(index.spec == spec.name, f"{config.data} was encoded for {index.spec}", f"--spec {index.spec}")
     for name in ("height", "width", "frames"):
-        given, encoded = getattr(args, name), index.clips[name]
+        given, encoded = getattr(config, name), index.clips[name]
         require(given in (None, encoded), f"--{name} {given}", f"{encoded}, as encoded")
-    count = args.count or index.count
-    require(count <= index.count, f"--count {count}", f"at most {index.count}, the clips of {args.data}")
+    count = config.count or index.count
+    require(count <= index.count, f"--count {count}", f"at most {index.count}, the clips of {config.data}")
     for remark in data_remarks(cached.videos, spec, encoded=True):
         warn(remark)
-    record = {"data": args.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
+    record = {"data": config.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}
     record |= {"data_fingerprint": cached.fingerprint()}
     return record, (cached.moments(number) for number in range(count))
 

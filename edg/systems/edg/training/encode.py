@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -47,7 +46,7 @@ from edg.networks.latent_video.model import LatentVideoModel
 from edg.networks.latent_video.models import load_spec
 from edg.networks.latent_video.spec import ModelSpec
 from edg.systems.edg.training import latent_cache
-from edg.systems.edg.training.encode_flags import stride_range
+from edg.systems.edg.training.encode_flags import ClipEncoding, EncodeConfig, stride_range
 from edg.systems.edg.training.latent_cache import CacheIndex
 
 WORKERS = 4  # processes that read videos for a GPU
@@ -57,7 +56,7 @@ WORKERS = 4  # processes that read videos for a GPU
 
 
 def open_dataset(
-    args: argparse.Namespace, spec: ModelSpec, skipped: Path, captions: bool = False
+    config: ClipEncoding, spec: ModelSpec, skipped: Path, captions: bool = False
 ) -> tuple[ClipDataset, ClipSettings]:
     """Open the clips of the videos that the flags name, one of every video; with their settings.
 
@@ -65,20 +64,20 @@ def open_dataset(
     EdgError.
     """
     clips = spec.clip_settings(
-        args.frames,
-        args.height,
-        args.width,
-        stride=stride_range(args.stride or "1:6"),
-        fixed_fps=args.fixed_fps,
-        fps_max=args.fps_max,
-        flip=args.flip,
+        config.frames,
+        config.height,
+        config.width,
+        stride=stride_range(config.stride or "1:6"),
+        fixed_fps=config.fixed_fps,
+        fps_max=config.fps_max,
+        flip=config.flip,
     )
-    path = Path(args.data)
-    where = (path, None) if path.is_dir() else (args.root, path)
-    videos = read_videos(*where, args.columns, captions)
+    path = Path(config.data)
+    where = (path, None) if path.is_dir() else (config.root, path)
+    videos = read_videos(*where, config.columns, captions)
     for remark in data_remarks(videos, spec) if world_from_environment().is_first else ():
         warn(remark)
-    return ClipDataset(videos, clips, args.seed, SkippedVideos(skipped), digests=True), clips
+    return ClipDataset(videos, clips, config.seed, SkippedVideos(skipped), digests=True), clips
 
 
 def data_remarks(videos: Sequence[CaptionedVideo], spec: ModelSpec, encoded: bool = False) -> list[str]:
@@ -107,10 +106,10 @@ def read_samples(dataset: SampleSource, keys: Sequence[tuple[int, int]], workers
         yield raise_if_error(sample)
 
 
-def reader_processes(args: argparse.Namespace, device: torch.device) -> int:
+def reader_processes(config: ClipEncoding, device: torch.device) -> int:
     """Number of worker processes: --workers, else some for a GPU only."""
-    if args.workers is not None:
-        return args.workers
+    if config.workers is not None:
+        return config.workers
     return min(WORKERS, usable_cores()) if device.type == "cuda" else 0
 
 
@@ -186,31 +185,32 @@ def encode_clip(model: LatentVideoModel, clip: Sample, every_frame: bool, chunk:
 # ---- the command -------------------------------------------------------------------------------------------
 
 
-def encode_command(args: argparse.Namespace) -> int:
-    """Run `edg encode`; under torchrun every process has its share of shards. Raises EdgError."""
-    with world(args.device) as ranks, ExitStack() as stack:
-        return _encode(args, ranks, stack)
+def encode(config: EncodeConfig) -> None:
+    """Encode the clips of videos into a folder; under torchrun every process has its share of shards. Raises
+    EdgError."""
+    with world(config.device) as ranks, ExitStack() as stack:
+        _encode(config, ranks, stack)
 
 
-def _encode(args: argparse.Namespace, ranks: World, stack: ExitStack) -> int:
-    out = Path(args.out)
-    spec, (_, stored) = load_spec(args.spec), choose("cpu", args.dtype)
-    device, compute = choose(args.device, args.compute, ranks.local_rank)
-    weights = open_weights(args.weights)
+def _encode(config: EncodeConfig, ranks: World, stack: ExitStack) -> None:
+    out = Path(config.out)
+    spec, (_, stored) = load_spec(config.spec), choose("cpu", config.dtype)
+    device, compute = choose(config.device, config.compute, ranks.local_rank)
+    weights = open_weights(config.weights)
     for note in weights.notes if ranks.is_first else ():
-        log(f"{args.weights}: {note}")
-    dataset, clips = open_dataset(args, spec, out / SKIPPED, args.require_captions)
+        log(f"{config.weights}: {note}")
+    dataset, clips = open_dataset(config, spec, out / SKIPPED, config.require_captions)
     index = CacheIndex(
         spec=spec.name,
         encoders=latent_cache.encoder_identity(spec, weights) | {"compute": dtype_name(compute)},
         clips=to_dict(clips),
         videos=hash_value([[str(video.path), video.caption] for video in dataset.videos]),
         size=len(dataset),
-        passes=args.passes,
-        seed=args.seed,
-        every_frame=args.every_frame,
+        passes=config.passes,
+        seed=config.seed,
+        every_frame=config.every_frame,
         dtype=dtype_name(stored),
-        shard=args.shard,
+        shard=config.shard,
     )
 
     def prepare() -> list[int]:
@@ -223,11 +223,10 @@ def _encode(args: argparse.Namespace, ranks: World, stack: ExitStack) -> int:
     mine = [shard for shard in todo if shard % ranks.size == ranks.rank]
     if mine:
         model = load_encoders(spec, weights, device, compute)
-        encode_shards(model, dataset, out, index, mine, reader_processes(args, device), args.chunk, check)
+        encode_shards(model, dataset, out, index, mine, reader_processes(config, device), config.chunk, check)
     ranks.gather(len(mine))  # the folder is held until everybody is done
     log(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
     log_skipped_videos(out / SKIPPED)
-    return 0
 
 
 def shards_to_encode(out: Path, index: CacheIndex, dataset: ClipDataset) -> list[int]:

@@ -1,76 +1,116 @@
-"""Flags of `edg encode` and `edg analytic-init`. Nothing heavy is imported, so that `--help` is instant."""
+"""Settings of `edg encode` and `edg analytic-init`, without heavy imports, so that `--help` is instant."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from functools import partial
 
-from edg.core.arguments import add_switch, as_path, number, whole
+from edg.core.config import PathText
 from edg.core.errors import require
+from edg.core.options import add_flags, from_values, option, typed_values
 
 MAX_STRIDE = 10**6  # frames between two of a clip
 
+_model = partial(option, group="model")
+_clips = partial(option, group="clips")
+
+
+@dataclass(frozen=True)
+class ClipEncoding:
+    """The videos, the clips that are cut from them, and the networks that encode these."""
+
+    spec: PathText = _model("", "dynamicrafter-512, ... or a YAML file", metavar="NAME|YAML", required=True)
+    device: str = _model("auto", "auto, cpu, cuda or cuda:N")
+    compute: str = _model("auto", "precision of the networks: auto, fp32, fp16, bf16")
+    chunk: int = _model(8, "frames encoded at once", low=1, high=10_000)
+    data: PathText = _clips("", "a folder of videos, or a csv", metavar="DIR|CSV", required=True)
+    root: PathText | None = _clips(
+        None, "folder that the names in the csv are in (default: the csv's)", metavar="DIR"
+    )
+    columns: str = _clips("auto", "layout of the csv's files: auto, dynamicrafter, cil, path, ...")
+    height: int | None = _clips(None, "pixels (default: the model's)", low=1, high=16_384)
+    width: int | None = _clips(None, "pixels (default: the model's)", low=1, high=16_384)
+    frames: int | None = _clips(None, "frames of a clip (default: the model's)", low=1, high=10_000)
+    stride: str | None = _clips(
+        None, "frames from one to the next: N, or a range A:B to draw from (1:6)", metavar="N|A:B"
+    )
+    fixed_fps: float | None = _clips(
+        None,
+        "count --stride at this rate, not at each video's own",
+        flags=("--fixed-fps",),
+        low=0.001,
+        high=10_000,
+    )
+    fps_max: int | None = _clips(
+        None, "upper limit of the frame rate condition", flags=("--fps-max",), low=1, high=10_000
+    )
+    flip: bool = _clips(False, "mirror half of the clips (captions that say left or right are wrong then)")
+    seed: int = _clips(0, "random seed of the choice of clips", low=-(2**63), high=2**63 - 1)
+    workers: int | None = _clips(
+        None, "processes that read videos (default: 4 with a GPU, else none)", low=0, high=1024
+    )
+
+
+@dataclass(frozen=True)
+class EncodeConfig(ClipEncoding):
+    """Settings of `edg encode`."""
+
+    weights: PathText = _model("", "the parameter set whose encoders work", metavar="FILE", required=True)
+    out: PathText = option(
+        "", "folder of the cache; the same command continues it", group="cache", metavar="DIR", required=True
+    )
+    passes: int = option(1, "clips of every video, each another one", group="cache", low=1, high=10**6)
+    every_frame: bool = option(
+        False,
+        "image tokens of all frames, for training on random ones",
+        group="cache",
+        flags=("--every-frame",),
+    )
+    require_captions: bool = _clips(
+        False,
+        "end with exit code 3 if a video has no caption",
+        flags=("--require_captions", "--require-captions"),
+    )
+    dtype: str = option("fp16", "precision of what is stored: fp16, bf16 or float32", group="cache")
+    shard: int = option(64, "clips in one file", group="cache", low=1, high=10**6)
+
+
+@dataclass(frozen=True)
+class AnalyticInitConfig(ClipEncoding):
+    """Settings of `edg analytic-init`."""
+
+    weights: PathText | None = _model(None, "the parameter set whose encoders work", metavar="FILE")
+    out: PathText = option(
+        "", "the file to write, e.g. initial_noise.pt", group="output", metavar="FILE", required=True
+    )
+    count: int | None = _clips(
+        None, "clips (default: one of every video; a cache: all of it)", low=2, high=10**9
+    )
+
 
 def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    parser.add_argument(
-        "--out", type=as_path, required=True, help="folder of the cache; the same command continues it"
-    )
-    add_clip_arguments(parser)
-    parser.add_argument(
-        "--passes", type=whole(1, 10**6), default=1, help="clips of every video, each another one (1)"
-    )
-    add_switch(parser, "--every-frame", help="image tokens of all frames, for training on random ones")
-    add_switch(
-        parser, "--require_captions", "--require-captions", help="end with exit code 3 if a video has none"
-    )
-    parser.add_argument("--dtype", default="fp16", help="of what is stored: fp16, bf16 or float32 (fp16)")
-    parser.add_argument("--shard", type=whole(1, 10**6), default=64, help="clips in one file (64)")
+    add_flags(parser, EncodeConfig)
 
 
 def add_analytic_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, weights_required=False)
-    parser.add_argument("--out", type=as_path, required=True, help="the file to write, e.g. initial_noise.pt")
-    add_clip_arguments(parser)
-    parser.add_argument(
-        "--count", type=whole(2, 10**9), help="clips (default: one of every video; a cache: all of it)"
-    )
+    add_flags(parser, AnalyticInitConfig)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, weights_required: bool = True) -> None:
-    parser.add_argument("--spec", type=as_path, required=True, help="dynamicrafter-512, ... or a YAML file")
-    parser.add_argument(
-        "--weights", type=as_path, required=weights_required, help="the parameter set whose encoders work"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
-    parser.add_argument("--compute", default="auto", help="precision of the networks: auto, fp32, fp16, bf16")
-    parser.add_argument("--chunk", type=whole(1, 10_000), default=8, help="frames encoded at once (8)")
+def run_encode(args: argparse.Namespace) -> int:
+    """Run `edg encode`. Raises EdgError."""
+    from edg.systems.edg.training.encode import encode
+
+    encode(from_values(EncodeConfig, typed_values(args, EncodeConfig)))
+    return 0
 
 
-def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=as_path, required=True, help="a folder of videos, or a csv")
-    parser.add_argument(
-        "--root", type=as_path, help="folder that the names in the csv are in (default: the csv's)"
-    )
-    parser.add_argument(
-        "--columns", default="auto", help="layout of the csv's files: auto, dynamicrafter, cil, path, ..."
-    )
-    parser.add_argument("--height", type=whole(1, 16_384), help="of the clips, pixels (the model's)")
-    parser.add_argument("--width", type=whole(1, 16_384), help="of the clips, pixels (the model's)")
-    parser.add_argument("--frames", type=whole(1, 10_000), help="of a clip (the model's)")
-    parser.add_argument("--stride", help="frames from one to the next: N, or a range A:B to draw from (1:6)")
-    parser.add_argument(
-        "--fixed-fps", type=number(0.001, 10_000), help="count --stride at this rate, not at each video's own"
-    )
-    parser.add_argument("--fps-max", type=whole(1, 10_000), help="upper limit of the frame rate condition")
-    add_switch(
-        parser, "--flip", help="mirror half of the clips (captions that say left or right are wrong then)"
-    )
-    parser.add_argument(
-        "--seed", type=whole(-(2**63), 2**63 - 1), default=0, help="of the choice of clips (0)"
-    )
-    parser.add_argument(
-        "--workers", type=whole(0, 1024), help="processes that read videos (with a GPU 4, else none)"
-    )
+def run_analytic_init(args: argparse.Namespace) -> int:
+    """Run `edg analytic-init`. Raises EdgError."""
+    from edg.systems.edg.training.analytic_init import analytic_init_file
+
+    analytic_init_file(from_values(AnalyticInitConfig, typed_values(args, AnalyticInitConfig)))
+    return 0
 
 
 def stride_range(text: str) -> tuple[int, int]:

@@ -1,16 +1,11 @@
 """Camera motion: known flow fields, rendered affine motions, VBench's rule by hand."""
 
-import sys
-from pathlib import Path
-
+import affine
 import numpy as np
 import pytest
 
 from edg.core.errors import UsageError
 from edg.metrics import camera, motion
-
-sys.path.insert(0, str(Path(__file__).parent))
-import affine  # noqa: E402
 
 
 def grid(top=(0, 0), bottom=(0, 0), left=(0, 0), right=(0, 0)):

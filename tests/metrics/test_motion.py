@@ -1,8 +1,6 @@
 """Motion metrics against motions that are known because they were drawn, and VBench's rule by hand."""
 
-import sys
-from pathlib import Path
-
+import affine
 import cv2
 import numpy as np
 import pytest
@@ -10,9 +8,6 @@ import pytest
 from edg.core.errors import UsageError
 from edg.metrics import motion
 from edg.sprites.world import Motion, Sprite, SpriteClip, held_out, render
-
-sys.path.insert(0, str(Path(__file__).parent))
-import affine  # noqa: E402
 
 AFFINE = {
     "half a pixel": {"shift": (0.5, 0)},

@@ -39,6 +39,7 @@ def test_whether_it_fits(monkeypatch):
     assert verdict(PLAN, "cuda") == "fits big, 9.0 GB free"
 
 
+@pytest.mark.slow
 def test_doctor_plans_what_sample_would_do(capsys):
     assert main(["doctor", "--plan", "sprites", "--device", "cuda", "--bs", "4", "--blend", "soft"]) == 0
     normal, low = capsys.readouterr().out.split("sprites at 32x32, 8 frames, 4 clips at a time, float16")[1:]
@@ -57,6 +58,7 @@ def operations(told):
     }
 
 
+@pytest.mark.slow
 def test_more_frames_cost_more(capsys):
     plans, frames = {}, 13
     for count in (8, frames):

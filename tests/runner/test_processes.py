@@ -374,6 +374,7 @@ def test_a_signal_inside_a_pool_waits_until_it_is_let_go(tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
     from edg.merging import merge, recipe
+    from edg.networks import family_of
     from edg.sprites import WEIGHTS
 
     came, submit = [], ThreadPoolExecutor.submit
@@ -390,7 +391,7 @@ def test_a_signal_inside_a_pool_waits_until_it_is_let_go(tmp_path, monkeypatch):
     plan = recipe.edg_recipe(str(WEIGHTS / "base.safetensors"), str(WEIGHTS / "tuned.safetensors"))
     try:
         with pytest.raises(KeyboardInterrupt):
-            merge.run(plan, tmp_path / "out", warn=lambda text: None)
+            merge.run(plan, tmp_path / "out", warn=lambda text: None, family=family_of)
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(came) >= 3 and all(future.done() for future in came)

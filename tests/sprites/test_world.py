@@ -52,7 +52,7 @@ def test_mean_speeds_are_those_of_the_documentation():
 
 
 def test_a_split_that_is_none_is_refused():
-    with pytest.raises(UsageError, match="did you mean 'tuned'"):
+    with pytest.raises(UsageError, match="'tuned'"):
         next(clips("tunde", 0, 1))
 
 
@@ -93,7 +93,7 @@ def test_words_of_another_world_are_refused(text):
 
 
 def test_a_misspelt_word_is_named_with_the_nearest_one():
-    with pytest.raises(UsageError, match="did you mean 'circle'"):
+    with pytest.raises(UsageError, match="'circle'"):
         parse_caption("a red cirle")
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from small_model import inputs, spec, weights  # noqa: F401
 
 from edg.networks.latent_video.published_yaml import from_published
 
 TESTS = Path(__file__).parents[1]
 REFERENCE = TESTS / "reference"
-_file = importlib.util.spec_from_file_location("small_model", TESTS / "networks" / "conftest.py")
-_module = importlib.util.module_from_spec(_file)
-_file.loader.exec_module(_module)
-spec, weights, inputs = _module.spec, _module.weights, _module.inputs
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,10 @@ class OutputConfig:
 
     savedir: PathText = _files("output", "folder of the results", metavar="DIR")
     format: str = _files("mp4", "of mp4, gif, webp, png, mov; several: mp4,gif", metavar="NAMES")
-    fps: float = _files(8, "frames per second of the written files")
-    crf: int = _files(10, "quality of the mp4: 0 best (as 1: few players play lossless), 51 worst")
+    fps: float = _files(8, "frames per second of the written files", low=0.1, high=240)
+    crf: int = _files(
+        10, "quality of the mp4: 0 best (as 1: few players play lossless), 51 worst", low=0, high=51
+    )
     preview: bool = _files(False, "ID.preview.png: the clip as predicted so far, while it is made")
     overwrite: bool = _files(False, "make clips again that were made with other settings")
 

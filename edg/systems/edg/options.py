@@ -153,7 +153,7 @@ class SamplingOptions:
         """Raise UsageError for the first setting out of its range."""
         require(1 <= self.start <= 1000, f"M is {self.start}", "1 <= M <= 1000")
         require(self.steps >= 1, f"{self.steps} steps", "at least 1")
-        require(self.start >= self.steps, f"M {self.start} is below the {self.steps} steps", "M >= steps")
+        require(self.start >= self.steps, f"--M {self.start} with --ddim_steps {self.steps}", "M >= steps")
         for t in self.switch_at:
             require(0 <= t <= 1000, f"T is {t}", "0 <= T <= 1000")
         falling = all(a > b for a, b in zip(self.switch_at, self.switch_at[1:], strict=False))
@@ -162,7 +162,7 @@ class SamplingOptions:
         low, high = self.guidance_interval or (0, 1000)
         require(0 <= low <= high <= 1000, f"guidance interval {low} {high}", "0 <= LO <= HI <= 1000")
         require(not (self.crop and self.pad), "crop and pad", "one of them")
-        require(not (self.loop and self.interp), "loop and interp", "one of them")
+        require(not (self.loop and self.interp), "--loop with --interp", "one of them")
         require(1 <= self.reuse <= 1000, f"reuse is {self.reuse}", "at least 1 (1: nothing is reused)")
         scale, rescale = self.guidance_scale, self.guidance_rescale
         require(abs(scale) <= 10_000, f"guidance scale is {scale}", "a finite number, at most 10,000")

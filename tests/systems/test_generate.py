@@ -223,7 +223,7 @@ def test_released_options_change_what_con_sees(spec, sets, images):
     "change, word",
     [
         ({"start": 0}, "M is 0"),
-        ({"start": 10}, "below"),
+        ({"start": 10}, "ddim_steps"),
         ({"switch_at": (1001,)}, "T is 1001"),
         ({"eta": -1.0}, "eta"),
         ({"guidance_scale": float("nan")}, "guidance scale"),

@@ -338,10 +338,10 @@ def test_one_table_named_many_times_is_counted_once(tmp_path):
         + b"u."
     )
     rewrite(tmp_path / "x.ckpt", lambda n, d: (pickled if n.endswith("data.pkl") else d, 0))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(BadFileError):
         open_weights(tmp_path / "x.ckpt")
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 5  # by pairs it would be minutes
 
 
 def test_a_name_too_long_is_a_bad_file():

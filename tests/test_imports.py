@@ -1,9 +1,9 @@
 """The floors of the house, by `ast`: imports go down only, and every third-party guest stays in its rooms."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -160,9 +160,15 @@ def test_info_of_a_checkpoint_does_without_torch(tmp_path):
 
 
 def test_help_is_quick():
+    """By processor time: other tests may run beside this one."""
+
+    def spent():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        before = spent()
         subprocess.run([sys.executable, "-m", "edg", "--help"], cwd=ROOT, capture_output=True, check=True)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, spent() - before)
     assert best < 0.5

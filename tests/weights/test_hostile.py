@@ -209,10 +209,10 @@ BAD_HEADERS = {
 def test_strict_safetensors(tmp_path, case):
     data, message = BAD_HEADERS[case]
     (tmp_path / "x.safetensors").write_bytes(data)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(BadFileError, match=message):
         open_weights(tmp_path / "x.safetensors")
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ class Model:
         frames), the clip as predicted so far. Raises EdgError.
         """
         implied = {} if last is None else self._system.implied.get("last_image", {})
-        config = self._config({**implied, **options})
+        config = self._config({**options, **implied})
         require(
             isinstance(prompt, str), f"a prompt that is {type(prompt).__name__}", "a text, which may be empty"
         )
@@ -145,7 +145,7 @@ class Model:
             (image if kept else to_rgb(image)).save(path)  # the rest: `read_image`
             return path
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UsageError(f"an array of {image.dtype} {image.shape}", expected="uint8 (height, width, 3)")
+            raise UsageError(f"an image of {image.dtype} {image.shape}", expected="uint8 (height, width, 3)")
         write_image(path := Path(self._images.name) / f"{name}.png", image)
         return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from edg.core.errors import require
 from edg.core.options import option
@@ -55,7 +56,8 @@ def generate(model, requests, observer):
             left = round(t * request.options.speed) % request.width
             frame[4:8, left : left + 4] = request.options.colour
         observer.step("draw", number + 1, len(requests), request, (number + 1) / len(requests))
-        yield Result(request, frames)
+        artifacts = {"path": torch.arange(request.frames)} if request.options.colour == 9 else {}
+        yield Result(request, frames, artifacts=artifacts)
 
 
 def identify(weights):
@@ -73,3 +75,4 @@ def system(**changes):
 
 SYSTEM = system()
 FROM_VIDEO = system(inputs=Inputs(image="no", video="required"))
+FROM_BOTH = system(inputs=Inputs(image="required", video="optional"))

@@ -15,10 +15,8 @@ from edg.core.dist import World, world, world_from_environment
 from edg.core.errors import EdgError
 from edg.core.log import log
 from edg.core.options import add_flags, names, typed_values
-from edg.runner.config import PARTS, ModelConfig, SampleConfig
+from edg.runner.config import IGNORED, PARTS, ModelConfig, SampleConfig
 from edg.systems.base import System
-
-IGNORED = ("ckpt_path", "module", "local_rank")  # flags of the release without a meaning here
 
 
 def add_sample_arguments(parser: Parser, argv: Sequence[str] = ()) -> None:

@@ -179,7 +179,7 @@ def points(plan: Sweep) -> list[SweepPoint]:
 
 def _system(options: Mapping[str, Any]) -> System:
     """The system that the options name."""
-    given = {name.replace("-", "_"): value for name, value in options.items()}
+    given = {name.replace("-", "_"): str(text_of(v)) for name, v in options.items() if v is not None}
     return systems.of(given.get("system"), given.get("config", given.get("spec")))
 
 
@@ -219,7 +219,12 @@ def _check_names(plan: Sweep, kinds: Mapping[str, Declared]) -> None:
 
 def _meaning(settings: SampleConfig, dotted: str | None) -> str:
     """A text that is equal for points with the same clips: all settings but the folder."""
-    given = settings.given() | {"savedir": None}
+    own = declared(settings.system.part("options"))
+    given = {
+        name: value
+        for name, value in settings.given().items()
+        if name != "savedir" and not (name in own and own[name].says_nothing(value))
+    }
     parts = (text.partition("=") for text in given.get(dotted, ()))
     return repr({**given, dotted: sorted((place, float(value)) for place, _, value in parts)})
 

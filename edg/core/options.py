@@ -31,7 +31,7 @@ class Option:
     field that users do not set; names: further ones for Python and YAML. low, high: range of its numbers,
     both ends included. bare: value of the flag without one. pixels: it changes the clip. since: version of
     the records that first name it; from 2 on a record names it only where it is not the default. required:
-    the command line has to give it."""
+    the command line has to give it. explicit: giving it has a meaning even with the default value."""
 
     help: str = ""
     flags: tuple[str, ...] | None = ()
@@ -44,6 +44,7 @@ class Option:
     pixels: bool = True
     since: int = 1
     required: bool = False
+    explicit: bool = False
 
 
 def option(
@@ -60,10 +61,13 @@ def option(
     pixels: bool = True,
     since: int = 1,
     required: bool = False,
+    explicit: bool = False,
 ) -> Any:
     """A dataclass field with its declaration, see `Option`."""
     flags = None if flags is None else tuple(flags)
-    declared = Option(help, flags, tuple(names), low, high, metavar, bare, group, pixels, since, required)
+    declared = Option(
+        help, flags, tuple(names), low, high, metavar, bare, group, pixels, since, required, explicit
+    )
     return dataclasses.field(default=default, metadata={"option": declared})
 
 
@@ -88,6 +92,10 @@ class Declared:
         """The names that Python, YAML and sweeps may use."""
         typed = (flag.lstrip("-").replace("-", "_") for flag in self.flags)
         return tuple(dict.fromkeys([self.name, *typed, *self.option.names]))
+
+    def says_nothing(self, value: Any) -> bool:
+        """True if giving this value is the same as giving none."""
+        return value == self.default and not self.option.explicit
 
     @property
     def many(self) -> bool:
@@ -275,6 +283,8 @@ def _convert_one(field: Declared, key: str, value: Any) -> Any:
             raise UsageError(f"{key}: {error}") from None
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    elif kind is str and not isinstance(value, (str, bytes, int, float, list, tuple, Mapping)):
+        value = str(value)  # a device of torch, say
     value = config.convert(kind, value, key)
     if kind in (int, float) and not _is_within(field.option, value):
         shown = f"{value:g}" if kind is float else value

@@ -69,14 +69,29 @@ def read_prompt_folder(
 ) -> list[Pair]:
     """The prompts of a folder with the files that are "required", "optional" or of no use ("no") beside each.
 
-    A video takes the place of the image (`NN.mp4`). Where nothing is required and nothing lies there, each
-    line of a text file is a request. See `read_folder`. Raises UsageError, BadFileError.
+    Videos (`NN.mp4`) are paired as images are. Where nothing is required and nothing lies there, each line of
+    a text file is a request. See `read_folder`. Raises UsageError, BadFileError.
     """
     folder = Path(folder)
-    if video == "required":
-        return _read_videos(folder, follow)
-    if image == "no" or (image == "optional" and not _images(_list(folder))):
-        return _read_texts(folder, follow)
+    entries = _list(folder)
+    lies_there = {"image": bool(_images(entries)), "video": any(is_video(path.name) for path in entries)}
+    wanted = {
+        name: need == "required" or (need == "optional" and lies_there[name])
+        for name, need in (("image", image), ("video", video))
+    }
+    pairs = _read_images(folder, last_image, follow) if wanted["image"] else []
+    if wanted["video"]:
+        videos = _read_videos(folder, follow)
+        if not pairs:
+            return videos
+        return [replace(pair, video=other.video) for pair, other in zip(pairs, videos, strict=True)]
+    return pairs or _read_texts(folder, follow)
+
+
+def _read_images(folder: Path, last_image: str, follow: bool) -> list[Pair]:
+    if last_image == "optional":
+        with suppress(UsageError):
+            return read_folder(folder, ends=True, follow=follow)
     return read_folder(folder, ends=last_image == "required", follow=follow)
 
 

@@ -17,6 +17,7 @@ from edg.systems.base import Offload, System, WeightFiles
 
 LONGEST_SIDE, MOST_THREADS = 16_384, 4096  # pixels; threads of a process
 SEED_LIMIT = 2**63
+IGNORED = ("ckpt_path", "module", "local_rank")  # options of the release without a meaning here
 
 _prompts = partial(option, group="what to make")
 _weights = partial(option, group="model and parameters")
@@ -81,7 +82,9 @@ class OutputConfig:
 
     savedir: PathText = _files("output", "folder of the results", metavar="DIR")
     format: str = _files("mp4", "of mp4, gif, webp, png, mov; several: mp4,gif", metavar="NAMES")
-    fps: float = _files(8, "frames per second of the written files", low=0.1, high=240)
+    fps: float | None = _files(
+        None, "frames per second of the written files (default: the model's)", low=0.1, high=240
+    )
     crf: int = _files(
         10, "quality of the mp4: 0 best (as 1: few players play lossless), 51 worst", low=0, high=51
     )
@@ -148,6 +151,7 @@ class SampleConfig:
     def from_values(cls, values: Mapping[str, Any]) -> SampleConfig:
         """The settings by any of their names, None for those that are not given. Raises UsageError, with the
         nearest name for an unknown one."""
+        values = {name: value for name, value in values.items() if _known(name) not in IGNORED}
         split: dict[str, dict[str, Any]] = {part: {} for part in (*PARTS, "options")}
         model = options.names(ModelConfig)
         split["model"] = {k: v for k, v in values.items() if _known(k) in model}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from edg.core.formats import (
     is_clip,
     write_clip,
 )
-from edg.core.hashing import hash_value
+from edg.core.hashing import hash_value, sha256_file
 
 # Endings that a record's image may have (those of `video.PICTURES`), and its largest size in bytes.
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -39,6 +39,10 @@ LARGEST_PICTURE = 200e6
 
 
 # ---- writing -----------------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_clips(
@@ -82,6 +86,22 @@ def remove_files(folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> N
     """Remove a clip's files of these formats."""
     for format in formats:
         remove(clip_path(folder, stem, format))
+
+
+def write_artifacts(
+    folder: Path, stem: str, artifacts: Mapping[str, Tensor], former: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the tensors that a system gives beside a clip to STEM.safetensors; returns the part of the record
+    that names the file. Without tensors the file that the former record names is removed."""
+    path = folder / f"{stem}.safetensors"
+    if not artifacts:
+        if path.name in (former.get("artifacts") or {}):
+            remove(path)
+        return {}
+    from edg.weights.store import write_safetensors
+
+    write_safetensors(path, dict(artifacts))
+    return {"artifacts": {path.name: sha256_file(path)}}
 
 
 # ---- records -----------------------------------------------------------------------------------------------

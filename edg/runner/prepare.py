@@ -105,7 +105,7 @@ class Job:
             },
             notes=self._notes(world) | {"set_origins": dict(origins)} | dict(self.selection.notes),
             former=lambda record: former_settings(self.parameters, record),
-            fps=output.fps,
+            fps=self.spec.fps if output.fps is None else output.fps,
             crf=output.crf,
             formats=parse_formats(output.format),
             chunk=self.config.placement.chunk,
@@ -161,8 +161,7 @@ def prepare(
     check_numbers(config, spec)
     if pairs is None:
         pairs = read_prompts(config.prompts, system, selection, note)
-    else:
-        check_files(pairs, system, selection)
+    check_files(pairs, system, selection)
     place = config.placement
     device, dtype = choose(place.device, place.dtype, world.local_rank)
     fix_threads(place.threads or usable_cores())
@@ -302,7 +301,8 @@ def check_numbers(config: SampleConfig, spec: Spec) -> None:
     if config.prompts.video_length is not None:
         spec.check_frames(config.prompts.video_length)
     output, place = config.output, config.placement
-    check_speed(parse_formats(output.format), output.fps, output.crf)
+    fps = spec.fps if output.fps is None else output.fps
+    check_speed(parse_formats(output.format), fps, output.crf)
     require(
         not (place.compile and place.low_memory),
         "--compile with --low-memory", "one of them: layers that move stay as they are",

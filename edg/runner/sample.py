@@ -218,6 +218,7 @@ def _save(folder: ClipFolder, result: Result, seconds: float, together: int) -> 
         ) | {
             "warnings": warnings,
             "info": dict(result.info),
+            **outputs.write_artifacts(folder.outdir, request.id, result.artifacts, former),
             "seconds_since_chunk_start": round(seconds, 2),
             "clips_in_chunk": together,
         }

@@ -53,6 +53,9 @@ def find(model: str, system: str | None = None) -> tuple[System, Spec]:
     chosen = of(system, model)
     if _plain(model) in chosen.known_specs:
         return chosen, chosen.known_specs[_plain(model)]
+    if other := known_specs().get(_plain(model)):
+        given = f"{model} is a model of the system {other.name}, not of {chosen.name}"
+        raise UsageError(given, expected=", ".join(chosen.known_specs), fix=f"--system {other.name}")
     if Path(model).suffix not in YAML:
         known = [*chosen.known_specs, *(name for name in known_specs() if name not in chosen.known_specs)]
         fix = nearest(_plain(model), known)

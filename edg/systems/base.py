@@ -386,7 +386,11 @@ class System:
     def part(self, name: str) -> Any:
         """The part of that name, imported. Raises UsageError where the system has none."""
         place = getattr(self, name)
-        require(place is not None, f"{self.name} ({self.title}) has no part {name!r}", PARTS.get(name, ""))
+        require(
+            place is not None,
+            f"{self.name} ({self.title}) has no part {name!r}",
+            PARTS.get(name, "a system that has it"),
+        )
         return load_part(place)
 
     @cached_property
@@ -397,6 +401,7 @@ class System:
 PARTS = {
     "identify": "a model by its name: this system does not identify it by the weights",
     "estimate": "a system that estimates its memory",
+    "plan_options": "a system that estimates its memory",
     "train": "a system that can be trained",
     "train_config": "a system that can be trained",
     "embed": "a system with text and image towers",

@@ -47,18 +47,18 @@ def test_a_step_is_the_naive_loops_within_rounding(name, variant):
 @pytest.mark.parametrize("name", ["512", "sprites"])
 def test_the_calls_of_an_approximate_clip(monkeypatch, name):
     """12 steps, every other one whole, two conditions from 300 to 700 alone; each clip pays all of it."""
-    calls, forward, tell = Counter(), UNet.forward, UNet.tell
+    calls, forward, prepare = Counter(), UNet.forward, UNet.prepare_context
 
     def counted(self, x, t, context, fs, words, reuse):
         calls[f"{len(context.text)} conditions, {'whole' if reuse.value is None else 'short'}"] += 1
         return forward(self, x, t, context, fs, words, reuse)
 
-    def told(self, *given):
-        calls["told"] += 1
-        return tell(self, *given)
+    def prepared(self, *given):
+        calls["prepared"] += 1
+        return prepare(self, *given)
 
     monkeypatch.setattr(UNet, "forward", counted)
-    monkeypatch.setattr(UNet, "tell", told)
+    monkeypatch.setattr(UNet, "prepare_context", prepared)
     model = small(name)
     setting = step.Setting(model.name, "approximate", "cpu", "fp32", 1)
     expected = {
@@ -66,7 +66,7 @@ def test_the_calls_of_an_approximate_clip(monkeypatch, name):
         "1 conditions, short": 3,
         "2 conditions, whole": 3,
         "2 conditions, short": 2,
-        "told": 2,
+        "prepared": 2,
     }
     with torch.no_grad():
         made = step.make_step(setting, model)

@@ -11,8 +11,8 @@ from edg import systems
 from edg.api import load
 from edg.cli.main import main, parser_of
 from edg.core.errors import UsageError
-from edg.core.video import read_frames, write_video
-from edg.weights.store import write_safetensors
+from edg.core.video import read_frames, write_image, write_video
+from edg.weights.store import open_weights, write_safetensors
 
 TESTS = Path(__file__).parents[1]
 
@@ -134,3 +134,33 @@ def test_a_reference_clip_takes_the_place_of_the_image(toy, prompts, tmp_path):
     found = records(tmp_path / "out")
     assert [Path(record["reference_video"]).name for record in found] == ["01.mp4", "02.mp4"]
     assert len({record["settings"]["video_sha256"] for record in found}) == 2
+
+
+@pytest.mark.parametrize("toy", ["FROM_BOTH"], indirect=True)
+def test_images_and_videos_of_one_folder_go_together(toy, prompts, tmp_path):
+    for line in (1, 2):
+        write_image(prompts / f"{line:02d}.png", np.full((16, 16, 3), 60 * line, np.uint8))
+    assert sample(prompts, tmp_path / "images") == 0
+    for line in (1, 2):
+        write_video(prompts / f"{line:02d}.mp4", np.full((3, 16, 16, 3), 60 * line, np.uint8))
+    assert sample(prompts, tmp_path / "both") == 0
+    assert [("reference_video" in r, "image" in r) for r in records(tmp_path / "images")] == [
+        (False, True)
+    ] * 2
+    for found in records(tmp_path / "both"):
+        assert Path(found["image"]).stem == Path(found["reference_video"]).stem
+
+
+def test_tensors_beside_a_clip(toy, prompts, tmp_path):
+    out = tmp_path / "out"
+    assert sample(prompts, out, "--colour", 9) == 0
+    (name,) = records(out)[0]["artifacts"]
+    assert open_weights(out / name)["path"].tolist() == [0, 1, 2, 3]
+    assert sample(prompts, out, "--overwrite") == 0
+    assert "artifacts" not in records(out)[0] and not (out / name).exists()
+
+
+def test_a_model_of_another_system_is_named(toy, prompts, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        sample(prompts, tmp_path / "out", "--config", "sprites", "--debug")
+    assert "sprites" in caught.value.given and caught.value.fix == "--system edg"

@@ -16,6 +16,7 @@ from edg.diffusion.schedule import make_schedule
 from edg.networks.latent_video.deepcache import DeepFeature, deep_feature
 from edg.networks.latent_video.load import load_model
 from edg.networks.latent_video.presets import SPRITES
+from edg.runner.sample import Watcher
 from edg.sprites import WEIGHTS
 from edg.sprites.data import clip_tensors
 from edg.sprites.world import held_out
@@ -48,7 +49,7 @@ def model(tmp_path_factory):
 def sample(model, watch=None, **options):
     sets, image = model
     request = Request("0", "red circle moving left", 1, 8, 32, 32, replace(OPTIONS, **options), image)
-    (result,) = generate(sets, [request], None, watch)
+    (result,) = generate(sets, [request], Watcher(lambda *_, **__: None, watch))
     assert not result.error
     return result.frames
 

@@ -47,7 +47,7 @@ def concat_of(sets, *requests):
 
 def mode_of(sets, path, request):
     """The picture's latent without a draw."""
-    clip = start(sets, replace(request, image=path, last=None))
+    clip = start(sets, replace(request, image=path, last_image=None))
     return sets.spec.scale_factor * sets.network(0).encode_frames(clip.image_13HW).mode()[0]
 
 

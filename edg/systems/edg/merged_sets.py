@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ASK = (*WORDS, "base", "tuned", "recipe", "strength", "dials")
 FILES = ("dynamic_path", "consistency_path")
+Settle = Callable[[Mapping[str, Any]], SamplingOptions]
 SpecOf = Callable[[Mapping[str, Path]], ModelSpec]
 
 
@@ -106,15 +107,15 @@ def open_sets(merging: Merging, note: Callable[[str], None]) -> dict[str, Any]:
     return dict(merged(merging.recipe, warn=note, family=family_of))
 
 
-def remarks(merging: Merging, request: Request) -> list[str]:
-    """Lines on how far to trust the dials for clips like this one."""
+def remarks(merging: Merging, settle: Settle, request: Request) -> list[str]:
+    """Lines on how far to trust the dials for clips like this one. settle: the options of given ones."""
     turned, dials, lines = merging.notes.get("dials"), merging.dials, []
     if not turned or dials is None:
         return lines
-    known = dict(dials.sampling)
+    measured = dict(converted(SamplingOptions, dials.sampling))
     if "T" not in turned["stand_for"]:
-        known["T"] = dials.T
-    if other := _differing(merging, known, request):
+        measured.setdefault("T", dials.T)
+    if other := _differing(merging.spec, settle(measured), "T" in measured, request):
         lines.append(f"  the curve was measured with {' '.join(other)}")
     T, start = merging.given.get("T"), request.options.start
     if T is not None and 1000 > start <= T + 1:
@@ -123,26 +124,26 @@ def remarks(merging: Merging, request: Request) -> list[str]:
     return lines
 
 
-def _differing(merging: Merging, sampling: Mapping[str, Any], request: Request) -> list[str]:
-    """The options of the measured clips that are others now, as flags."""
-    spec, measured_with = merging.spec, converted(SamplingOptions, sampling)
-    found = []
-    for flag, then, now in (
-        ("height", spec.height, request.height),
-        ("width", spec.width, request.width),
-        ("video_length", spec.frames, request.frames),
-    ):
-        if then != now:
-            found.append(f"--{flag} {then}")
+def _differing(spec: ModelSpec, measured: SamplingOptions, with_switch: bool, request: Request) -> list[str]:
+    """The settings of the measured clips that are others now, as flags."""
+    sizes = {"height": spec.height, "width": spec.width, "video_length": spec.frames}
+    now = {"height": request.height, "width": request.width, "video_length": request.frames}
+    found = [f"--{name} {size}" for name, size in sizes.items() if size != now[name]]
+    fits = [
+        ("crop" if options.crop else "pad" if options.pad else "stretch")
+        for options in (measured, request.options)
+    ]
+    if fits[0] != fits[1]:
+        found.append(f"--fit {fits[0]}")
     for name, field in declared(SamplingOptions).items():
-        compared = name in sampling if name == "T" else field.option.pixels and name != "switch_at"
-        default = spec.perframe_ae if name == "perframe_ae" else field.default
-        then = measured_with.get(name, default)
-        now = merging.given.get(name, default)
-        if not compared or field.option.flags is None or now == then or not (now or then):
+        then = getattr(measured, name)
+        same = then == getattr(request.options, name)
+        if same or not field.option.pixels or field.option.flags is None or name == "switch_at":
             continue
         shown = f"{then:g}" if isinstance(then, (int, float)) else then
         found.append(f"{field.flags[0]} {shown}" if then else f"no {field.flags[0]}")
+    if with_switch and measured.switch_at != request.options.switch_at:
+        found.append(f"--T {measured.switch_at[0]}")
     return found
 
 

@@ -60,6 +60,7 @@ class SamplingOptions:
         metavar="T",
         low=0,
         high=1000,
+        explicit=True,
     )
     blend: Literal["hard", "soft"] = option(
         "hard", "soft: both sets, weighted by t", group="model and parameters"
@@ -74,7 +75,7 @@ class SamplingOptions:
     loop: bool = _sampling(False, "the last frame is the first")
     interp: bool = _sampling(False, "first and last frame are given: two images for each prompt")
     crop: bool = option(False, flags=None)
-    perframe_ae: bool = _sampling(False, "decode frame by frame (default: the model's)")
+    perframe_ae: bool = _sampling(False, "decode frame by frame (default: the model's)", explicit=True)
     analytic_init: PathText | None = _sampling(
         None, "published initial noise", flags=("--analytic_init_path",), metavar="FILE"
     )
@@ -98,7 +99,9 @@ class SamplingOptions:
     pad: bool = option(False, flags=None, since=2)
 
     released: bool = _defect(False, "the published behaviour for all of these", pixels=False)
-    multiple_cond_cfg: bool = _sampling(False, "guide by image and text separately (off)", pixels=False)
+    multiple_cond_cfg: bool = _sampling(
+        False, "guide by image and text separately (off)", pixels=False, explicit=True
+    )
     whether_analytic_init: bool = _sampling(False, "start from --analytic_init_path (0)", pixels=False)
     fit: Literal["stretch", "crop", "pad"] | None = _image(
         None,

@@ -33,10 +33,11 @@ def select(spec: ModelSpec | None, weights: WeightFiles, given: Given) -> Select
     typed = SamplingOptions(**given)
     if merged_sets.is_asked(given):
         merging = merged_sets.choose(typed, given, weights, partial(_spec_of, spec, weights))
-        options = settle(merging.spec, merging.given, len(merging.recipe.outputs))
+        settled = partial(settle, merging.spec, count=len(merging.recipe.outputs))
+        options = settled(merging.given)
         chosen = Selection(
             merging.spec, merging.paths, options, partial(merged_sets.open_sets, merging),
-            notes=merging.notes, remarks=partial(merged_sets.remarks, merging),
+            notes=merging.notes, remarks=partial(merged_sets.remarks, merging, settled),
         )  # fmt: skip
     else:
         paths = set_paths(typed, weights.files)

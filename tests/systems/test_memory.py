@@ -99,7 +99,7 @@ def test_the_plan_of_sprites_is_what_happens(dtype, frames):
         torch.backends.mha.set_fastpath_enabled(fast)
     whole = plan(SPRITES, request, dtype=dtype)
     assert {phase.name: (phase.activations, phase.flops) for phase in whole.phases} == happened
-    assert whole.phases[0].parameters == sum(map(size_of, sets.network.parameters()))
+    assert whole.phases[0].parameters == sum(map(size_of, sets.model.parameters()))
 
 
 @pytest.mark.slow

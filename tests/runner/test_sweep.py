@@ -102,7 +102,7 @@ WRONG = {
     "{ddim-steps: [3]}": "ddim_steps and ddim-steps",
     "{frames: [8], video_length: [9]}": "frames and video_length",
     "{dyn: {alhpa: [0]}}": "dyn.alhpa=0: .*'dyn.alpha'",
-    "{ddim_steps: [50, null]}": "ddim_steps=50 and ddim_steps=None are the same point",
+    "{ddim_eta: [1, null]}": "ddim_eta=1 and ddim_eta=None are the same point",
     "{config: [512, sprites]}": "config in grid and in options|config both",
     "{height: [32, 33]}": "height=33: --height 33",
     "{ddim_eta: [0, -1]}": "ddim_eta=-1: --ddim_eta -1",

@@ -1,14 +1,19 @@
 """Fixtures that several folders of tests share: a browser, two small checkpoints, the command line."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-import torch
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch: threads of several workers share the cores
 
-from edg.cli.main import main
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from edg.cli.main import main  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # modules that tests import by their names
 
@@ -21,6 +26,14 @@ SHAPES = {
     "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(autouse=True)
+def own_threads():
+    """Give the next test the number of threads that this one found: commands set it for their process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ def test_torchrun_gives_the_same_frames(capsys, tmp_path, prompts):
         (["--crf", 52], 2, "--crf 52"),
         (["--seed", -1], 2, "--seed -1"),
         (["--seed", 2**64], 2, "--seed 18446744073709551616"),
-        (["--fps", 0], 2, "--fps 0.0"),
+        (["--fps", 0], 2, "--fps 0"),
         (["--fps", 0.0001], 2, "--fps 0.0001"),
         (["--savedir", "/proc/x"], 4, "/proc/x"),
         (["--n_samples", 0], 2, "--n_samples"),

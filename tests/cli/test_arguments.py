@@ -88,7 +88,7 @@ def test_c66_unknown_key(command, tmp_path, name, text, hint):
         (("--height", 33), "--height 33"),
         (("--width", -8), "--width -8"),
         (("--frames", 0), "--video_length 0"),
-        (("--fps", 0), "--fps 0.0"),
+        (("--fps", 0), "--fps 0"),
         (("--fps", "nan"), "--fps nan"),
         (("--seed", -1), "--seed -1"),
         (("--seed", 2**64), f"--seed {2**64}"),

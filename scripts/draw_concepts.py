@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # experiments/
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont

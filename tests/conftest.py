@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,18 @@ def own_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """Fail a test that leaves a handler behind, or a watcher that ends this process after a signal."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = list(map(signal.getsignal, numbers))
+    yield
+    after, left = list(map(signal.getsignal, numbers)), signal.set_wakeup_fd(-1)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert after == before and left == -1, "a test changed what signals do to this process"
 
 
 @pytest.fixture(scope="session")

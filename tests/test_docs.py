@@ -6,6 +6,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -19,6 +20,7 @@ import pytest
 from edg.cli import main as cli
 from edg.core import config
 from edg.core.errors import EdgError
+from edg.core.process import stopping
 from edg.core.video import read_frames
 from edg.data.kinds import DATA_KINDS
 from edg.merging.recipe import load_recipe
@@ -26,6 +28,11 @@ from edg.runner.train import read_runs
 from edg.systems.base import load_part
 
 ROOT = Path(__file__).parents[1]
+PROGRAMS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("scripts/*.py"), *ROOT.glob("bench/*.py"), ROOT / "run_merge.py"]
+    if 'if __name__ == "__main__"' in path.read_text()
+)
 PAGES = [ROOT / "README.md", ROOT / "bench/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ERRORS = {"UsageError", "BadFileError", "MachineError", "SomeFailedError"}
 LOOKED_UP = (
@@ -110,6 +117,8 @@ def parser_of(program):
         mock.patch.object(cli.Parser, "parse_args", caught),
         mock.patch.object(sys, "argv", [program]),
         mock.patch.object(sys, "path", [str(ROOT), *sys.path]),
+        mock.patch.object(stopping, "force"),  # it would end the tests after the next signal
+        mock.patch.object(signal, "signal"),
     ]
     for patch in patches:
         patch.start()
@@ -171,6 +180,13 @@ def test_commands_parse(page):
     lines = [line for line in code_blocks(page.read_text("utf-8")) if list(ours(line))]
     wrong = {line: told for line in lines for program, args in ours(line) if (told := trouble(program, args))}
     assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_find_their_modules_from_any_folder(program, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / program, "--help"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_commands_are_found():

@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 install_once test -r requirements.txt -e '.[tests]'
 ruff check .
 ruff format --check .
-exec python -m pytest -n 2 --dist loadfile "$@"
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 "$@"

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,13 @@ def browser():
 
 def pytest_addoption(parser):
     parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden/*.txt anew")
+
+
+def pytest_collection_modifyitems(config, items):
+    """In several processes, files with the most slow tests come first: none is left to one process alone."""
+    if config.getoption("loadscopereorder", None) is False:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 class Pair(NamedTuple):

@@ -1,5 +1,6 @@
 """`pip install -e .` makes the `edg` command; the packages it needs are those of requirements.txt."""
 
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,8 +14,11 @@ VERSION = next(
     for line in (HERE / "edg/__init__.py").read_text().splitlines()
     if "__version__ =" in line
 )
-# Folders of the repository that a wheel holds inside the package, see edg/core/shipped.py.
-SHIPPED = {"edg.configs": "configs", "edg.prompts": "prompts"}
+# Folders of the repository that a wheel holds inside the package, see edg/core/shipped.py. An editable install
+# reads them in place; without them it is one path in a .pth file, which a folder named `edg` in the current
+# folder (that of the clone) does not hide.
+EDITABLE = "editable_wheel" in sys.argv
+SHIPPED = {} if EDITABLE else {"edg.configs": "configs", "edg.prompts": "prompts"}
 # Wheels exist for Linux x86-64 and Windows only. PyAV reads the training clips; decord on request.
 DECORD = (
     'decord>=0.6; platform_system == "Windows" or platform_system == "Linux" and platform_machine == "x86_64"'
@@ -44,8 +48,7 @@ setup(
     packages=[*find_packages(include=["edg", "edg.*"]), *SHIPPED],
     package_dir=SHIPPED,
     package_data={
-        "edg.configs": ["**/*.yaml"],
-        "edg.prompts": ["**/*"],
+        **({} if EDITABLE else {"edg.configs": ["**/*.yaml"], "edg.prompts": ["**/*"]}),
         "edg": [
             "sprites/weights/*.safetensors",
             *(f"report/*.{kind}" for kind in ("html", "css", "js")),

@@ -71,3 +71,22 @@ def test_merge_sample_and_sweep_from_an_empty_folder(python, tmp_path):
     small = ["grid.seed=[1]", "options.ddim_steps=2", "out=swept", "grid.dyn.alpha=[0.5]"]
     run(python, tmp_path, "sweep", "sprites_motion", *small)
     assert (tmp_path / "swept/report/index.html").is_file()
+
+
+def test_an_editable_install_is_found_in_the_folder_that_holds_the_clone(tmp_path):
+    """That folder holds one named `edg`, which Python takes for a package without code."""
+    clone = tmp_path / "edg"
+    clone.mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, clone / name)
+    inside, environment = tmp_path / "site", {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", inside, "-e", clone], check=True)
+    code = f"import site; site.addsitedir({str(inside)!r}); import sys; sys.path.insert(0, '')\n"
+    code += "from edg import load; import edg; print(edg.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert Path(found.stdout.strip()) == clone / "edg/__init__.py"

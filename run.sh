@@ -36,15 +36,28 @@ else
               --unconditional_guidance_scale 1.0 --T 300 --chunk 2)   # small sets are replaced quickly, so chunks can be small
 fi
 
-# If this script is killed, its work stops too (Linux): edg.core.process ends the merge, and below the sampler replaces
-# this process (exec).
+# If this script is killed, its work stops too (Linux): edg.core.process ends it.
 python -m edg.core.process $$ python run_merge.py --basedir "$PWD" --ckptdir "$CKPT_PATH" \
     --base "$base" --tuned "$tuned" --outdir "$merged" "${merging[@]}"
 
 processes="${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
 launcher=(python)
 if [ "$processes" != 1 ]; then launcher=(torchrun --standalone --nproc_per_node="$processes"); fi
-exec "${launcher[@]}" scripts/infer_multi.py \
+sampling+=("$@")
+python -m edg.core.process $$ "${launcher[@]}" scripts/infer_multi.py \
     --dynamic_path "$merged/dyn.pt" --consistency_path "$merged/con.pt" \
     --seed 123 --n_samples 1 --bs 1 --ddim_steps 50 --ddim_eta 1.0 --guidance_rescale 0.7 \
-    --timestep_spacing uniform_trailing --text_input --M 1000 "${sampling[@]}" "$@"
+    --timestep_spacing uniform_trailing --text_input --M 1000 "${sampling[@]}"
+
+for i in "${!sampling[@]}"; do   # the last --savedir counts
+    case "${sampling[i]}" in --savedir) out="${sampling[i + 1]}" ;; --savedir=*) out="${sampling[i]#*=}" ;; esac
+done
+cat << END
+
+The clips are in $out. What next:
+    . .venv/bin/activate                                # unless you use an environment of your own
+    edg report $out --out report                        # then open report/index.html
+    edg sample --config sprites --motion 1 --savedir output/more    # more motion, with the embedded model
+    edg demo                                            # the same in a browser: pip install -e '.[demo]'
+    edg fetch dynamicrafter-512 cil-512 analytic-init   # published weights (21 GB) for your own pictures; then bash run.sh
+END

@@ -14,7 +14,7 @@ VERSION = next(
     for line in (HERE / "edg/__init__.py").read_text().splitlines()
     if "__version__ =" in line
 )
-# Folders of the repository that a wheel holds inside the package, see edg/core/shipped.py. An editable install
+# Folders of the repository that a wheel holds inside the package (edg/core/shipped.py). An editable install
 # reads them in place; without them it is one path in a .pth file, which a folder named `edg` in the current
 # folder (that of the clone) does not hide.
 EDITABLE = "editable_wheel" in sys.argv

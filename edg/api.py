@@ -26,7 +26,7 @@ from edg.core.paths import file_stem, user_path
 from edg.core.video import write_image
 from edg.data.prompts import Pair
 from edg.runner.clip_folder import record_of, warnings_of, with_contents
-from edg.runner.config import PARTS, SampleConfig
+from edg.runner.config import PARTS, SampleConfig, completed
 from edg.runner.outputs import tags
 from edg.runner.prepare import check_bases, identified, prepare
 from edg.runner.progress import Meter
@@ -74,10 +74,7 @@ class Model:
         """The settings of a clip with these options over the model's. Raises UsageError."""
         system = self._system
         own, clip = (_by_field(system, {"config": self.name, **self.options}), _by_field(system, options))
-        given = {**own, **clip}
-        if self.name is not None and system.defaults is not None:
-            given = {**system.part("defaults")(self.name, own, given), **given}
-        return SampleConfig.from_values(given)
+        return SampleConfig.from_values(completed(self.name, {**own, **clip}, own))
 
     def animate(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edg.core.arguments import as_path, named_path, whole
 from edg.core.errors import UsageError, visible
+from edg.core.shipped import listing
 from edg.networks import family_of
 from edg.runner.progress import byte_progress
 from edg.weights.tables import HELP as TABLE_HELP
@@ -18,7 +19,10 @@ from edg.weights.tables import by_input
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "recipe", type=as_path, help="a YAML file, or the name of one in configs/merge (edg, ties, ...)"
+        "recipe",
+        nargs="?",
+        type=as_path,
+        help="a YAML file, or the name of one in configs/merge (edg, ties, ...); they are listed without it",
     )
     parser.add_argument("--base", type=as_path, help="the input named base")
     parser.add_argument("--tuned", type=as_path, help="the input named tuned")
@@ -51,6 +55,9 @@ def merge_command(args: argparse.Namespace) -> int:
     """Carry out `edg merge`. Raises EdgError; returns the exit code."""
     from edg.merging import recipe as recipes
 
+    if args.recipe is None:
+        print(listing("configs", "merge"))
+        return 0
     recipe = recipes.load_recipe(args.recipe)
     inputs = dict(recipe.inputs)
     given = [item.partition("=") for item in args.input]
@@ -61,9 +68,8 @@ def merge_command(args: argparse.Namespace) -> int:
     inputs |= {name: path for name, path in named if path}
     empty = [name for name, path in inputs.items() if not path]
     if empty:
-        raise UsageError(
-            f"{args.recipe} names no file for {', '.join(empty)}", fix=f"give --input {empty[0]}=FILE"
-        )
+        flags = " ".join(map(_flag_of, empty))
+        raise UsageError(f"{args.recipe} names no file for {', '.join(empty)}", fix=f"give {flags}")
     tables = {**recipe.tables, **by_input(args.table, inputs)}
     changes = {"tables": tables or None, "seed": args.seed, "dtype": args.dtype, "missing": args.missing}
     recipe = dataclasses.replace(recipe, inputs=inputs, **{k: v for k, v in changes.items() if v is not None})
@@ -81,6 +87,11 @@ def merge_command(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         overwrite=args.overwrite,
     )
+
+
+def _flag_of(name: str) -> str:
+    """How the input of that name is given."""
+    return f"--{name} FILE" if name in ("base", "tuned") else f"--input {name}=FILE"
 
 
 def merge_and_report(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from edg import systems
 from edg.core.arguments import Parser
@@ -15,7 +16,7 @@ from edg.core.dist import World, world, world_from_environment
 from edg.core.errors import EdgError
 from edg.core.log import log
 from edg.core.options import add_flags, names, typed_values
-from edg.runner.config import IGNORED, PARTS, ModelConfig, SampleConfig
+from edg.runner.config import IGNORED, PARTS, ModelConfig, SampleConfig, completed
 from edg.systems.base import System
 
 
@@ -41,9 +42,22 @@ def system_of(argv: Sequence[str]) -> System:
 
 
 def config_of(args: argparse.Namespace) -> SampleConfig:
-    """The settings that the parsed flags give. Raises UsageError."""
+    """The settings that the parsed flags give, with those that the model's system suggests. Raises
+    UsageError."""
+    given = _given(args)
+    return SampleConfig.from_values(completed(given.get("config"), given, given))
+
+
+def suggested(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the model's system suggests where the flags give none."""
+    given = _given(args)
+    whole = completed(given.get("config"), given, given)
+    return {name: value for name, value in whole.items() if name not in given}
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
     chosen = systems.of(getattr(args, "system", None), getattr(args, "config", None))
-    return SampleConfig.from_values(typed_values(args, *PARTS.values(), chosen.part("options")))
+    return typed_values(args, *PARTS.values(), chosen.part("options"))
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -56,6 +70,8 @@ def sample(args: argparse.Namespace) -> int:
     ignored = [f"--{name}" for name in IGNORED if getattr(args, name) is not None]
     if ignored and here.is_first:
         log(f"ignored, without meaning here: {' '.join(ignored)}")
+    if (filled := suggested(args)) and here.is_first:
+        log(f"as measured for {args.config}: {', '.join(f'{k} {v}' for k, v in filled.items())}")
     job = prepare(config_of(args), here)
     with world(job.placement.device.type) as here:
         run(job, here)

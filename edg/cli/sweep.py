@@ -32,7 +32,7 @@ from edg.core.log import log
 from edg.core.options import Declared, NamedPath, declared, names
 from edg.core.paths import check_name
 from edg.core.process import stopping
-from edg.core.shipped import shipped
+from edg.core.shipped import listing, shipped
 from edg.core.written import plain, text_of
 from edg.runner.config import PARTS, SampleConfig
 from edg.systems.base import System
@@ -45,7 +45,12 @@ TROUBLE = (EdgError, OSError, MemoryError, RuntimeError)
 
 
 def add_sweep_arguments(parser: Parser) -> None:
-    parser.add_argument("sweep", type=as_path, help="a YAML file, or the name of one in configs/sweeps")
+    parser.add_argument(
+        "sweep",
+        nargs="?",
+        type=as_path,
+        help="a YAML file, or the name of one in configs/sweeps; they are listed without it",
+    )
     parser.add_argument(
         "settings",
         nargs="*",
@@ -80,6 +85,9 @@ class SweepPoint:
 def sweep(args: argparse.Namespace) -> int:
     """Run `edg sweep`; returns the exit code. Raises EdgError before anything is made for a flag that is
     wrong anywhere in the grid, SomeFailedError at the end when points failed."""
+    if args.sweep is None:
+        print(listing("configs", "sweeps"))
+        return 0
     plan = read(args.sweep, args.settings)
     dotted = _system(plan.options).dotted
     found = points(plan)

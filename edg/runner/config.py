@@ -124,6 +124,15 @@ PARTS = {
 }
 
 
+def completed(model: str | None, given: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values over those that the model's system suggests where nobody gave any. loaded: the values
+    that came with the model, as in `load(model, **loaded)`; by field name, as the given ones."""
+    system = systems.of(given.get("system"), model)
+    if model is None or system.defaults is None:
+        return dict(given)
+    return {**system.part("defaults")(model, loaded, given), **given}
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """Everything of one `edg sample`. options: the system's, those that are given, by field name."""

@@ -292,7 +292,10 @@ def terminate(number, frame):
 
 
 def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
-    """The process: signals, a terminal that may not know unicode, and the exit code."""
+    """The process: signals, a terminal that may not know unicode, threads that sleep while they wait (a
+    spinning one takes the core from the thread it waits for where others compute, too; read when torch is
+    loaded), and the exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, terminate)
     if is_launched():  # a killed torchrun leaves nobody behind
         die_with_parent()

@@ -6,13 +6,12 @@ Every flag of the released sampler is here by its own name. Defaults are those o
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from edg import systems
 from edg.core.arguments import Parser
-from edg.core.dist import World, world, world_from_environment
+from edg.core.dist import world, world_from_environment
 from edg.core.errors import EdgError
 from edg.core.log import log
 from edg.core.options import add_flags, names, typed_values
@@ -63,7 +62,6 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 def sample(args: argparse.Namespace) -> int:
     """Run `edg sample`; returns the exit code. Raises EdgError."""
     here = world_from_environment()
-    sleep_when_idle(here)
     from edg.runner.prepare import prepare
     from edg.runner.sample import run
 
@@ -76,9 +74,3 @@ def sample(args: argparse.Namespace) -> int:
     with world(job.placement.device.type) as here:
         run(job, here)
     return 0
-
-
-def sleep_when_idle(here: World) -> None:
-    """Let idle threads of processes that share cores sleep, not spin; read when torch is loaded."""
-    if here.size > 1:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

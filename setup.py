@@ -46,7 +46,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=[*find_packages(include=["edg", "edg.*"]), *SHIPPED],
-    package_dir=SHIPPED,
+    package_dir=SHIPPED or {"": "."},
     package_data={
         **({} if EDITABLE else {"edg.configs": ["**/*.yaml"], "edg.prompts": ["**/*"]}),
         "edg": [

@@ -205,6 +205,23 @@ def test_every_released_flag_is_known(capsys):
     assert {f"--{name}" for name in RELEASED.split()} <= set(parser_of("sample")._option_string_actions)
 
 
+def test_a_model_alone_is_sampled_as_measured():
+    """As load() does it; not where parameter sets are named, nor for a model by its file."""
+    from edg.cli.sample import config_of
+
+    def options(*argv):
+        return config_of(parser_of("sample").parse_args([str(a) for a in argv])).options
+
+    measured = {"recipe": "edg_temporal_conv", "T": 300, "guidance_scale": 1.0}
+    assert options("--config", "sprites") == measured
+    assert options("--config", "sprites", "--T", 200) == measured | {"T": 200}
+    assert options("--config", "sprites", "--motion", 0.5) == {"motion": 0.5, "guidance_scale": 1.0}
+    for named in (["--sets", "a=b"], ["--dynamic_path", "a", "--consistency_path", "b"]):
+        assert not measured.keys() & options("--config", "sprites", *named).keys()
+    for other in ("dynamicrafter-512", "configs/models/sprites.yaml"):
+        assert options("--config", other) == {}
+
+
 def test_flags_mean_the_options_of_their_names():
     from edg.cli.sample import config_of
     from edg.networks.latent_video.presets import DYNAMICRAFTER_512

@@ -160,7 +160,7 @@ def trouble(program, args):
     try:
         with mock.patch.object(argparse.ArgumentParser, "exit", side_effect=Caught):
             made = parser.parse_args(args)
-            if program == "edg merge" and not made.recipe.isupper():
+            if program == "edg merge" and made.recipe and not made.recipe.isupper():
                 load_recipe(made.recipe)
             if program == "edg train" and made.config.startswith("configs/"):
                 for run in read_runs(

@@ -5,7 +5,7 @@ import yaml
 
 from edg.core.errors import UsageError
 from edg.merging.recipe import edg_recipe, find_recipe, from_dict, load_recipe, remarks, to_dict
-from edg.merging.steps import Copy, Dynamic
+from edg.merging.steps import STEPS, Copy, Dynamic
 from edg.networks.latent_video.keys import FAMILY
 
 SHIPPED = sorted(p for p in find_recipe("edg").parent.glob("*.yaml"))
@@ -15,6 +15,12 @@ SHIPPED = sorted(p for p in find_recipe("edg").parent.glob("*.yaml"))
 def test_shipped_recipes_load_and_survive_a_round_trip(path):
     recipe = load_recipe(path.stem)
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(recipe)))) == recipe
+
+
+def test_every_operation_of_one_output_is_a_recipe():
+    """By its own name, so that `edg merge NAME` works; the others make sense in a recipe of two outputs."""
+    shipped = {path.stem for path in SHIPPED}
+    assert {op for op in STEPS if op not in ("copy", "dynamic", "consistent")} <= shipped
 
 
 def test_the_shipped_edg_recipe_is_the_default_of_run_merge():

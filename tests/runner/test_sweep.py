@@ -82,6 +82,12 @@ def test_options_as_flags():
     ]
 
 
+def test_the_sweeps_are_listed(capsys):
+    assert main(["sweep"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.yaml"))])
 def test_the_shipped_sweeps_are_right(name):
     assert len(points(read(name))) > 4

@@ -12,6 +12,7 @@ from edg.cli import info as inspect
 from edg.cli import merge as commands
 from edg.cli.main import main
 from edg.core.errors import BadFileError, UsageError
+from edg.core.shipped import shipped
 from edg.networks import open_weights
 from edg.weights.store import write_pt
 
@@ -113,6 +114,21 @@ def test_inputs_must_be_given(files):
         merge("edg", "--base", str(files[0]))
     with pytest.raises(UsageError, match="--input"):
         merge("edg", "--input", "third")
+
+
+def test_the_recipes_are_listed(capsys):
+    assert main(["merge"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(
+        path.stem for path in shipped("configs", "merge").glob("*.yaml")
+    )
+    assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)
+
+
+@pytest.mark.parametrize("given, missing", [("--base", "--tuned FILE"), ("--tuned", "--base FILE")])
+def test_a_missing_input_is_named_by_its_flag(command, tiny, given, missing):
+    code, err = command(["merge", "linear", given, tiny.base])
+    assert code == 2 and missing in err and "--input" not in err
 
 
 def test_info_counts_components_and_takes_an_identifier(tmp_path, adapted, capsys):

@@ -46,6 +46,7 @@ from edg.systems.edg.generate import generate
 from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import load_sets
 from experiments.plot_dials import FIGURES, Panel, draw, table
+from experiments.plots import pyplot
 from experiments.scoring import Estimate, Judgement, estimate, estimates, judge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,6 +223,7 @@ def check(bench: Bench, dials: Dials) -> list[Panel]:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    pyplot()  # a missing package is reported now, not after the last clip
     torch.set_num_threads(1)
     sizes = {name: getattr(args, name) for name in ("base", "tuned", "out", "count", "seeds", "steps")}
     if args.check:

@@ -53,6 +53,7 @@ from edg.systems.edg.options import SamplingOptions
 from edg.systems.edg.parameter_sets import load_sets
 from edg.systems.edg.training.analytic_init import write_initial_noise
 from experiments.plot_sprites import Row, plots, sheet, table
+from experiments.plots import pyplot
 from experiments.scoring import Judgement, estimates, judge
 from experiments.sprites_arms import TUNES, Arm, arms, files_of, made_of, name_of, recipes
 
@@ -211,6 +212,7 @@ def fine_tunes(names: set[str], args: argparse.Namespace) -> dict[str, Path]:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    pyplot()  # a missing package is reported now, not after the last clip
     tunes = ["slow"] if args.quick else [*TUNES, "naive"]
     args.out.mkdir(parents=True, exist_ok=True)
     print(

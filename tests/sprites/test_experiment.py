@@ -1,6 +1,7 @@
 """scripts/sprites_experiment.py from fine-tune to table, with two images and two steps."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,20 @@ def test_the_experiment_runs_and_goes_on(tmp_path):
     assert (tmp_path / "initial_noise.pt").stat().st_mtime_ns == noise, "made once"
     assert "4 rows x seeds, 3 done before" in again
     assert json.loads((tmp_path / "selected/table.json").read_text())["base"] == rows["base"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["sprites_experiment.py", "measure_dials.py"])
+def test_a_missing_package_is_reported_at_the_start(tmp_path, script):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, "--out", tmp_path / "out"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4 and "matplotlib" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_set_of_every_row_is_made_once_and_before_it_is_read():

@@ -26,6 +26,7 @@ from edg.core.process import CODES, stopping
 if TYPE_CHECKING:
     from edg.training.lightning import TrainingModule
 
+PRINT_SECONDS = 10.0  # between the lines on the console
 BANDS = 4  # equal parts of the timesteps, whose losses are logged separately
 #: (module, step) -> (name, picture uint8 (H, W, 3)) of every sample
 MakeSamples = Callable[["TrainingModule", int], list[tuple[str, np.ndarray]]]
@@ -42,7 +43,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class LogCallback(pl.Callback):
-    """Write a line of log.jsonl (and the same numbers to the logger) every `every` steps.
+    """Write a line of log.jsonl (and the same numbers to the logger) every `every` steps, and log one of them
+    every PRINT_SECONDS, and the last.
 
     step, loss (mean over all ranks since the line before), loss_t0 ... loss_t3 (the same by quarter of the
     timesteps, the noisiest last; only those that samples fell into), grad_norm (before clipping, of that
@@ -54,9 +56,10 @@ class LogCallback(pl.Callback):
         self.start = self.since = time.monotonic()
         self.sums: torch.Tensor | None = None
         self.norm, self.lr, self.logged_step = 0.0, 0.0, -1
+        self.first_step, self.printed = 0, -PRINT_SECONDS
 
     def on_train_start(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        self.logged_step = trainer.global_step
+        self.logged_step = self.first_step = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: TrainingModule, optimizer: torch.optim.Optimizer
@@ -74,12 +77,12 @@ class LogCallback(pl.Callback):
         step = trainer.global_step
         if self._is_due(step, module) and step != self.logged_step:
             self.logged_step = step
-            self._write_line(trainer, step)
+            self._write_line(trainer, step, module.config.steps)
 
     def _is_due(self, step: int, module: TrainingModule) -> bool:
         return step > 0 and (step % self.every == 0 or step == module.config.steps)
 
-    def _write_line(self, trainer: pl.Trainer, step: int) -> None:
+    def _write_line(self, trainer: pl.Trainer, step: int, steps: int) -> None:
         sums = trainer.strategy.reduce(self.sums, reduce_op="sum").cpu()
         self.sums = None
         if not torch.isfinite(sums).all():
@@ -106,6 +109,13 @@ class LogCallback(pl.Callback):
             file.write(json.dumps(line) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in line.items() if k != "step"}, step)
+        if now - self.printed >= PRINT_SECONDS or step == steps:
+            self.printed = now
+            left = (now - self.start) / max(step - self.first_step, 1) * (steps - step)
+            log(
+                f"{self.path.parent.name}: step {step} of {steps}, loss {line['loss']:.4g}, learning rate "
+                f"{self.lr:.3g}, {line['samples_per_second']:.3g} samples/s, {left / 60:.0f} min left"
+            )
 
 
 def by_band(losses_B: torch.Tensor, bands_B: torch.Tensor | None) -> torch.Tensor:
@@ -126,7 +136,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 class CheckpointCallback(pl.Callback):
-    """Save a checkpoint every `every` steps, and keep the newest `keep`.
+    """Save a checkpoint every `every` steps and at the end, and keep the newest `keep`.
 
     SIGUSR1: one after this step. SIGTERM, SIGINT: one, then exit 143 or 130. Any rank may get the signal.
     check: called after every step, raises if the folder was replaced.
@@ -152,7 +162,8 @@ class CheckpointCallback(pl.Callback):
         self.check()
         stop = [code for number, code in CODES.items() if _on_any_rank(trainer, stopping.number == number)]
         step = trainer.global_step
-        if stop or _on_any_rank(trainer, self.requested) or step % self.every == 0:
+        due = step % self.every == 0 or step == module.config.steps
+        if stop or _on_any_rank(trainer, self.requested) or due:
             self.requested = False
             trainer.save_checkpoint(checkpoint_path(self.folder, step))
             if trainer.is_global_zero:

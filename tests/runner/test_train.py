@@ -22,6 +22,8 @@ from edg.networks.latent_video.models import load_spec
 from edg.runner import train
 from edg.runner.train import data_settings, open_data, read_runs
 from edg.systems.edg.training.run import precompute
+from edg.training.callbacks import checkpoints
+from edg.training.lightning import read_log
 from edg.weights.store import open_weights
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,36 @@ def test_the_result_is_info_merge_and_sample_material(trained, tmp_path, capsys)
     merge += [str(out / "tuned.safetensors"), "--outdir", str(tmp_path)]
     assert subprocess.run(merge, cwd=ROOT).returncode == 0
     assert (tmp_path / "dyn.pt").exists() and (tmp_path / "con.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save_every", [500, 2])
+def test_a_finished_run_can_be_trained_longer(tmp_path, capsys, caplog, save_every):
+    """As one that was to be so long from the beginning; not shorter, nor without its checkpoints."""
+    common = [CONFIG, "--stages", "vae", "--device", "cpu", "--threads", "1", "stages.vae.data.count=16"]
+    common += ["stages.vae.train.batch=4", "stages.vae.train.precision=fp32"]
+    common += ["stages.vae.train.schedule=constant", f"stages.vae.train.save_every={save_every}"]
+
+    def result(folder, steps):
+        assert main(["train", *common, f"out={tmp_path / folder}", f"stages.vae.train.steps={steps}"]) == 0
+        return open_weights(tmp_path / folder / "vae.safetensors")
+
+    result("longer", 3)
+    longer, whole = result("longer", 5), result("whole", 5)
+    assert all(torch.equal(longer[name], whole[name]) for name in whole)
+    record = longer.provenance["training"]
+    assert record["train"]["steps"] == 5 and record["steps_before"] == [3]
+    lines = read_log(tmp_path / "longer/vae/log.jsonl")
+    assert [line["step"] for line in lines] == [5] or [line["step"] for line in lines] == [3, 5]
+    assert any("step 5 of 5" in text for text in caplog.messages), "without a terminal, too"
+
+    capsys.readouterr()
+    for name, given in (("train.steps", 4), ("train.steps", 6)):
+        if given == 6:
+            for checkpoint in checkpoints(tmp_path / "longer/vae"):
+                checkpoint.unlink()
+        assert main(["train", *common, f"out={tmp_path / 'longer'}", f"stages.vae.train.steps={given}"]) == 2
+        assert name in capsys.readouterr().err
 
 
 def test_mistakes_are_named(tmp_path, capsys):

@@ -14,7 +14,7 @@ from edg.core.config import to_dict
 from edg.core.dist import World
 from edg.core.errors import BadFileError, UsageError, require
 from edg.core.files import read_json, write_json
-from edg.core.log import log
+from edg.core.log import log, warn
 from edg.data.batches import SampleSource
 from edg.merging.provenance import base_reference, input_record
 from edg.networks import open_weights
@@ -27,6 +27,8 @@ from edg.weights.writers import write_safetensors
 Record = dict[str, Any]
 # Keys of the fingerprint of the data, and of those that it had until a checkpoint.
 DATA, FORMER = "data_fingerprint", "data_before"
+STEPS = "train.steps"  # may grow: the run goes on from its last checkpoint
+SHORTER = "steps_before"  # key of the numbers of steps that a run was to have until it was made longer
 # Settings that do not change the result, or count as hashes.
 IGNORED = {DATA, FORMER, "out", "init", "vae", "samples", "samples_in_data", "processes"}
 IGNORED |= {"data.require_captions"}
@@ -56,7 +58,14 @@ def record_settings(config: TrainingConfig, world: World, data: SampleSource | N
     if file.exists() and (last := last_checkpoint(config.folder)) is not None:
         before = read_json(file)
         require_same_settings(config, world, before, f"the run in {config.folder} was begun")
-        record |= {FORMER: before[FORMER]} if FORMER in before else {}
+        record |= {key: before[key] for key in (FORMER, SHORTER) if key in before}
+        if (steps := before["train"]["steps"]) < config.train.steps:
+            record[SHORTER] = [*record.get(SHORTER, []), steps]
+            if config.train.schedule != "constant":
+                warn(
+                    f"{config.name}: {config.train.steps} steps instead of {steps}: from {last.name} on the "
+                    f"learning rate is that of the longer {config.train.schedule} schedule"
+                )
         if change := describe_change(before, record.get(DATA)):
             log(f"{config.name}: {change} since {last.name}; the rest is trained on the present data")
             record[FORMER] = [*record.get(FORMER, []), {"until": last.name, **before[DATA]}]
@@ -86,7 +95,8 @@ def data_change(config: TrainingConfig, data: SampleSource) -> str:
 
 
 def is_finished(config: TrainingConfig, world: World) -> bool:
-    """True if the result is there, made with the same settings. Raises UsageError if made with others."""
+    """True if the result is there, made with the same settings; False if it was with fewer steps, and can be
+    trained on. Raises UsageError if made with others."""
     if not config.result.exists():
         return False
     try:
@@ -96,15 +106,25 @@ def is_finished(config: TrainingConfig, world: World) -> bool:
     valid = isinstance(record.get("training"), dict)
     require(valid, f"{config.result} is not a result of edg train", fix="choose another out=FOLDER")
     require_same_settings(config, world, record["training"], f"{config.result} was trained")
-    return True
+    if record["training"]["train"]["steps"] == config.train.steps:
+        return True
+    require(
+        last_checkpoint(config.folder) is not None,
+        f"more train.steps for {config.result}, and no checkpoint in {config.folder}",
+        "the checkpoints of the run",
+        "choose another out=FOLDER",
+    )
+    return False
 
 
 def require_same_settings(config: TrainingConfig, world: World, record: Mapping[str, Any], what: str) -> None:
-    """Raise UsageError if a setting that changes the result is another one in `record`."""
+    """Raise UsageError if a setting that changes the result is another one in `record`, except fewer
+    steps."""
     former, wanted = relevant_settings(record), relevant_settings(settings_record(config, world))
     for name in wanted:
+        longer = name == STEPS and former.get(STEPS, 0) < wanted[STEPS]
         require(
-            former.get(name) == wanted[name],
+            longer or former.get(name) == wanted[name],
             f"{what} with another {name}: {former.get(name)!r}",
             repr(wanted[name]),
             "choose another out=FOLDER, or remove what is there",

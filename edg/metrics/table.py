@@ -85,7 +85,8 @@ def paired_interval(differences: Sequence[float], groups: Sequence[str]) -> dict
     if not len(means):
         return found
     found["mean"] = mean = float(means.mean())
-    if len(means) >= ALIKE or (len(means) > 1 and (np.ptp(means) > 0 or not means.any())):
+    differ = not means.any() or np.ptp(means) > 1e-9 * np.abs(means).max()  # but by rounding
+    if len(means) >= ALIKE or (len(means) > 1 and differ):
         half = t_quantile(len(means) - 1) * float(means.std(ddof=1)) / math.sqrt(len(means))
         found["low"], found["high"] = mean - half, mean + half
     return found

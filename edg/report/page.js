@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const at = (name) => (data.media ? data.media[name] : `${data.folder}/${name}`);
 const near = new Set(); // blocks that are near the screen
-const STRETCH = 1.55, SHARE = 0.6, BESIDE = 310; // of .cells in page.css; of the screen's height; px beside the clips
+const STRETCH = 1.55, BESIDE = 310; // of .cells in page.css; px beside the clips
 const STRIP = 8; // frames in a strip, as in flow_pictures.py
 let player, tellBar;
 
@@ -55,11 +55,14 @@ function problems() {
 function makeBlock(request, index) {
   const box = el("article.request", { "aria-label": request.prompt || request.id },
     el("header", {}, el("h2", {}, request.prompt || request.id), request.prompt ? el("p.id", {}, request.id) : null));
+  const shown = request.cells.find((cell) => cell?.w);
+  if (shown) box.style.setProperty("--shape", shown.w / shown.h);
   return { box, request, index, text: `${request.prompt}\n${request.id}`.toLowerCase(), filled: false };
 }
 
 function fillBlock(block) {
   block.filled = true;
+  block.box.classList.add("filled");
   const { request } = block;
   const cells = request.cells.map(makeCell);
   block.cells = cells.filter((cell) => cell.video);
@@ -238,21 +241,23 @@ function tools(blocks) {
   count();
 }
 
-/** The size of the clips: until somebody sets it, one or two runs have the width of the page and most of its height. */
+/** The size of the clips: until somebody sets it, one or two runs have the width of the page, as far as a clip is not too high
+ *  for the screen (--most in page.css). */
 function sizes(rows) {
-  const size = byId("size"), runs = data.runs.length;
+  const size = byId("size"), runs = data.runs.length, set = (name, value) => rows.style.setProperty(name, value);
   const one = data.requests.flatMap((request) => request.cells).find((cell) => cell?.w) ?? { w: 1, h: 1 };
   const least = one.w < 1.2 * one.h ? 160 : 190;
-  const resize = () => rows.style.setProperty("--cell", `${size.value}px`);
   const fit = () => {
-    const width = Math.min(1500, document.body.clientWidth) - BESIDE, height = (SHARE * innerHeight * one.w) / one.h;
-    size.value = runs > 2 ? least : Math.max(least, Math.min(width / runs, height) / STRETCH);
-    resize();
+    const width = Math.min(1500, document.body.clientWidth) - BESIDE;
+    size.value = runs > 2 ? least : Math.max(least, width / runs / STRETCH);
+    set("--cell", `${size.value}px`);
   };
-  rows.style.setProperty("--runs", runs);
+  set("--runs", runs);
+  set("--least", `${least}px`);
   size.addEventListener("input", () => {
     removeEventListener("resize", fit);
-    resize();
+    set("--most", "9999px");
+    set("--cell", `${size.value}px`);
   });
   addEventListener("resize", fit);
   fit();

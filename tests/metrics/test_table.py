@@ -86,7 +86,8 @@ def test_names_and_prompts_that_are_no_text_are_written_as_escapes(tmp_path):
 
 
 @pytest.mark.parametrize("freedom, t", [
-    (1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (10, 2.2281), (29, 2.0452), (100, 1.984),
+    (1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (10, 2.2281), (29, 2.0452),
+    (100, 1.984),
 ])  # fmt: skip
 def test_the_quantiles_are_those_of_the_tables(freedom, t):
     assert t_quantile(freedom) == pytest.approx(t, abs=6e-5)
@@ -103,6 +104,7 @@ def test_the_interval_of_pairs_covers_the_truth_as_often_as_it_says(count):
 def test_few_differences_that_are_all_alike_have_no_interval():
     few = paired_interval([1.0] * 5, list("abcde"))
     assert (few["mean"], few["low"], few["prompts"]) == (1.0, None, 5)
+    assert paired_interval([0.9 - 0.7, 0.8 - 0.6, 0.7 - 0.5], list("abc"))["low"] is None, "but by rounding"
     assert paired_interval([1.0] * 6, list("abcdef"))["low"] == 1.0
     assert paired_interval([0.0] * 2, list("ab"))["high"] == 0.0, "nothing has changed"
     assert paired_interval([1.0, 2.0], ["a", "a"])["low"] is None, "one prompt"

@@ -104,7 +104,7 @@ function pairedTable(reference) {
     ...data.metrics.map((metric) => el("th", { scope: "col", title: metric.what || null }, metric.name.replaceAll("_", " "), about(metric)))];
   return el("table", { "aria-describedby": "paired-caption" }, el("thead", {}, el("tr", {}, ...heads)),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, el("th", { scope: "row" }, nameOf(row.run), ...unlike(row.run, reference)),
-      el("td", {}, String(row.entry.pairs)), ...cells.map((cell) => cell(row))))));
+      el("td", {}, String(row.entry.pairs), row.entry.pairs ? null : el("small.none", {}, "no clip has the same ID, prompt, image and seed")), ...cells.map((cell) => cell(row))))));
 }
 
 function pairedCell(entry, score, better, low, high, run) {

@@ -253,6 +253,15 @@ def test_steps_and_guidance_are_marked(make, tmp_path, open_page):
     assert page.errors == []
 
 
+def test_runs_of_other_seeds_have_no_pairs(make, tmp_path, open_page):
+    runs = [make.run(tmp_path / name, clips=2, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    page = open_page(write_report(runs, tmp_path / "r"), "#scores")
+    cells = page.locator("#paired tbody td")
+    assert cells.first.text_content().startswith("0") and cells.first.locator("small").count() == 1
+    assert cells.nth(1).text_content() == "–"
+    assert page.locator("#table .unlike span").all_text_contents() == ["seed 2, not 1"]
+
+
 def test_no_ellipse_leaves_the_range_of_its_metric(make, tmp_path, open_page):
     """Few clips near the upper end: the ellipse would reach beyond it. The axis ends at 1, at the top."""
     run = make.run(tmp_path / "a", clips=4)

@@ -47,7 +47,7 @@ def test_a_difference_is_that_of_pairs_over_prompts(make, tmp_path):
     assert not found["sure"]
 
 
-def test_an_interval_that_leaves_out_0_is_sure(make, tmp_path):
+def test_an_interval_that_excludes_0_is_sure(make, tmp_path):
     runs = collect(two(make, tmp_path), {})
     values = values_of(runs, a=[0.0, 0.0, 0.0, 0.0], b=[-1.0, -1.1, -0.9, -1.0])
     [entry] = differences(runs, values, ["x"])

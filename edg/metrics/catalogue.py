@@ -15,6 +15,7 @@ from edg.metrics.camera import GlobalMotion
 from edg.metrics.motion import Flow, Frames
 
 Embed = Callable[[Any], np.ndarray]  # of frames or prompts: (n, D)
+Range = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -87,34 +88,43 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a clip. better: "higher", or "" where neither is. needs: fields of ClipFeatures and
-    FeatureExtractors. of: the value, None where the metric does not apply to a clip."""
+    """A metric of a clip.
+
+    better: "higher", or "" where neither is.
+    of: the value, None where the metric does not apply to a clip.
+    needs: fields of ClipFeatures and FeatureExtractors.
+    range: the least and the largest value, None where there is no end.
+    """
 
     unit: str
     better: str
     what: str
     of: Callable[[ClipFeatures], float | None]
     needs: tuple[str, ...] = ()
+    range: Range = (None, None)
 
+
+FROM_0, UNIT, SIGNED, DECIBEL = (0.0, None), (0.0, 1.0), (-1.0, 1.0), (0.0, consistency.IDENTICAL)  # ranges
 
 METRICS = {
     "motion_degree": Metric(
-        "px/frame", "", "mean length of the optical flow", lambda c: motion.motion_degree(c.flow)
+        "px/frame", "", "mean length of the optical flow", lambda c: motion.motion_degree(c.flow),
+        range=FROM_0,
     ),
     "motion_top5": Metric(
         "px/frame", "", "mean length of the largest 5 % of the flow",
-        lambda c: float(motion.top_motion(c.flow).mean()),
+        lambda c: float(motion.top_motion(c.flow).mean()), range=FROM_0,
     ),
     "dynamic_degree": Metric(
-        "share", "higher", "VBench's rule: does enough of it move enough", ClipFeatures.dynamic
+        "share", "higher", "VBench's rule: does enough of it move enough", ClipFeatures.dynamic, range=UNIT
     ),
     "motion_smoothness": Metric(
         "share", "higher", "odd frames against what flow makes of the even ones",
-        lambda c: motion.smoothness(c.frames, c.extractors.flow),
+        lambda c: motion.smoothness(c.frames, c.extractors.flow), range=UNIT,
     ),
     "temporal_flickering": Metric(
         "share", "higher", "1 - mean difference of neighbouring frames / 255",
-        lambda c: motion.flicker(c.frames),
+        lambda c: motion.flicker(c.frames), range=UNIT,
     ),
     "camera_x": Metric("px/frame", "", "global motion to the right", lambda c: c.global_motion.x),
     "camera_y": Metric("px/frame", "", "global motion down", lambda c: c.global_motion.y),
@@ -122,35 +132,35 @@ METRICS = {
     "camera_roll": Metric("degrees/frame", "", "global turn, clockwise", lambda c: c.global_motion.roll),
     "camera_motion": Metric(
         "share", "higher", "VBench's rule: the camera does what the prompt asks of it",
-        ClipFeatures.asked_camera, ("prompt",),
+        ClipFeatures.asked_camera, ("prompt",), UNIT,
     ),
     "first_frame_psnr": Metric(
         "dB", "higher", "first frame against the input image",
-        lambda c: consistency.psnr(c.frames[0], c.image), ("image",),
+        lambda c: consistency.psnr(c.frames[0], c.image), ("image",), DECIBEL,
     ),
     "first_frame_ssim": Metric(
         "", "higher", "first frame against the input image",
-        lambda c: consistency.ssim(c.frames[0], c.image), ("image",),
+        lambda c: consistency.ssim(c.frames[0], c.image), ("image",), SIGNED,
     ),
     "i2v_subject": Metric(
         "", "higher", "VBench-I2V's formula: embeddings of input image and frames", ClipFeatures.i2v_subject,
-        ("image", "subject"),
+        ("image", "subject"), UNIT,
     ),
     "subject_consistency": Metric(
         "", "higher", "VBench's formula: embeddings of frames",
-        lambda c: consistency.subject_consistency(c.subject), ("subject",),
+        lambda c: consistency.subject_consistency(c.subject), ("subject",), UNIT,
     ),
     "text_alignment": Metric(
         "cosine", "higher", "text and frames in CLIP's space", ClipFeatures.alignment,
-        ("prompt", "picture", "text"),
+        ("prompt", "picture", "text"), SIGNED,
     ),
     "reference_psnr": Metric(
         "dB", "higher", "frames against those of the real clip",
-        lambda c: consistency.psnr(c.frames, c.reference), ("reference",),
+        lambda c: consistency.psnr(c.frames, c.reference), ("reference",), DECIBEL,
     ),
     "reference_ssim": Metric(
         "", "higher", "frames against those of the real clip",
-        lambda c: consistency.clip_ssim(c.frames, c.reference), ("reference",),
+        lambda c: consistency.clip_ssim(c.frames, c.reference), ("reference",), SIGNED,
     ),
 }  # fmt: skip
 
@@ -158,3 +168,8 @@ SETS = {
     "frechet_distance": "of the Gaussians through the features of both sets (FVD with video features)",
     "kernel_distance": "unbiased squared maximum mean discrepancy of the features, polynomial kernel (KVD)",
 }
+
+
+def range_of(name: str) -> Range:
+    """The least and the largest value of a metric; no ends for one that is not of this catalogue."""
+    return METRICS[name].range if name in METRICS else (None, None)

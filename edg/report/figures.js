@@ -66,13 +66,14 @@ function curves(cells, seconds) {
   return { box, move: (time) => { hand.style.left = `${Math.min(100, (100 * time) / seconds)}%`; } };
 }
 
-/** Mean and interval on the scale of its column. */
-function whisker(score, low, high, run) {
+/** Mean and interval on the scale of its column; zero: with a line where 0 is. */
+function whisker(score, low, high, run, zero = false) {
   const at = (value) => (high > low ? 4 + (72 * (value - low)) / (high - low) : 40);
   const line = svg("line", { x1: at(score.low ?? score.mean), x2: at(score.high ?? score.mean), y1: 6, y2: 6 });
   const dot = svg("circle", { cx: at(score.mean), cy: 6, r: 3.2 });
   line.style.stroke = dot.style.fill = hueOf(run);
-  return svg("svg.whisker", { viewBox: "0 0 80 12", width: 80, height: 12, "aria-hidden": "true" }, line, dot);
+  const none = zero ? [svg("line.zero", { x1: at(0), x2: at(0), y1: 0, y2: 12 })] : [];
+  return svg("svg.whisker", { viewBox: "0 0 80 12", width: 80, height: 12, "aria-hidden": "true" }, ...none, line, dot);
 }
 
 /** Points on the border of an ellipse, mean + root (cos a, sin a). */
@@ -83,15 +84,30 @@ function border({ mean, root }, count = 72) {
   });
 }
 
-/** One metric against another: every run's mean with its ellipse and its name. */
-function tradeOff(plot) {
+/** The part of a convex polygon between the limits of both axes, [low, high] or null where there is none
+ *  (Sutherland and Hodgman 1974). */
+function between(points, limits) {
+  const cut = (corners, axis, limit, sign) => corners.flatMap((b, k) => {
+    const a = corners.at(k - 1), [da, db] = [a, b].map((corner) => sign * (corner[axis] - limit));
+    const crossing = da < 0 !== db < 0 ? [[0, 1].map((i) => a[i] + ((b[i] - a[i]) * da) / (da - db))] : [];
+    return db < 0 ? crossing : [...crossing, b];
+  });
+  return limits.reduce((left, ends, axis) => ends.reduce((kept, limit, end) =>
+    (limit === null ? kept : cut(kept, axis, limit, end ? -1 : 1)), left), points);
+}
+
+/** One metric against another: every run's mean with its ellipse and its name; those in `others` are marked. */
+function tradeOff(plot, others) {
   const W = 560, H = 400, left = 62, right = 18, above = 18, below = 48;
-  const there = plot.runs.map((at, run) => ({ at, run })).filter(({ at }) => at);
-  const all = there.flatMap(({ at }) => (at.root ? border(at) : [at.mean]));
+  const metrics = [plot.x, plot.y].map((name) => data.metrics.find((metric) => metric.name === name));
+  const limits = metrics.map((metric) => metric.range);
+  const there = plot.runs.map((at, run) => ({ at, run, ring: at?.root ? between(border(at), limits) : [] })).filter(({ at }) => at);
+  const all = there.flatMap(({ at, ring }) => [at.mean, ...ring]);
   const range = (axis) => {
     const values = all.map((point) => point[axis]), low = Math.min(...values), high = Math.max(...values);
     const pad = (high - low) * 0.08 || Math.abs(low) * 0.1 || 1;
-    return [low - pad, high + pad];
+    const [least, most] = limits[axis];
+    return [Math.max(low - pad, least !== null && low >= least ? least : -Infinity), Math.min(high + pad, most !== null && high <= most ? most : Infinity)];
   };
   const [x0, x1] = range(0), [y0, y1] = range(1);
   const X = (v) => left + ((v - x0) / (x1 - x0)) * (W - left - right);
@@ -106,15 +122,15 @@ function tradeOff(plot) {
     parts.push(svg("line.grid", { x1: left, x2: W - right, y1: Y(v), y2: Y(v) }),
       svg("text.tick", { x: left - 8, y: Y(v) + 4, "text-anchor": "end" }, v.toFixed(ys.digits)));
   }
-  for (const { at, run } of there) {
-    if (!at.root) continue;
-    const ring = svg("polygon.ellipse", { points: border(at).map(([x, y]) => `${X(x).toFixed(1)},${Y(y).toFixed(1)}`).join(" ") });
+  for (const { ring: corners, run } of there) {
+    if (!corners.length) continue;
+    const ring = svg("polygon.ellipse", { points: corners.map(([x, y]) => `${X(x).toFixed(1)},${Y(y).toFixed(1)}`).join(" ") });
     ring.style.stroke = ring.style.fill = hueOf(run);
     parts.push(ring);
   }
   const placed = [];
   for (const { at, run } of [...there].sort((a, b) => a.at.mean[1] - b.at.mean[1])) {
-    const x = X(at.mean[0]), name = shorten(data.runs[run].name, 28), width = name.length * 7;
+    const x = X(at.mean[0]), name = shorten(data.runs[run].name, 28) + (others.includes(run) ? " *" : ""), width = name.length * 7;
     const end = x + width > W - right, from = end ? x - 9 - width : x + 9;
     let y = Y(at.mean[1]) + 4;
     while (placed.some((other) => Math.abs(other.y - y) < 14 && from < other.to && from + width > other.from)) y -= 2;
@@ -123,12 +139,13 @@ function tradeOff(plot) {
     dot.style.fill = hueOf(run);
     parts.push(dot, svg("text.name", { x: end ? x - 9 : x + 9, y, "text-anchor": end ? "end" : "start" }, name));
   }
-  const [mx, my] = [plot.x, plot.y].map((name) => data.metrics.find((metric) => metric.name === name));
+  const [mx, my] = metrics, marked = there.some(({ run }) => others.includes(run));
   parts.push(svg("text.axis", { x: (left + W - right) / 2, y: H - 8, "text-anchor": "middle" }, titleOf(mx)),
     svg("text.axis", { transform: `translate(15 ${(above + H - below) / 2}) rotate(-90)`, "text-anchor": "middle" }, titleOf(my)));
   return el("figure.plot", {},
     svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${plot.x} against ${plot.y}, the values are in the table` }, ...parts),
-    el("figcaption", {}, "Each run's mean with the 95 % confidence ellipse of the mean, over prompts."));
+    el("figcaption", {}, "Each run's mean with the 95 % confidence ellipse of the mean, over prompts, as far as it lies in the metrics' range.",
+      marked ? " * other settings, or not known, see the table." : ""));
 }
 
 function titleOf(metric) {
@@ -142,8 +159,10 @@ function shorten(text, most) {
 /** The colour key of the flow: a disc whose places have the colour of motion towards them. */
 function flowKey() {
   const cell = data.requests.flatMap((request) => request.cells).find((one) => one && one.w);
-  const rim = cell ? ` (${Number((data.key.limit * Math.min(cell.w, cell.h)).toPrecision(2))} px at ${cell.w}×${cell.h})` : "";
+  const side = cell ? Math.min(cell.w, cell.h) : 0, floor = data.key.floor * Math.max(1, side / data.key.side);
+  const rim = cell ? ` (${Number((data.key.limit * side).toPrecision(2))} px at ${cell.w}×${cell.h})` : "";
   return [el("img", { src: data.key.wheel, width: 64, height: 64, alt: "colour wheel: red right, green down left, blue up left" }),
     el("figcaption", {}, el("b", {}, "Optical flow. "), "Colour is where it goes: a place on the disc has the colour of motion ",
-      `from the middle to it. Black stands still; the rim is ${100 * data.key.limit} % of the shorter side per frame${rim} and above.`)];
+      `from the middle to it. The rim is ${100 * data.key.limit} % of the shorter side per frame${rim} and above. Black is slower than `,
+      `${Number(floor.toPrecision(2))} px per frame: that is noise, which a clip that stands still has too once it is compressed.`)];
 }

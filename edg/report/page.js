@@ -4,7 +4,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const at = (name) => (data.media ? data.media[name] : `${data.folder}/${name}`);
 const near = new Set(); // blocks that are near the screen
-const STRIP = 8, SMALL = 64; // as in flow_pictures.py: frames in a strip; px up to which pixels are shown
+const STRETCH = 1.55, BESIDE = 310; // of .cells in page.css; px beside the clips
+const STRIP = 8; // frames in a strip, as in flow_pictures.py
 let player, tellBar;
 
 function start() {
@@ -17,9 +18,7 @@ function start() {
   const blocks = data.requests.map(makeBlock);
   byId("rows").append(...blocks.map((block) => block.box));
   tools(blocks);
-  table();
-  byId("plots").append(...data.plots.map(tradeOff));
-  if (!data.plots.length) byId("plots").append(el("p.quiet", {}, "The trade-off plot needs scores of consistency or alignment: run ", el("code", {}, "edg score RUN"), " and report again."));
+  scoresPart();
   recipes();
   tabs();
   watch(blocks);
@@ -56,11 +55,14 @@ function problems() {
 function makeBlock(request, index) {
   const box = el("article.request", { "aria-label": request.prompt || request.id },
     el("header", {}, el("h2", {}, request.prompt || request.id), request.prompt ? el("p.id", {}, request.id) : null));
+  const shown = request.cells.find((cell) => cell?.w);
+  if (shown) box.style.setProperty("--shape", shown.w / shown.h);
   return { box, request, index, text: `${request.prompt}\n${request.id}`.toLowerCase(), filled: false };
 }
 
 function fillBlock(block) {
   block.filled = true;
+  block.box.classList.add("filled");
   const { request } = block;
   const cells = request.cells.map(makeCell);
   block.cells = cells.filter((cell) => cell.video);
@@ -69,7 +71,7 @@ function fillBlock(block) {
     ? el("img.input", { src: at(request.image), alt: "input image", decoding: "async" })
     : request.image_error ? el("p.empty", {}, request.image_error) : null;
   if (picture) block.box.firstChild.prepend(el("figure.source", {}, picture, el("figcaption", {}, "input image")));
-  if (request.image) crisp(picture);
+  if (request.image) picture.addEventListener("load", () => byPixels(picture, picture.naturalWidth, picture.naturalHeight));
   block.box.append(el("div.body", {}, el("div.cells", {}, ...cells.map((cell) => cell.box)),
     ...(lines ? [lines.box] : []), sheet(request)));
   block.move = (time) => {
@@ -84,9 +86,11 @@ function light(box, run) {
   for (const line of box.querySelectorAll("polyline")) line.classList.toggle("on", line.dataset.run === run);
 }
 
-/** Small pictures are shown with their pixels, not blurred. */
-function crisp(image) {
-  image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalHeight <= SMALL));
+/** A small picture is shown by whole pixels, in a box as wide as so many of these as fit (page.css). */
+function byPixels(box, width, height, count = 1) {
+  if (Math.min(width, height) >= data.small) return;
+  box.classList.add("pixels");
+  box.style.setProperty("--own", `${(count * width) / devicePixelRatio}px`);
 }
 
 function makeCell(cell, run) {
@@ -97,19 +101,19 @@ function makeCell(cell, run) {
     if (cell?.record) caption.append(recordLink(cell));
     return { box };
   }
-  const small = isSmall(cell);
-  const video = el(small ? "video.pixels" : "video", { muted: true, playsinline: true, preload: "auto", tabindex: "-1",
+  byPixels(box, cell.w, cell.h);
+  const video = el("video", { muted: true, playsinline: true, preload: "auto", tabindex: "-1",
     "aria-label": `clip of ${data.runs[run].name}`, disablepictureinpicture: true });
   video.muted = true;
   const frame = el("div.frame", {}, video);
   frame.style.aspectRatio = `${cell.w} / ${cell.h}`;
-  const poster = background(frame, cell.strip, Math.min(cell.n, STRIP), small);
+  const poster = background(frame, cell.strip, Math.min(cell.n, STRIP));
   poster(0);
   video.addEventListener("loadeddata", () => video.classList.add("ready"));
   video.addEventListener("error", () => video.hasAttribute("src") && frame.replaceChildren(el("div.empty", {}, "this browser cannot play it")));
-  const flow = el(small ? "div.flow.pixels" : "div.flow", { role: "img", "aria-label": "optical flow" });
+  const flow = el("div.flow", { role: "img", "aria-label": "optical flow" });
   flow.style.aspectRatio = `${cell.w} / ${cell.h}`;
-  const paint = cell.flow ? background(flow, cell.flow, cell.cells, small) : () => {};
+  const paint = cell.flow ? background(flow, cell.flow, cell.cells) : () => {};
   const now = el("span.now", { title: "motion into this frame, mean over its pixels" });
   caption.append(now);
   if (cell.record) caption.append(recordLink(cell));
@@ -126,10 +130,9 @@ function makeCell(cell, run) {
 }
 
 /** Show one picture of a strip behind a box. */
-function background(box, name, count, small) {
+function background(box, name, count) {
   box.style.backgroundImage = `url("${at(name)}")`;
   box.style.backgroundSize = `${100 * count}% 100%`;
-  box.classList.toggle("pixels", small);
   return (index) => { box.style.backgroundPosition = `${count > 1 ? (100 * index) / (count - 1) : 0}% 0`; };
 }
 
@@ -144,8 +147,9 @@ function sheet(request) {
   const rows = request.cells.flatMap((cell, run) => {
     if (!cell || !cell.video) return [];
     const frames = el("img", { src: at(cell.strip), loading: "lazy", decoding: "async", alt: "frames from left to right" });
-    crisp(frames);
-    return [el("div.strip", {}, nameOf(run), frames, cell.flow ? flowStrip(cell) : null)];
+    const strip = el("div.strip", {}, nameOf(run), frames, cell.flow ? flowStrip(cell) : null);
+    byPixels(strip, cell.w, cell.h, Math.min(cell.n, STRIP));
+    return [strip];
   });
   return el("div.sheet", {}, ...rows);
 }
@@ -156,7 +160,7 @@ function flowStrip(cell) {
   const boxes = Array.from({ length: count }, (_, k) => {
     const box = el("i"), pair = Math.round((k * (cell.n - 1)) / Math.max(1, count - 1)) - 1;
     box.style.aspectRatio = `${cell.w} / ${cell.h}`;
-    if (pair >= 0) background(box, cell.flow, cell.cells, isSmall(cell))(cellOf(cell, pair));
+    if (pair >= 0) background(box, cell.flow, cell.cells)(cellOf(cell, pair));
     return box;
   });
   return el("div.flowstrip", { role: "img", "aria-label": "optical flow from left to right" }, ...boxes);
@@ -165,10 +169,6 @@ function flowStrip(cell) {
 /** Which picture of the flow strip shows a pair of frames: long clips have fewer pictures than pairs. */
 function cellOf(cell, pair) {
   return cell.curve.length > 1 ? Math.round((pair * (cell.cells - 1)) / (cell.curve.length - 1)) : 0;
-}
-
-function isSmall(cell) {
-  return Math.min(cell.w, cell.h) <= SMALL;
 }
 
 /** Videos of blocks near the screen are loaded and follow the clock; the others are let go. */
@@ -237,60 +237,30 @@ function tools(blocks) {
     button.addEventListener("click", () => set(button.getAttribute("aria-pressed") !== "true"));
     set(button.getAttribute("aria-pressed") === "true");
   }
-  const size = byId("size"), one = data.requests.flatMap((request) => request.cells).find((cell) => cell?.w);
-  rows.style.setProperty("--runs", data.runs.length);
-  const resize = () => rows.style.setProperty("--cell", `${size.value}px`);
-  if (one && one.w < 1.2 * one.h) size.value = 160;
-  size.addEventListener("input", resize);
-  resize();
+  sizes(rows);
   count();
 }
 
-// ---- scores ------------------------------------------------------------------------------------------------
-
-function table() {
-  const scores = data.metrics.map(({ name }) => data.runs.map((run) => run.scores[name] ?? null));
-  const ranges = scores.map((column) => {
-    const there = column.filter((score) => score && score.mean !== null);
-    return [Math.min(...there.map((score) => score.low ?? score.mean)), Math.max(...there.map((score) => score.high ?? score.mean))];
+/** The size of the clips: until somebody sets it, one or two runs have the width of the page, as far as a clip is not too high
+ *  for the screen (--most in page.css). */
+function sizes(rows) {
+  const size = byId("size"), runs = data.runs.length, set = (name, value) => rows.style.setProperty(name, value);
+  const one = data.requests.flatMap((request) => request.cells).find((cell) => cell?.w) ?? { w: 1, h: 1 };
+  const least = one.w < 1.2 * one.h ? 160 : 190;
+  const fit = () => {
+    const width = Math.min(1500, document.body.clientWidth) - BESIDE;
+    size.value = runs > 2 ? least : Math.max(least, width / runs / STRETCH);
+    set("--cell", `${size.value}px`);
+  };
+  set("--runs", runs);
+  set("--least", `${least}px`);
+  size.addEventListener("input", () => {
+    removeEventListener("resize", fit);
+    set("--most", "9999px");
+    set("--cell", `${size.value}px`);
   });
-  const columns = [
-    { title: "run", keys: data.runs.map((run) => run.name.toLowerCase()) },
-    { title: "clips", keys: data.runs.map((run) => run.clips) },
-    ...data.metrics.map((metric, m) => ({ metric, title: metric.name.replaceAll("_", " "), keys: scores[m].map((score) => score?.mean ?? null) })),
-  ];
-  const rows = data.runs.map((run, r) => el("tr", {}, el("th", { scope: "row" }, nameOf(r)), el("td", {}, String(run.clips)),
-    ...scores.map((column, m) => scoreCell(column[r], ...ranges[m], r))));
-  const body = el("tbody", {}, ...rows);
-  const heads = columns.map((column) => {
-    const button = el("button", { type: "button" }, el("span", {}, column.title));
-    const head = el("th", { scope: "col", "aria-sort": "none", title: column.metric?.what || null }, button);
-    const better = { higher: "higher is better", lower: "lower is better" }[column.metric?.better];
-    if (column.metric) button.append(el("small", {}, [column.metric.unit, better].filter(Boolean).join(", ") || "\u00a0"));
-    button.addEventListener("click", () => {
-      const first = column.metric ? "descending" : "ascending", other = column.metric ? "ascending" : "descending";
-      const way = head.getAttribute("aria-sort") === first ? other : first;
-      for (const one of heads) one.setAttribute("aria-sort", one === head ? way : "none");
-      body.append(...sorted(column.keys, way).map((r) => rows[r]));
-    });
-    return head;
-  });
-  byId("table").append(el("table", { "aria-describedby": "caption" },
-    el("thead", {}, el("tr", {}, ...heads)), body));
-}
-
-/** Indices in the order of their keys; those without one come last. */
-function sorted(keys, way) {
-  const sign = way === "ascending" ? 1 : -1;
-  return keys.map((_, r) => r).sort((a, b) => {
-    if (keys[a] === null || keys[b] === null) return (keys[a] === null) - (keys[b] === null) || a - b;
-    return sign * (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : 0) || a - b;
-  });
-}
-
-function scoreCell(score, low, high, run) {
-  if (!score || score.mean === null) return el("td.none", {}, "–");
-  return el("td", {}, el("b", {}, number(score.mean)), el("small", {}, score.low === null ? "one prompt" : `${number(score.low)} to ${number(score.high)}`), whisker(score, low, high, run));
+  addEventListener("resize", fit);
+  fit();
 }
 
 // ---- recipes -----------------------------------------------------------------------------------------------

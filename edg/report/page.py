@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, SomeFailedError, require
-from edg.core.files import ensure_writable, lock_folder, remove_leftovers, temporary_folder, write_text
+from edg.core.files import (
+    ensure_writable,
+    lock_folder,
+    remove_leftovers,
+    temporary_folder,
+    write_json,
+    write_text,
+)
 from edg.core.hashing import sha256_file
 from edg.core.log import log
 from edg.report.collect import ReportClip, ReportRun, collect, is_unchanged, natural_key
@@ -27,9 +34,9 @@ from edg.runner.progress import Meter
 if TYPE_CHECKING:
     import numpy as np
 
-PAGE, MEDIA = "index.html", "media"
+PAGE, MEDIA, DIFFERENCES = "index.html", "media", "differences.json"
 LARGEST = 50e6  # bytes of a page with everything inside
-SCRIPTS = ("figures.js", "player.js", "page.js")
+SCRIPTS = ("figures.js", "player.js", "scores.js", "page.js")
 OURS = re.compile(r"[0-9a-f]{32}\.(mp4|webm|m4v|(strip|flow|input|image)\.webp|(facts|record)\.json)")
 
 
@@ -55,6 +62,7 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
         data, names = page_data(found, media, problems)
         check()
         write_text(out / PAGE, fill(data, _embedded(media, names) if embed else None))
+        _write_differences(out / DIFFERENCES, data)
         if not embed:
             _remove_old(media, lambda path: path.name not in names)
     fresh = sum(name.endswith(".facts.json") for name in names - before)
@@ -66,6 +74,17 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
     return out / PAGE
 
 
+def _write_differences(path: Path, data: Mapping[str, Any]) -> None:
+    """The differences of the Scores view as JSON; the file of an earlier page goes where there is one run."""
+    from edg.report.differences import METHOD
+
+    if not data["differences"]:
+        path.unlink(missing_ok=True)
+        return
+    folders = {run["name"]: run["folder"] for run in data["runs"]}
+    write_json(path, _finite(METHOD | {"runs": folders, "differences": data["differences"]}))
+
+
 # ---- the data ----------------------------------------------------------------------------------------------
 
 
@@ -73,7 +92,9 @@ def page_data(
     runs: Sequence[ReportRun], media: Path, problems: dict[str, str]
 ) -> tuple[dict[str, Any], set[str]]:
     """The page's data (see page.js), and the names of all files in the media folder that it needs."""
+    from edg.core.sheet import SMALL
     from edg.report import flow_pictures
+    from edg.report.differences import differences
     from edg.report.summary import metric_entries, summaries, trade_offs
 
     meter, total, names = Meter(), sum(len(run.clips) for run in runs), set()
@@ -87,19 +108,24 @@ def page_data(
     runs = [_without_stale_means(run, cells[run.name]) for run in runs]
     values = {run.name: {k: c["scores"] for k, c in cells[run.name].items()} for run in runs}
     metrics = metric_entries(runs, values)
+    scored = [metric["name"] for metric in metrics]
     ids = sorted({clip_id for run in runs for clip_id in run.clips}, key=natural_key)
     data = {
         "title": " · ".join(run.name for run in runs),
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "runs": [_run_data(run, summaries(run, values[run.name])) for run in runs],
         "metrics": metrics,
-        "plots": trade_offs(runs, values, [metric["name"] for metric in metrics]),
+        "plots": trade_offs(runs, values, scored),
+        "differences": differences(runs, values, scored),
         "requests": [_request(clip_id, runs, cells, media, names) for clip_id in ids],
         "problems": list(problems.values()),
         "key": {
             "wheel": _data_url("wheel.png", _png(flow_pictures.colour_wheel())),
             "limit": flow_pictures.LIMIT,
+            "floor": flow_pictures.FLOOR,
+            "side": flow_pictures.WORKING_SIDE,
         },
+        "small": SMALL,
     }
     return data, names
 

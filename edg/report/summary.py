@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from edg.metrics.catalogue import range_of
 from edg.metrics.table import by_group, interval
 from edg.report.collect import ReportRun, is_number
+from edg.report.differences import within
 
 MOTION = "motion_degree"
 ABOUT_MOTION = {"unit": "px/frame", "better": "", "what": "mean length of the optical flow"}
 AGAINST = ("consist", "align")  # parts of the names of metrics that motion is plotted against
 
 
-def metric_entries(runs: Sequence[ReportRun], values: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The metrics that a run has: {"name", "unit", "better", "what"}; motion first, then as scored.
+def metric_entries(runs: Sequence[ReportRun], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics that a run has: {"name", "unit", "better", "what", "range"}; motion first, then as scored.
 
     values: run -> clip id -> metric -> value.
     """
@@ -25,7 +27,8 @@ def metric_entries(runs: Sequence[ReportRun], values: Mapping[str, Any]) -> list
     names = list(dict.fromkeys([*([MOTION] if MOTION in scored else []), *about, *scored]))
     known = {MOTION: ABOUT_MOTION} | about
     return [
-        {"name": name, **{key: str(known.get(name, {}).get(key, "")) for key in ("unit", "better", "what")}}
+        {"name": name, "range": range_of(name)}
+        | {key: str(known.get(name, {}).get(key, "")) for key in ("unit", "better", "what")}
         for name in names
     ]
 
@@ -33,7 +36,8 @@ def metric_entries(runs: Sequence[ReportRun], values: Mapping[str, Any]) -> list
 def summaries(
     run: ReportRun, values: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float | None]]:
-    """Metric -> mean and 95 % interval: of scores.json, else by the same `interval` over prompts.
+    """Metric -> mean and 95 % interval within the metric's range: of scores.json, else by the same
+    `interval` over prompts.
 
     values: clip id -> metric -> value.
     """
@@ -42,10 +46,11 @@ def summaries(
         groups = by_prompt(run, values, name)
         found[name] = interval(list(groups.values()), list(groups))
     found |= {name: one for name, one in run.scores.items() if is_number(one.get("mean"))}
-    return {
+    numbers = {
         name: {key: one.get(key) if is_number(one.get(key)) else None for key in ("mean", "low", "high")}
         for name, one in found.items()
     }
+    return {name: within(one, range_of(name)) for name, one in numbers.items()}
 
 
 def by_prompt(run: ReportRun, values: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, float]:

@@ -180,9 +180,7 @@ class Watcher:
 
 def _previews(folder: ClipFolder) -> Show:
     """One sheet for each clip, a row for each moment; a sheet that cannot be written stops no clip."""
-    import numpy as np
-
-    from edg.core.sheet import contact_sheet
+    from edg.core.sheet import contact_sheet, stacked
     from edg.core.video import write_image
 
     rows: dict[str, list[Any]] = {}
@@ -191,7 +189,7 @@ def _previews(folder: ClipFolder) -> Show:
         width = min(max(frames.shape[2], PREVIEW[0]), PREVIEW[1])
         rows.setdefault(request.id, []).append(contact_sheet([(moment, frames)], width=width))
         with suppress(OSError, EdgError):
-            write_image(folder.outdir / f"{request.id}.preview.png", np.concatenate(rows[request.id]))
+            write_image(folder.outdir / f"{request.id}.preview.png", stacked(rows[request.id]))
 
     return watch
 

@@ -40,9 +40,27 @@ def test_a_label_of_any_length_is_one_line(text):
     assert (sheet[:, -4:] == 255).all(), "nor out of the sheet"
 
 
+@pytest.mark.parametrize("side, factor", [(8, 20), (32, 5), (64, 2), (100, 2), (127, 1)])
+def test_small_frames_are_enlarged_by_whole_pixels(side, factor):
+    """About 160 px wide, and every pixel a square of `factor` px."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, side, side, 3)).astype(np.uint8)
+    sheet = contact_sheet([("a", frames)])
+    pitch = factor * side + 4
+    assert sheet.shape[1] == 6 * pitch + 4
+    for k in (0, 5):
+        shown = sheet[18 : 18 + factor * side, 4 + k * pitch : 4 + k * pitch + factor * side]
+        assert (shown == np.kron(frames[k], np.ones((factor, factor, 1), np.uint8))).all()
+
+
+def test_frames_of_other_sizes_share_a_sheet():
+    sheet = contact_sheet([("a", FRAMES), ("b", np.zeros((6, 256, 256, 3), np.uint8))])
+    assert sheet.shape[1] == 6 * 164 + 4
+    assert (sheet[18:110, 6 * 148 + 4 :] == 255).all(), "white beside the narrower row"
+
+
 def test_what_does_not_fit_is_marked():
     font = ImageFont.load_default(12)
-    fits = "W" * int(980 / font.getlength("W"))
+    fits = "W" * int((row("").shape[1] - 8) / font.getlength("W"))
     assert (row(fits) != row(fits[:-3] + "...")).any()
     assert (row(fits + "W" * 10) == row(fits + "W" * 5000)).all()
     assert (row("one\n two\t three") == row("one two three")).all()

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from edg.metrics.table import Row, interval, summary, write_rows
+from edg.metrics.table import Row, interval, paired_interval, summary, t_quantile, write_rows
 
 
 def test_mean_over_prompts_and_counts():
@@ -80,3 +80,32 @@ def test_names_and_prompts_that_are_no_text_are_written_as_escapes(tmp_path):
     found = json.loads((tmp_path / "scores.jsonl").read_text())
     assert (found["clip"], found["prompt"]) == ("\udcff.mp4", "\ud800"), "JSON has them as they were"
     assert (tmp_path / "scores.csv").read_text().endswith("\\udcff.mp4,\\udcff,\\ud800,1,1\n")
+
+
+# ---- pairs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freedom, t", [
+    (1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (10, 2.2281), (29, 2.0452),
+    (100, 1.984),
+])  # fmt: skip
+def test_the_quantiles_are_those_of_the_tables(freedom, t):
+    assert t_quantile(freedom) == pytest.approx(t, abs=6e-5)
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_the_interval_of_pairs_covers_the_truth_as_often_as_it_says(count):
+    rng, draws = np.random.default_rng(count), 4000
+    samples = rng.normal(0.7, 2.0, (draws, count))
+    found = [paired_interval(sample, [f"{k}" for k in range(count)]) for sample in samples]
+    assert np.mean([one["low"] <= 0.7 <= one["high"] for one in found]) == pytest.approx(0.95, abs=0.011)
+
+
+def test_few_differences_that_are_all_alike_have_no_interval():
+    few = paired_interval([1.0] * 5, list("abcde"))
+    assert (few["mean"], few["low"], few["prompts"]) == (1.0, None, 5)
+    assert paired_interval([0.9 - 0.7, 0.8 - 0.6, 0.7 - 0.5], list("abc"))["low"] is None, "but by rounding"
+    assert paired_interval([1.0] * 6, list("abcdef"))["low"] == 1.0
+    assert paired_interval([0.0] * 2, list("ab"))["high"] == 0.0, "nothing has changed"
+    assert paired_interval([1.0, 2.0], ["a", "a"])["low"] is None, "one prompt"
+    assert paired_interval([], [])["mean"] is None

@@ -85,7 +85,10 @@ def write_scores(folder, **means):
     clips = sorted(folder.glob("*.mp4"))
     with open(folder / "scores.jsonl", "w", encoding="utf-8") as file:
         for index, clip in enumerate(clips):
-            wobble = {name: mean + 0.1 * np.sin(3.0 * index + len(name)) for name, mean in means.items()}
+            wobble = {
+                name: mean + 0.1 * np.sin(3.0 * index + len(name)) + 0.01 * np.sin(7.0 * index + 50 * mean)
+                for name, mean in means.items()
+            }
             file.write(
                 json.dumps({"clip": clip.name, "id": clip.stem, "scores": wobble, "failed": {}}) + "\n"
             )

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -204,6 +205,95 @@ def test_the_trade_off_has_an_ellipse_for_each_scored_run(page):
         assert box["x"] <= inner["x"] and inner["x"] + inner["width"] <= box["x"] + box["width"]
 
 
+def test_differences_from_the_run_that_is_chosen(page):
+    page.click("nav >> text=Scores")
+    rows = page.locator("#paired tbody tr")
+    assert rows.count() == 2 and "slow" not in rows.all_text_contents()[0]
+    quick = rows.first
+    assert [cell.text_content() for cell in quick.locator("td").all()][0] == "4"
+    assert quick.locator("mark").all_text_contents() == ["higher", "worse", "better"]
+    assert _signed(quick.locator("td").nth(2)) == pytest.approx(-0.2, abs=0.02)
+    page.select_option("#reference", index=1)
+    slow = rows.first
+    assert "slow" in slow.text_content() and slow.locator("mark").all_text_contents() == [
+        "lower", "better", "worse",
+    ]  # fmt: skip
+    assert _signed(slow.locator("td").nth(2)) == pytest.approx(0.2, abs=0.02)
+    bare = rows.last.locator("td")
+    assert bare.first.text_content() == "3" and bare.nth(2).text_content() == "–", "no scores in that run"
+
+
+def _signed(cell):
+    """The mean difference in a cell of the table."""
+    return float(re.match("[+−][0-9.]+", cell.text_content())[0].replace("−", "-"))
+
+
+def test_other_settings_are_marked_where_they_differ(page):
+    page.click("nav >> text=Scores")
+    marked = page.locator("#table .unlike")
+    assert marked.count() == 1, "the run without records; another parameter set is what one compares"
+    page.select_option("#reference", index=2)
+    assert marked.count() == 2
+
+
+def test_steps_and_guidance_are_marked(make, tmp_path, open_page):
+    options = [{"steps": 8, "guidance_scale": 2.0}, {"steps": 8, "guidance_scale": 2.0}]
+    options += [{"steps": 20, "guidance_scale": 7.5}]
+    runs = [make.run(tmp_path / name, clips=4, options=one) for name, one in zip("abc", options, strict=True)]
+    for run in runs:
+        make.scores(run, text_alignment=0.99)
+    page = open_page(write_report(runs, tmp_path / "r"), "#scores")
+    for table in ("#table", "#paired"):
+        marked = page.locator(f"{table} tbody tr:has(.unlike)")
+        assert marked.count() == 1 and marked.locator("th .run").text_content() == "c"
+        assert [text for text in marked.locator(".unlike span").all_text_contents()] == [
+            "steps 20, not 8", "guidance_scale 7.5, not 2",
+        ]  # fmt: skip
+    assert page.locator(".plot text.name").all_text_contents().count("c *") == 1
+    assert page.errors == []
+
+
+def test_runs_of_other_seeds_have_no_pairs(make, tmp_path, open_page):
+    runs = [make.run(tmp_path / name, clips=2, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    page = open_page(write_report(runs, tmp_path / "r"), "#scores")
+    cells = page.locator("#paired tbody td")
+    assert cells.first.text_content().startswith("0") and cells.first.locator("small").count() == 1
+    assert cells.nth(1).text_content() == "–"
+    assert page.locator("#table .unlike span").all_text_contents() == ["seed 2, not 1"]
+
+
+def test_no_ellipse_leaves_the_range_of_its_metric(make, tmp_path, open_page):
+    """Few clips near the upper end: the ellipse would reach beyond it. The axis ends at 1, at the top."""
+    run = make.run(tmp_path / "a", clips=4)
+    make.scores(run, text_alignment=0.95)
+    page = open_page(write_report([run], tmp_path / "r"), "#scores")
+    points = page.get_attribute(".plot .ellipse", "points").split()
+    heights = [float(point.split(",")[1]) for point in points]
+    assert min(heights) == 18 and heights.count(18) == 2, "cut by a straight line at the top of the axes"
+    assert page.errors == []
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width, count, least", [(1200, 2, 384), (1200, 4, 192), (390, 2, 128)])
+def test_clips_have_the_width_of_the_page_in_whole_pixels(make, tmp_path, open_page, width, count, least):
+    runs = [make.run(tmp_path / f"{k}", clips=1) for k in range(count)]
+    page = open_page(write_report(runs, tmp_path / "r"), viewport={"width": width, "height": 900})
+    boxes = [box.bounding_box() for box in page.locator(".frame, .flow").all()]
+    assert len(boxes) == 2 * count
+    for box in boxes:
+        assert box["width"] >= least and box["width"] % 32 == 0 and box["height"] == box["width"]
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('.frame video')).imageRendering")
+        == "pixelated"
+    )
+    assert page.locator(".input").bounding_box()["width"] % 32 == 0
+    page.click("text=Contact sheet")
+    assert page.locator(".strip img").first.bounding_box()["width"] % (8 * 32) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == width and page.errors == []
+
+
 def test_recipes_tell_what_differs(page):
     page.click("nav >> text=Recipes")
     text = page.text_content(".settings")
@@ -279,7 +369,7 @@ def test_a_phone_does_not_scroll_sideways(folder, open_page, part):
 def test_an_embedded_page_stands_alone(make, tmp_path, open_page, until, wait_for_frame):
     path = write_report([make.run(tmp_path / "a", clips=2)], tmp_path / "r", embed=True)
     alone = shutil.move(path, tmp_path / "alone.html")
-    page = open_page(alone)
+    page = open_page(alone, viewport={"width": 1280, "height": 1400})
     until(page, "document.querySelectorAll('video.ready').length === 2")
     page.keyboard.press("End")
     wait_for_frame(page, 8)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -230,6 +231,41 @@ def test_colours_of_flow_are_those_of_hsv():
         assert np.abs(flow_pictures.flow_colours(flow, 2.0) - 255 * np.array(truth)).max() <= 0.51
     wheel = flow_pictures.colour_wheel(101)
     assert wheel[50, 50].max() <= 40 and wheel[50, 100].argmax() == 0, "black in the middle, red to the right"
+
+
+def still_and_moving(make, crf, path):
+    """A clip with a texture of 8 grey levels whose upper part stands still; the lower runs 2 px/frame."""
+    rng = np.random.default_rng(0)
+    ground = cv2.GaussianBlur(rng.standard_normal((128, 128)).astype(np.float32), (0, 0), 2)
+    ground = np.clip(110 + 8 * ground / ground.std(), 0, 255).astype(np.uint8)
+    frames = [np.concatenate([ground[:96], np.roll(ground[96:], 2 * t, axis=1)]) for t in range(6)]
+    write_video(path, np.stack(frames)[..., None].repeat(3, axis=-1), 8, crf)
+
+
+@pytest.mark.parametrize("crf", [10, 23])
+def test_what_stands_still_is_black_and_what_moves_is_not(make, tmp_path, crf):
+    still_and_moving(make, crf, tmp_path / "a.mp4")
+    found = flow_pictures.clip_flow(read_frames(tmp_path / "a.mp4"))
+    floor = flow_pictures.noise_floor(128)
+    shown = flow_pictures.flow_colours(found, 0.05 * 128, floor).max(axis=-1)
+    assert np.mean(shown[:, 8:64, 8:-8] == 0) > 0.98, "codec noise"
+    assert np.mean(shown[:, 108:-8, 8:-8] > 0) > 0.98
+    assert np.mean(flow_pictures.flow_colours(found, 0.05 * 128)[:, 8:64, 8:-8].max(axis=-1) == 0) < 0.98
+
+
+def test_the_floor_grows_with_clips_that_are_measured_smaller():
+    sides = (32, flow_pictures.WORKING_SIDE, 2 * flow_pictures.WORKING_SIDE)
+    floors = [flow_pictures.noise_floor(side) for side in sides]
+    assert floors == [flow_pictures.FLOOR, flow_pictures.FLOOR, 2 * flow_pictures.FLOOR]
+
+
+@pytest.mark.parametrize("side, exact", [(120, True), (128, False)])
+def test_pictures_of_small_clips_are_kept_without_loss(tmp_path, side, exact):
+    frames = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.uint8)
+    write_clip(tmp_path / "a", frames, "png", fps=8, crf=10, tags={})
+    facts = flow_pictures.clip_media(tmp_path / "a", tmp_path)
+    strip = read_image(tmp_path / facts["strip"])
+    assert (strip == np.concatenate(frames, axis=1)).all() == exact
 
 
 def test_flow_of_large_clips_is_in_their_own_pixels(make):

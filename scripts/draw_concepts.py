@@ -72,7 +72,16 @@ class Renderer:
         first.save(self.folder / "image.png")
         options = SamplingOptions(perframe_ae=SPRITES.perframe_ae, **settings)
         image = self.folder / "image.png"
-        request = Request("0", caption(words_of(clip, split)), self.seed, clip.frames, 32, 32, options, image)
+        request = Request(
+            "0",
+            caption(words_of(clip, split)),
+            self.seed,
+            clip.frames,
+            SPRITES.height,
+            SPRITES.width,
+            options,
+            image,
+        )
         weights = {f"{k}_{name}": open_weights(self.files[name]) for k, name in enumerate(sets)}
         return load_sets(SPRITES, weights, PLACEMENT), request
 
@@ -136,11 +145,11 @@ def draw(path: Path, rows: Mapping[str, np.ndarray], clip: SpriteClip, halves: b
     print(path, flush=True)
 
 
-def enlarged(frame: np.ndarray, clip: SpriteClip) -> Image.Image:
-    """A frame ZOOM times as large, with a cross where the shape begins."""
+def enlarged(frame: np.ndarray, clip: SpriteClip, zoom: int = ZOOM) -> Image.Image:
+    """A frame `zoom` times as large, with a cross where the shape begins."""
     large = Image.fromarray(frame)
-    large = large.resize((large.width * ZOOM, large.height * ZOOM), Image.Resampling.NEAREST)
-    pen, x, y = ImageDraw.Draw(large), round(clip.sprite.x * ZOOM), round(clip.sprite.y * ZOOM)
+    large = large.resize((large.width * zoom, large.height * zoom), Image.Resampling.NEAREST)
+    pen, x, y = ImageDraw.Draw(large), round(clip.sprite.x * zoom), round(clip.sprite.y * zoom)
     pen.line([(x - 6, y), (x + 6, y)], "white")
     pen.line([(x, y - 6), (x, y + 6)], "white")
     return large
@@ -153,15 +162,55 @@ def denoising(studio: Renderer, clip: SpriteClip, out: Path) -> None:
     draw(out / "denoising.png", rows, clip, halves=True)
 
 
-def switched(studio: Renderer, clip: SpriteClip, out: Path) -> None:
+def ways(studio: Renderer, clip: SpriteClip) -> dict[str, np.ndarray]:
+    """The films of base, con, dyn, and of dyn switched to con, by name."""
     dyn = point("slow", -1.5, "conv").name
-    rows = {
+    return {
         "base": studio.film(clip, ["base"]),
         "con (tuned)": studio.film(clip, ["tuned"]),
         "dyn": studio.film(clip, [dyn]),
         "dyn while t > 300,\nthen con": studio.film(clip, [dyn, "tuned"], [300]),
     }
-    draw(out / "switch.png", rows, clip)
+
+
+def switched(studio: Renderer, clip: SpriteClip, out: Path) -> None:
+    draw(out / "switch.png", ways(studio, clip), clip)
+
+
+def animated(studio: Renderer, clip: SpriteClip, out: Path) -> None:
+    """clips.gif: a row for each way, a column for each of two clips; the shapes begin at the crosses, and
+    below each clip stands how it moves, as tracked."""
+    columns = [clip, next(c for c in held_out(4000, 16) if differs(c, clip))]
+    films = [ways(studio, each) for each in columns]
+    side, left, top, line = 128, LABEL, 34, 26
+    zoom, high = side // SPRITES.height, side + line
+    font, small = ImageFont.load_default(16), ImageFont.load_default(13)
+    card = Image.new("RGB", (left + 2 * (side + 24), top + len(films[0]) * high), "white")
+    pen, places = ImageDraw.Draw(card), []
+    for row, name in enumerate(films[0]):
+        pen.multiline_text((8, top + row * high + side // 2), name, "black", font, anchor="lm")
+    for column, (each, film) in enumerate(zip(columns, films, strict=True)):
+        x, words = left + column * (side + 24), words_of(each)
+        pen.text((x + side // 2, top // 2), f"{words.direction} {words.pace}", "black", font, anchor="mm")
+        for row, frames in enumerate(film.values()):
+            found, y = track(frames, each.sprite), top + row * high
+            moves = f"{found.direction}, {found.speed:.2f} px/frame"
+            pen.text((x + side // 2, y + side + line // 2 - 2), moves, (90, 90, 90), small, anchor="mm")
+            places.append((x, y, frames, each))
+    pages = [card.copy() for _ in range(clip.frames)]
+    for x, y, frames, each in places:
+        for page, frame in zip(pages, frames, strict=True):
+            page.paste(enlarged(frame, each, zoom), (x, y))
+    out.mkdir(parents=True, exist_ok=True)
+    lasts = [140] * (clip.frames - 1) + [900]  # milliseconds
+    pages[0].save(out / "clips.gif", save_all=True, append_images=pages[1:], duration=lasts, loop=0)
+    print(out / "clips.gif", flush=True)
+
+
+def differs(one: SpriteClip, other: SpriteClip) -> bool:
+    """True for clips of other colour, shape, direction and pace."""
+    a, b = words_of(one), words_of(other)
+    return a.colour != b.colour and a.shape != b.shape and a.direction != b.direction and a.pace != b.pace
 
 
 def line(studio: Renderer, clip: SpriteClip, out: Path) -> None:
@@ -169,7 +218,7 @@ def line(studio: Renderer, clip: SpriteClip, out: Path) -> None:
     draw(out / "line.png", {names[s]: studio.film(clip, [point("slow", s).name]) for s in LINE}, clip)
 
 
-PICTURES = {"denoising": denoising, "switch": switched, "line": line}
+PICTURES = {"denoising": denoising, "switch": switched, "line": line, "clips": animated}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
@@ -78,7 +79,7 @@ def demo_model(args: argparse.Namespace) -> DemoModel:
     kept: dict[str, Any] | None = {} if setup.one_network else None
     model = Model(setup.model, {**setup.options, **machine}, kept)
     others = {name: Model(None, {**options, **machine}, kept) for name, options in setup.others.items()}
-    sliders = [Slider(name, *numbers) for name, numbers in setup.sliders.items()]
+    sliders = [Slider(name, **asdict(slider)) for name, slider in setup.sliders.items()]
     return DemoModel(
         setup.model,
         {"edg": model.animate, **{name: other.animate for name, other in others.items()}},
@@ -87,6 +88,7 @@ def demo_model(args: argparse.Namespace) -> DemoModel:
         about=setup.about,
         small=setup.small,
         warm_up=setup.warm_up,
+        doubt=setup.doubt,
     )
 
 

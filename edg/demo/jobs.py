@@ -38,7 +38,8 @@ class Slider:
     """A setting of the model that visitors may change.
 
     name: keyword of `Animate`. low, high, step: its values, integers where step is one. start: the first
-    value. help: a line beside it. shared: models for comparison get the setting, too.
+    value. help: what it does, as measured. shared: models for comparison get the setting, too. title: its
+    name on the page.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Slider:
     start: float
     help: str = ""
     shared: bool = False
+    title: str = ""
 
     def convert(self, value: Any) -> float:
         """The value that a browser sent. Raises TypeError, ValueError, OverflowError."""
@@ -63,6 +65,7 @@ class DemoModel:
     about: a sentence or two for visitors, Markdown.
     small: clips are enlarged without smoothing.
     warm_up: imports that take seconds, done while nobody waits.
+    doubt: (image) -> why the model does not understand this picture, "" where it may.
     """
 
     name: str
@@ -72,6 +75,7 @@ class DemoModel:
     about: str = ""
     small: bool = False
     warm_up: Callable[[], None] = lambda: None
+    doubt: Callable[[Path], str] = lambda image: ""
 
 
 class Cancelled(Exception):
@@ -161,14 +165,15 @@ class DemoBackend:
             thread.join(max(0.0, end - time.monotonic()))
         self.uploads.close()
 
-    def check_image(self, path: Path) -> None:
-        """Raise BadFileError, with the name it was uploaded under, for a file that is no image or no
-        upload."""
+    def check_image(self, path: Path) -> str:
+        """Why the model does not understand an upload, "" where it may. Raises BadFileError, with the name it
+        was uploaded under, for a file that is no image or no upload."""
         if not self.uploads.is_upload(str(path)):
             raise BadFileError("the image is not one that was uploaded here")
         try:
             with self._decoding:  # one at a time is in memory
                 read_image(path)
+                return self.model.doubt(path)
         except BadFileError as error:
             raise BadFileError(str(error).replace(str(path), path.name)) from error
 

@@ -117,14 +117,15 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
         results = gr.State([], delete_callback=remove)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                inputs = _inputs(model, *(examples[0] if examples else (None, "")), small)
+                image, prompt = _picture_and_prompt(*(examples[0] if examples else (None, "")), small)
+                with gr.Row():  # above the fold of a phone
+                    go = gr.Button("Animate", variant="primary", min_width=120, elem_id="go")
+                    halt = gr.Button("Stop", variant="stop", interactive=False, min_width=120, elem_id="halt")
             with gr.Column(scale=3, min_width=300):
-                stage = gr.HTML(view.hint_html("The clip appears here."), elem_id="stage")
                 status = gr.HTML(elem_id="status")
-                with gr.Row():
-                    go = gr.Button("Animate", variant="primary", elem_id="go")
-                    halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="halt")
+                stage = gr.HTML(view.hint_html("The clip appears here."), elem_id="stage")
                 saved = gr.File(label="Clip and record", file_count="multiple", elem_id="files", **FIXED)
+        inputs = [image, prompt, *_settings(model)]
         history = gr.Gallery(
             label="History: a click brings a clip back with its settings",
             elem_id="history",
@@ -142,7 +143,6 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
             interactive=False,
             **SHELF,
         )
-        image, prompt, *_ = inputs
         shown, buttons = [stage, status, saved], [go, halt]
         image.upload(events.check, image, [image, status], preprocess=False, **QUIET)
         shelf.select(events.example, None, [image, prompt], **QUIET)
@@ -164,15 +164,14 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
     return blocks.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
 
 
-def _inputs(model: DemoModel, image: str | None, prompt: str, classes: list[str]) -> list[Any]:
-    """Fields of the page: image, prompt, seed, compare, and a slider for each setting."""
+def _picture_and_prompt(image: str | None, prompt: str, classes: list[str]) -> tuple[Any, Any]:
     picture = gr.Image(
         image,
         label="Image",
         type="filepath",  # as it was uploaded
         image_mode=None,
         sources=["upload", "clipboard"],
-        height=240,
+        height=220,
         buttons=[],
         elem_id="image",
         elem_classes=classes,
@@ -180,20 +179,31 @@ def _inputs(model: DemoModel, image: str | None, prompt: str, classes: list[str]
     text = gr.Textbox(
         prompt, label="Prompt", max_length=MAX_PROMPT, elem_id="prompt", placeholder="what moves, and how"
     )
-    sliders = [
-        gr.Slider(
-            slider.low, slider.high, slider.start, step=slider.step, label=slider.name.capitalize(),
-            info=slider.help or None, elem_id=slider.name,
-        )
-        for slider in model.sliders
-    ]  # fmt: skip
-    seed = gr.Number(
-        123, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120, elem_id="seed"
-    )
+    return picture, text
+
+
+def _settings(model: DemoModel) -> list[Any]:
+    """The other fields: seed, compare, and a slider for each setting; what was measured stands behind a
+    question mark."""
+    with gr.Row():
+        sliders = [
+            gr.Slider(
+                slider.low, slider.high, slider.start, step=slider.step, min_width=240,
+                label=slider.title or slider.name.capitalize(), elem_id=slider.name,
+            )
+            for slider in model.sliders
+        ]  # fmt: skip
+    if measured := [f"**{s.title or s.name}**: {s.help}" for s in model.sliders if s.help]:
+        with gr.Accordion("? What the settings do, as measured", open=False, elem_id="measured"):
+            gr.Markdown("\n\n".join(measured))
     _, *others = model.animate
     beside = f"Beside the {' and '.join(others)} model"
-    compare = gr.Checkbox(False, label=beside, visible=bool(others), elem_id="compare")
-    return [picture, text, seed, compare, *sliders]
+    with gr.Row():
+        seed = gr.Number(
+            123, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120, elem_id="seed"
+        )
+        compare = gr.Checkbox(False, label=beside, visible=bool(others), elem_id="compare")
+    return [seed, compare, *sliders]
 
 
 class Events:
@@ -202,14 +212,15 @@ class Events:
     def __init__(self, backend: DemoBackend, examples: Sequence[tuple[str, str]]):
         self.backend, self.examples = backend, examples
         self.stops: dict[str, threading.Event] = {}
+        self.asked: dict[str, None] = {}  # visitors who were asked about an empty prompt
 
     def check(self, image: Mapping[str, Any]):
         """Check an upload: keep the image, or show why it is none."""
         try:
-            self.backend.check_image(Path(image["path"]))
+            doubt = self.backend.check_image(Path(image["path"]))
         except EdgError as error:
             return None, view.status_html(Update("", error=str(error)))
-        return gr.skip(), ""
+        return gr.skip(), view.note_html(doubt)
 
     def example(self, event: gr.SelectData):
         """Put an example into the fields."""
@@ -226,6 +237,7 @@ class Events:
         """Yield (stage, status, files, history, results) until the clip is finished."""
         try:
             wanted = self.read_request(*inputs)
+            self.ask_for_prompt(request, wanted)
         except EdgError as error:
             shown = view.hint_html(""), view.status_html(Update("", error=str(error)))
             return (yield *shown, *[gr.skip()] * 3)
@@ -250,6 +262,19 @@ class Events:
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError("a field is not a number", fix="load the page again") from error
         return DemoRequest(Path(image["path"]), str(prompt or ""), number, settings, bool(compare))
+
+    def ask_for_prompt(self, request: gr.Request, wanted: DemoRequest) -> None:
+        """Raise UsageError for an empty prompt, once: pressed again, the clip is made without one."""
+        session = request.session_hash
+        if wanted.prompt.strip() or session in self.asked:
+            self.asked.pop(session, None)
+            return
+        while len(self.asked) >= VISITS:
+            self.asked.pop(next(iter(self.asked)), None)
+        self.asked[session] = None
+        raise UsageError(
+            "the prompt is empty", expected="what moves, and how", fix="write it, or press Animate again"
+        )
 
     def new_stop(self, request: gr.Request) -> threading.Event:
         """Make the flag that stops the visitor's request."""

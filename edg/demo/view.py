@@ -67,6 +67,11 @@ def status_html(update: Update, request: DemoRequest | None = None) -> str:
     return f'{bar}<p role="status">{escape(update.text)}</p>{asked}'
 
 
+def note_html(text: str) -> str:
+    """A remark on what is in the fields."""
+    return f'<p class="warning" role="status">{escape(text)}</p>' if text else ""
+
+
 def request_line(request: DemoRequest) -> str:
     """A request in one line."""
     settings = "".join(f"{name} {value:g}, " for name, value in request.settings.items())

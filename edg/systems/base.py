@@ -252,24 +252,43 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
+class DemoSlider:
+    """An option that visitors of `edg demo` may change. title: in the words of a person. help: its effect, as
+    measured."""
+
+    low: float
+    high: float
+    step: float
+    start: float
+    title: str
+    help: str
+
+
+@dataclass(frozen=True)
 class DemoSetup:
     """A model as `edg demo` shows it.
 
-    model, options: as for `edg.load`, of the clips to show; others: options of models for comparison.
-    one_network: all of them share the memory of one. sliders: option -> (low, high, step, start, help).
-    steps: at first. about: a sentence or two for visitors, Markdown. small: clips are enlarged without
-    smoothing. warm_up: imports that take seconds.
+    model, options: as for `edg.load`, of the clips to show.
+    others: options of models for comparison.
+    one_network: all of them share the memory of one.
+    sliders: option -> its DemoSlider.
+    steps: at first.
+    about: a sentence or two for visitors, Markdown.
+    small: clips are enlarged without smoothing.
+    warm_up: imports that take seconds.
+    doubt: (image) -> why the model does not understand this picture, "" where it may.
     """
 
     model: str
     options: Mapping[str, Any]
     others: Mapping[str, Mapping[str, Any]]
     one_network: bool
-    sliders: Mapping[str, tuple[float, float, float, float, str]]
+    sliders: Mapping[str, DemoSlider]
     steps: int
     about: str = ""
     small: bool = False
     warm_up: Callable[[], None] = lambda: None
+    doubt: Callable[[Path], str] = lambda image: ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from edg.core.hashing import sha256_file
 from edg.core.video import read_frames, read_metadata
 from edg.demo import view
 from edg.demo.jobs import DemoBackend, DemoModel, DemoRequest, Slider, Update
-from edg.systems.edg.demo import ABOUT_SPRITES, PUBLISHED, published, sets_of
+from edg.systems.edg.demo import ABOUT_SPRITES, PUBLISHED, doubt_of_sprites, published, sets_of
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "prompts/sprites/05-red-circle.png"
@@ -134,6 +134,49 @@ def test_a_clip_with_its_record(page):
     assert said["settings"]["seed"] == 7 and said["settings"]["options"]["steps"] == 40
     assert said["dials"]["motion"] == 0.4 and sha256_file(video) == said["video_sha256"]
     assert said["settings"]["image_sha256"] == sha256_file(IMAGE), "the file that was uploaded, not a copy"
+
+
+@pytest.mark.slow
+def test_the_button_is_above_the_fold_of_a_phone(browser, server):
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    visit(tab, server[1])
+    tab.wait_for_selector("#image img")
+    box = tab.locator("#go").bounding_box()
+    assert box["y"] + box["height"] < 844 and tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not tab.is_visible("#measured p"), "figures are behind a question mark"
+    tab.click("#measured button")
+    tab.wait_for_selector("#measured p")
+    assert "px/frame" in tab.inner_text("#measured")
+    tab.close()
+
+
+@pytest.mark.slow
+def test_a_photo_is_answered_before_the_run(page):
+    """By a model that knows one shape on grey; its own pictures are taken without a word."""
+    upload(page, ROOT / "prompts/scenes/02-hot-air-balloon.png")
+    assert "dynamicrafter-512" in status(page, "edg fetch")
+    upload(page, IMAGE)
+    page.wait_for_function("document.querySelector('#status').innerText.trim() == ''")
+
+
+@pytest.mark.slow
+def test_an_empty_prompt_is_asked_about_once(page):
+    put(page, prompt=" ", steps=1)
+    page.click("#go")
+    assert status(page, "prompt is empty") and page.locator("#stage video").count() == 0
+    page.wait_for_selector("#go:enabled")
+    page.click("#go")
+    clip(page)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "prompts/sprites").glob("*.png")), ids=lambda p: p.stem)
+def test_pictures_of_its_world_raise_no_doubt(path):
+    assert doubt_of_sprites(path) == ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "prompts/scenes").glob("*.png")), ids=lambda p: p.stem)
+def test_other_pictures_do(path):
+    assert "edg fetch" in doubt_of_sprites(path)
 
 
 @pytest.mark.slow

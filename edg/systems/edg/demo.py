@@ -5,23 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from edg.core.errors import MachineError
 from edg.core.files import checkpoints
+from edg.core.video import read_image
+from edg.networks.latent_video.presets import SPRITES
 from edg.sprites import WEIGHTS
-from edg.systems.base import DemoSetup
+from edg.sprites.tracker import MIN_OVERLAP, look
+from edg.sprites.world import RADIUS
+from edg.systems.base import DemoSetup, DemoSlider
 from edg.systems.edg.dials import Dials, find_dials
 from edg.systems.edg.files import SPRITES_DEFAULTS
 
+OWN_PICTURES = "Pictures of your own need the published weights: `edg fetch dynamicrafter-512 cil-512`."
 ABOUT_SPRITES = (
-    "It ships with `edg` and knows nothing but its own small world: one shape on grey, 32x32, moving "
-    "like *a red circle moves left*. Pictures of your own need the published weights: "
-    "`edg fetch dynamicrafter-512 cil-512`."
+    "It ships with `edg` and knows nothing but its own small world: one shape on grey, "
+    f"{SPRITES.height}x{SPRITES.width}, moving "
+    f"like *a red circle moves left*. {OWN_PICTURES}"
 )
 PUBLISHED = {
     "base": "dynamicrafter_512_v1/model.ckpt",
     "tuned": "dynamicrafter_cil_512_v1/timenoise.ckpt",
 }
 STARTS = {"motion": 0.7, "hold": 0.85}  # first values of the dials
+TITLES = {"motion": "More motion", "hold": "Keep the picture"}
 STEPS = 50
 
 
@@ -61,6 +70,7 @@ def sprites_setup() -> DemoSetup:
         about=ABOUT_SPRITES,
         small=True,
         warm_up=warm_up,
+        doubt=doubt_of_sprites,
     )
 
 
@@ -86,16 +96,29 @@ def steps_of(dials: Dials | None) -> int:
     return dials.sampling.get("ddim_steps", STEPS) if dials else STEPS
 
 
-def dial_sliders(dials: Dials | None) -> dict[str, tuple[float, float, float, float, str]]:
+def dial_sliders(dials: Dials | None) -> dict[str, DemoSlider]:
     """A slider for each dial that has a measured curve."""
     found = {}
     for name, start in STARTS.items() if dials else ():
         dial = getattr(dials, name)
         if stretch := dial.range():
             ends = sorted((stretch[0].mean, stretch[-1].mean), reverse=dial.wants == "less")
-            text = f"{dial.figure}: {ends[0]:.2f} at 0, {ends[1]:.2f} at 1 (measured)"
-            found[name] = (0, 1, 0.05, start, text)
+            text = f"{dial.figure}: {ends[0]:.2f} at 0, {ends[1]:.2f} at 1"
+            found[name] = DemoSlider(0, 1, 0.05, start, TITLES[name], text)
     return found
+
+
+def doubt_of_sprites(image: Path) -> str:
+    """Why the embedded model does not understand a picture: it shows no shape of its world."""
+    size = (SPRITES.width, SPRITES.height)
+    pixels = np.asarray(Image.fromarray(read_image(image)).resize(size, Image.Resampling.BILINEAR)) / 255
+    seen = [look(pixels, radius) for radius in RADIUS]
+    if any(sight and max(sight.overlap.values()) > MIN_OVERLAP for sight in seen):
+        return ""
+    return (
+        "This model knows one coloured shape on grey, and nothing of what this picture shows: the clip will "
+        f"not resemble it. {OWN_PICTURES}"
+    )
 
 
 def warm_up() -> None:

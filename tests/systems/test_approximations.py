@@ -157,6 +157,7 @@ def test_the_network_on_its_own_deep_feature_is_itself(spec, weights, inputs):
         assert 0 < (later - model.predict(x + 0.1, t - 10, context, concat)).abs().max() < full.abs().max()
 
 
+@pytest.mark.slow
 @MULTISTEP
 def test_a_set_of_its_own_history(model, solver):
     """Each set begins with a step of first order: with one step for each, both are deterministic DDIM."""
@@ -168,6 +169,7 @@ def test_a_set_of_its_own_history(model, solver):
     assert not any(np.array_equal(ours, sample(model, solver=name, eta=0.0)) for name in others)
 
 
+@pytest.mark.slow
 @MULTISTEP
 def test_more_steps_lead_to_the_clip_of_ddim(model, solver):
     far, near = (

@@ -117,6 +117,7 @@ def test_published_counts():
         assert counted / TERA == pytest.approx(wanted, rel=0.01)
 
 
+@pytest.mark.slow
 def test_low_memory_fits_small_cards():
     """By the plan, in 16 bits: 320x512 in 8 GB, 576x1024 in 12 GB, and no attention matrix is ever stored."""
     how = dict(device="cuda", dtype=torch.float16, low_memory=True)

@@ -155,6 +155,7 @@ def test_no_exception_of_a_constructor_leaves_a_file(tmp_path, monkeypatch, form
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_leftovers_are_removed_and_a_running_writer_is_respected(tmp_path):
     dead = tmp_path / ".x.pt.edg-tmp.1"
     dead.write_bytes(b"half")

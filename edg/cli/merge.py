@@ -90,7 +90,7 @@ def merge_command(args: argparse.Namespace) -> int:
 
 
 def _flag_of(name: str) -> str:
-    """How the input of that name is given."""
+    """The flag that gives the input of that name."""
     return f"--{name} FILE" if name in ("base", "tuned") else f"--input {name}=FILE"
 
 

@@ -108,7 +108,7 @@ class Declared:
 
     @property
     def count(self) -> int | str | None:
-        """How many values a flag takes, as argparse writes it."""
+        """The number of values a flag takes, as argparse writes it."""
         arguments = typing.get_args(self.kind)
         if not self.many:
             return "?" if self.option.bare is not None else None

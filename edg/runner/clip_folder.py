@@ -114,8 +114,8 @@ def _is_of(folder: ClipFolder, record: Mapping[str, Any], settings: Mapping[str,
 
 
 def _difference(folder: ClipFolder, record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Where the settings of a record differ; for parameter sets, whose hashes say little, also where their
-    origins do."""
+    """The first setting of a record that differs; for parameter sets, whose hashes say little, also that of
+    their origins."""
     found = first_difference(record.get("settings", {}), settings)
     if found.startswith("sets."):
         origins = first_difference(record.get("set_origins", {}), folder.notes.get("set_origins", {}), "sets")

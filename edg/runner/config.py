@@ -27,7 +27,7 @@ _machine = partial(option, group="machine")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model is sampled."""
+    """The model that is sampled."""
 
     system: str | None = _weights(None, "a family of models (default: the model's own)", metavar="NAME")
     config: PathText | None = _weights(
@@ -94,7 +94,7 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Where and how the model runs."""
+    """The machine, and how the model runs on it."""
 
     device: str = _machine("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = _machine("auto", "auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
@@ -209,7 +209,7 @@ def _known(name: str) -> str:
 
 
 def offload_of(placement: PlacementConfig, together: bool) -> Offload:
-    """Which parameters leave the device. together: the system needs all parameter sets at once."""
+    """The parameters that leave the device. together: the system needs all parameter sets at once."""
     if placement.low_memory:
         return "layers"
     return "none" if placement.resident or together else "parameter_sets"

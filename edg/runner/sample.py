@@ -35,7 +35,7 @@ Show = Callable[[Request, str, np.ndarray], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended, over all ranks."""
+    """Counts of a run at its end, over all ranks."""
 
     made: int
     skipped: int

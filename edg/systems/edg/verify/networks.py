@@ -115,7 +115,7 @@ def image_encoder(case: Case) -> dict[str, Tensor]:
 
 
 def keys(case: Case) -> dict[str, Tensor]:
-    """How many names or shapes of the spec's state_dict disagree with the manifest, each way."""
+    """The number of names or shapes of the spec's state_dict disagree with the manifest, each way."""
     spec = named_spec(str(case.raw["config"]), case.raw.get("override") or {})
     ours = {
         name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]

@@ -8,7 +8,8 @@ right edge lies at x = 1.6.
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -303,5 +304,16 @@ def main(folder: Path) -> None:
     (folder / "prompts.txt").write_text("\n".join(SCENES.values()) + "\n", encoding="utf-8")
 
 
+def folder_of(arguments: Sequence[str] | None = None) -> Path:
+    """The folder that the arguments name, prompts/scenes without one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(__file__).resolve().parents[1] / "prompts/scenes"
+    )
+    return parser.parse_args(arguments).folder
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1] / "prompts/scenes")
+    main(folder_of())

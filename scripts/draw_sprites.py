@@ -7,7 +7,8 @@ python scripts/draw_sprites.py [FOLDER]
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,5 +29,16 @@ def main(folder: Path) -> None:
     (folder / "prompts.txt").write_text("\n".join(captions) + "\n")
 
 
+def folder_of(arguments: Sequence[str] | None = None) -> Path:
+    """The folder that the arguments name, prompts/sprites without one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(__file__).resolve().parents[1] / "prompts/sprites"
+    )
+    return parser.parse_args(arguments).folder
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "prompts/sprites"))
+    main(folder_of())

@@ -5,6 +5,7 @@ python scripts/write_options_page.py
 
 from __future__ import annotations
 
+import argparse
 import sys
 import typing
 from collections.abc import Iterator
@@ -80,5 +81,6 @@ def default(field: Declared) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)

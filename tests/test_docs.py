@@ -187,6 +187,7 @@ def test_commands_parse(page):
 def test_programs_find_their_modules_from_any_folder(program, tmp_path):
     done = subprocess.run([sys.executable, ROOT / program, "--help"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.startswith(b"usage: ") and not list(tmp_path.iterdir())
 
 
 def test_commands_are_found():

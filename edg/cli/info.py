@@ -1,22 +1,24 @@
-"""`edg info`: what a checkpoint is, from names and shapes."""
+"""`edg info`: what a checkpoint is, from names and shapes; how a clip was made, from its record."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from edg.core.arguments import as_path
-from edg.core.errors import BadFileError, visible
+from edg.core.errors import BadFileError, require, visible
 from edg.networks import open_weights
 from edg.weights.store import DAMAGED, Weights
 from edg.weights.tables import HELP as TABLE_HELP
 
 Identify = Callable[[Mapping], str]
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")  # known without a look at what clips are
 
 
 def add_info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=as_path, help="a checkpoint or a folder of shards")
+    parser.add_argument("file", type=as_path, help="a checkpoint, a folder of shards, or a clip")
     parser.add_argument(
         "--names", nargs="?", const="*", metavar="PATTERN", help="list tensors, e.g. '*cc_projection*'"
     )
@@ -25,7 +27,10 @@ def add_info_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def info_command(args: argparse.Namespace, identify: Identify | None = None) -> int:
-    """Print what a checkpoint is, from names and shapes. identify: mapping -> name of its spec or ''."""
+    """Print what a checkpoint is, from names and shapes, or how a clip was made. identify: mapping -> name
+    of its spec or ''."""
+    if _is_clip(Path(args.file)):
+        return clip_info_command(args)
     try:
         weights = open_weights(args.file, check_base=args.verify, table=args.table)
     except BadFileError:  # describe the file even when its base is not there
@@ -44,6 +49,33 @@ def info_command(args: argparse.Namespace, identify: Identify | None = None) -> 
     if args.verify:
         count = weights.verify()
         print(f"{count} checksums compared, all equal" if count else "the file has no checksums to compare")
+    return 0
+
+
+def _is_clip(path: Path) -> bool:
+    if path.suffix.lower() in CHECKPOINTS:
+        return False
+    from edg.core.formats import is_clip
+
+    return is_clip(path)
+
+
+def clip_info_command(args: argparse.Namespace) -> int:
+    """Print what a clip is and how it was made. Raises BadFileError for one that cannot be read, and with
+    --verify for one that has changed since its record was written."""
+    from edg.runner.clip_info import read_clip_info
+
+    for flag, given in (("--names", args.names), ("--table", args.table)):
+        require(
+            not given, f"{flag} with the clip {args.file}", expected="a checkpoint", fix=f"leave out {flag}"
+        )
+    info = read_clip_info(Path(args.file))
+    for line in info.lines():
+        print(visible(line))
+    if args.verify and info.changed:
+        raise BadFileError(f"{args.file} has changed since its record was written")
+    if args.verify:
+        print("its SHA-256 is the recorded one" if info.recorded else "there is no record to compare it with")
     return 0
 
 

@@ -67,7 +67,7 @@ COMMANDS = {
         "edg.cli.train:train",
     ),
     "info": Command(
-        "what a checkpoint is, without loading it",
+        "what a checkpoint is, without loading it; how a clip was made",
         "edg.cli.info:add_info_arguments",
         "edg.cli.main:info",
         polls_signals=False,

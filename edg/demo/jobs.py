@@ -51,6 +51,11 @@ class Slider:
     shared: bool = False
     title: str = ""
 
+    @property
+    def label(self) -> str:
+        """Its name for visitors."""
+        return self.title or self.name
+
     def convert(self, value: Any) -> float:
         """The value that a browser sent. Raises TypeError, ValueError, OverflowError."""
         return int(value) if isinstance(self.step, int) else float(value)
@@ -100,7 +105,7 @@ class DemoRequest:
         for slider in sliders:
             value = self.settings.get(slider.name, slider.start)
             expected = f"{slider.low:g} to {slider.high:g}"
-            require(slider.low <= value <= slider.high, f"{slider.name} {value:g}", expected)
+            require(slider.low <= value <= slider.high, f"{slider.label} {value:g}", expected)
 
 
 @dataclass(frozen=True)

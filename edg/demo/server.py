@@ -37,6 +37,9 @@ CONNECTIONS = 600  # at once; a tab has up to six
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the visitor's own: nothing is fetched
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of events
 FIXED = {"interactive": False, "visible": False}  # until there is something
+SHOW_STATUS = """() => {
+    if (innerWidth <= 640) document.querySelector("#status").scrollIntoView({behavior: "smooth"})
+}"""  # on a phone the clip appears below the fold
 SHELF = {
     "height": "auto",
     "fit_columns": False,
@@ -145,7 +148,7 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
         )
         shown, buttons = [stage, status, saved], [go, halt]
         image.upload(events.check, image, [image, status], preprocess=False, **QUIET)
-        shelf.select(events.example, None, [image, prompt], **QUIET)
+        shelf.select(events.example, None, [image, prompt, status], **QUIET)
         history.select(events.restore, results, [*shown, *inputs], **QUIET)
         go.click(events.enqueue, None, [stage, status, *buttons], queue=False, **QUIET).then(
             events.generate,
@@ -157,6 +160,8 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
         ).then(events.finish, None, buttons, queue=False, **QUIET)
         halt.click(events.stop, None, halt, queue=False, **QUIET)
         blocks.unload(events.cancel)
+        image.clear(lambda: "", None, status, **QUIET)
+        go.click(None, js=SHOW_STATUS, api_visibility="private")
     # Gradio checks that a file was uploaded only after `launch`, which a mounted page does not call. The
     # guard has checked it; this is a second check.
     blocks.has_launched = True
@@ -189,15 +194,15 @@ def _settings(model: DemoModel) -> list[Any]:
         sliders = [
             gr.Slider(
                 slider.low, slider.high, slider.start, step=slider.step, min_width=240,
-                label=slider.title or slider.name.capitalize(), elem_id=slider.name,
+                label=slider.label.capitalize(), elem_id=slider.name,
             )
             for slider in model.sliders
         ]  # fmt: skip
-    if measured := [f"**{s.title or s.name}**: {s.help}" for s in model.sliders if s.help]:
+    if measured := [f"**{s.label.capitalize()}**: {s.help}" for s in model.sliders if s.help]:
         with gr.Accordion("? What the settings do, as measured", open=False, elem_id="measured"):
             gr.Markdown("\n\n".join(measured))
     _, *others = model.animate
-    beside = f"Beside the {' and '.join(others)} model"
+    beside = f"Compare with the {' and '.join(others)} model"
     with gr.Row():
         seed = gr.Number(
             123, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=120, elem_id="seed"
@@ -213,6 +218,7 @@ class Events:
         self.backend, self.examples = backend, examples
         self.stops: dict[str, threading.Event] = {}
         self.asked: dict[str, None] = {}  # visitors who were asked about an empty prompt
+        self.labels = {slider.name: slider.label for slider in backend.model.sliders}
 
     def check(self, image: Mapping[str, Any]):
         """Check an upload: keep the image, or show why it is none."""
@@ -223,8 +229,8 @@ class Events:
         return gr.skip(), view.note_html(doubt)
 
     def example(self, event: gr.SelectData):
-        """Put an example into the fields."""
-        return self.examples[event.index] if event.index < len(self.examples) else [gr.skip()] * 2
+        """Put an example into the fields: (image, prompt, status)."""
+        return (*self.examples[event.index], "") if event.index < len(self.examples) else [gr.skip()] * 3
 
     def enqueue(self, request: gr.Request):
         """Show that the request waits, and let it be stopped."""
@@ -249,8 +255,8 @@ class Events:
                 for old in results[HISTORY - 1 :]:
                     self.backend.remove(old)
                 results = [update.result, *results[: HISTORY - 1]]
-                more = [_files(update.result), _gallery(results), results]
-            yield stage, view.status_html(update, wanted), *more
+                more = [_files(update.result), self.gallery(results), results]
+            yield stage, view.status_html(update, wanted, self.labels), *more
 
     def read_request(self, image: Any, prompt: Any, seed: Any, compare: Any, *values: Any) -> DemoRequest:
         """The request in the page's fields, as the browser sent them. Raises UsageError."""
@@ -264,10 +270,12 @@ class Events:
         return DemoRequest(Path(image["path"]), str(prompt or ""), number, settings, bool(compare))
 
     def ask_for_prompt(self, request: gr.Request, wanted: DemoRequest) -> None:
-        """Raise UsageError for an empty prompt, once: pressed again, the clip is made without one."""
+        """Raise UsageError for an empty prompt, once until there was one: pressed again, the clip is made
+        without."""
         session = request.session_hash
-        if wanted.prompt.strip() or session in self.asked:
+        if wanted.prompt.strip():
             self.asked.pop(session, None)
+        if wanted.prompt.strip() or session in self.asked:
             return
         while len(self.asked) >= VISITS:
             self.asked.pop(next(iter(self.asked)), None)
@@ -305,14 +313,14 @@ class Events:
         result = results[event.index]
         request = result.request
         fields = [str(request.image), request.prompt, request.seed, request.compare]
-        status = view.status_html(Update("", result=result), request)
+        status = view.status_html(Update("", result=result), request, self.labels)
         return view.result_html(result), status, _files(result), *fields, *request.settings.values()
+
+    def gallery(self, results: Sequence[DemoResult]) -> gr.Gallery:
+        """The history."""
+        shown = [(str(one.thumb), view.request_line(one.request, self.labels)) for one in results]
+        return gr.Gallery(value=shown, visible=True)
 
 
 def _files(result: DemoResult) -> gr.File:
     return gr.File(value=[str(path) for path in result.files], visible=True)
-
-
-def _gallery(results: Sequence[DemoResult]) -> gr.Gallery:
-    shown = [(str(result.thumb), view.request_line(result.request)) for result in results]
-    return gr.Gallery(value=shown, visible=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from html import escape
 
 import numpy as np
 
 from edg.demo.jobs import DemoRequest, DemoResult, Update
 
+Labels = Mapping[str, str]  # setting -> its name for visitors
+NO_LABELS: Labels = {}
 SMALL = 128  # pixels; narrower clips are enlarged without being smoothed
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto}
@@ -33,6 +36,8 @@ CSS = """
 #status p {margin: 8px 0 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums}
 #status .request {color: var(--body-text-color-subdued)}
 #status .error {font-weight: 600}
+#status .warning {padding: 8px 12px; border-left: 4px solid #d97706; background: rgb(217 119 6 / 12%)}
+@media (max-width: 640px) {#stage .row:has(.empty) {min-height: 96px}}
 """
 
 
@@ -54,9 +59,9 @@ def hint_html(text: str) -> str:
     return _row([f'<div class="empty">{escape(text)}</div>'])
 
 
-def status_html(update: Update, request: DemoRequest | None = None) -> str:
+def status_html(update: Update, request: DemoRequest | None = None, labels: Labels = NO_LABELS) -> str:
     """The progress of a request, its warnings or its error, and the request itself."""
-    asked = f'<p class="request">{escape(request_line(request))}</p>' if request else ""
+    asked = f'<p class="request">{escape(request_line(request, labels))}</p>' if request else ""
     if update.result:
         lines = update.result.warnings
         return asked + "".join(f'<p class="warning" role="status">{escape(line)}</p>' for line in lines)
@@ -68,13 +73,18 @@ def status_html(update: Update, request: DemoRequest | None = None) -> str:
 
 
 def note_html(text: str) -> str:
-    """A remark on what is in the fields."""
-    return f'<p class="warning" role="status">{escape(text)}</p>' if text else ""
+    """A remark on what is in the fields; a command stands between backticks."""
+    if not text:
+        return ""
+    marked = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
+    return f'<p class="warning" role="status">{marked}</p>'
 
 
-def request_line(request: DemoRequest) -> str:
-    """A request in one line."""
-    settings = "".join(f"{name} {value:g}, " for name, value in request.settings.items())
+def request_line(request: DemoRequest, labels: Labels = NO_LABELS) -> str:
+    """A request in one line. labels: of its settings, as they stand at the sliders."""
+    settings = "".join(
+        f"{labels.get(name, name).lower()} {value:g}, " for name, value in request.settings.items()
+    )
     return f"{request.prompt or 'no prompt'} ({settings}seed {request.seed})"
 
 

@@ -1,5 +1,6 @@
 """`edg demo` as a visitor finds it: in headless Chromium, clicked through, with the embedded model."""
 
+import base64
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +21,21 @@ import pytest
 
 from edg.cli.demo import demo_model
 from edg.cli.main import main, parser_of
+from edg.core.errors import UsageError
 from edg.core.hashing import sha256_file
 from edg.core.video import read_frames, read_metadata
 from edg.demo import view
 from edg.demo.jobs import DemoBackend, DemoModel, DemoRequest, Slider, Update
-from edg.systems.edg.demo import ABOUT_SPRITES, PUBLISHED, doubt_of_sprites, published, sets_of
+from edg.networks.latent_video.presets import SPRITES
+from edg.systems.edg.demo import (
+    ABOUT_SPRITES,
+    PUBLISHED,
+    dial_sliders,
+    doubt_of_sprites,
+    published,
+    sets_of,
+)
+from edg.systems.edg.dials import find_dials
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "prompts/sprites/05-red-circle.png"
@@ -104,6 +116,14 @@ def status(page, pattern):
     return page.evaluate(find, pattern)
 
 
+def sha256_of(page, selector):
+    """SHA-256 of what the first of these elements shows."""
+    source = page.locator(selector).first.get_attribute("src")
+    read = "async (src) => [...new Uint8Array(await (await fetch(src)).arrayBuffer())]"
+    inline = source.partition(";base64,")[2]
+    return sha256(base64.b64decode(inline) if inline else bytes(page.evaluate(read, source))).hexdigest()
+
+
 def clip(page):
     page.wait_for_selector("#stage video")
     page.wait_for_selector("#go:enabled")
@@ -125,11 +145,11 @@ def test_a_clip_with_its_record(page):
     assert page.evaluate("previewed")
     assert ABOUT_SPRITES[:30].replace("`", "") in page.inner_text("body")
     page.wait_for_function("document.querySelector('#stage video').currentTime > 0.1")
-    assert page.evaluate("document.querySelector('#stage video').videoWidth") == 32
+    assert page.evaluate("document.querySelector('#stage video').videoWidth") == SPRITES.width
     (video, name), (record, _) = downloaded(page, 0), downloaded(page, 1)
     said = json.loads(record.read_text())
     assert name == said["video"] == "0000-05-red-circle_sample0.mp4"
-    assert read_frames(video).shape == (8, 32, 32, 3)
+    assert read_frames(video).shape == (SPRITES.frames, SPRITES.height, SPRITES.width, 3)
     assert read_metadata(video)["prompt"] == said["settings"]["prompt"] == "a red circle moves left"
     assert said["settings"]["seed"] == 7 and said["settings"]["options"]["steps"] == 40
     assert said["dials"]["motion"] == 0.4 and sha256_file(video) == said["video_sha256"]
@@ -146,17 +166,45 @@ def test_the_button_is_above_the_fold_of_a_phone(browser, server):
     assert not tab.is_visible("#measured p"), "figures are behind a question mark"
     tab.click("#measured button")
     tab.wait_for_selector("#measured p")
-    assert "px/frame" in tab.inner_text("#measured")
+    dials, shown = find_dials(None, "sprites"), tab.inner_text("#measured")
+    for dial in (dials.motion, dials.hold):
+        assert dial.figure in shown
+        assert all(f"{point.mean:.2f}" in shown for point in (dial.range()[0], dial.range()[-1]))
+    tab.evaluate("scrollTo(0, 0)")
+    put(tab, steps=1)
+    tab.click("#go")
+    clip(tab)
+    tab.wait_for_timeout(1000)  # scrolls smoothly
+    box = tab.locator("#stage video").bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] < 844, "the clip is in view"
     tab.close()
+
+
+def test_a_dial_without_a_curve_has_no_slider():
+    assert dial_sliders(None) == {}
+    flat = find_dials(None, "sprites")
+    flat = replace(flat, hold=replace(flat.hold, points=flat.hold.points[:1]))
+    assert list(dial_sliders(flat)) == ["motion"]
 
 
 @pytest.mark.slow
 def test_a_photo_is_answered_before_the_run(page):
-    """By a model that knows one shape on grey; its own pictures are taken without a word."""
-    upload(page, ROOT / "prompts/scenes/02-hot-air-balloon.png")
-    assert "dynamicrafter-512" in status(page, "edg fetch")
-    upload(page, IMAGE)
-    page.wait_for_function("document.querySelector('#status').innerText.trim() == ''")
+    """By a model that knows one shape on grey; its own pictures are taken without a word. The answer goes
+    with the photo."""
+    answered = "document.querySelector('#status code')?.innerText.includes('dynamicrafter-512') ?? false"
+    leave = {
+        "upload": lambda: upload(page, IMAGE),
+        "example": lambda: page.locator("#examples button").nth(2).click(),
+        "clear": lambda: page.locator(
+            "#image button[aria-label*=emove], #image button[aria-label*=lear]"
+        ).click(),
+    }
+    for other in leave.values():
+        upload(page, ROOT / "prompts/scenes/02-hot-air-balloon.png")
+        page.wait_for_function(answered)
+        assert page.is_enabled("#go"), "it asks nothing"
+        other()
+        page.wait_for_function("document.querySelector('#status').innerText.trim() == ''")
 
 
 @pytest.mark.slow
@@ -167,6 +215,28 @@ def test_an_empty_prompt_is_asked_about_once(page):
     page.wait_for_selector("#go:enabled")
     page.click("#go")
     clip(page)
+
+
+def test_the_question_comes_back_after_a_prompt_alone():
+    from edg.demo.server import Events
+
+    with DemoBackend(DemoModel("fake", {})) as backend:
+        events, asked = Events(backend, []), []
+        for visitor, prompt in [
+            ("a", ""),
+            ("a", " "),
+            ("a", ""),
+            ("b", ""),
+            ("a", "p"),
+            ("b", ""),
+            ("a", ""),
+        ]:
+            try:
+                events.ask_for_prompt(SimpleNamespace(session_hash=visitor), DemoRequest(IMAGE, prompt, 1))
+                asked.append(False)
+            except UsageError:
+                asked.append(True)
+    assert asked == [True, False, False, True, False, False, True]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "prompts/sprites").glob("*.png")), ids=lambda p: p.stem)
@@ -183,7 +253,7 @@ def test_other_pictures_do(path):
 def test_beside_the_base_model_and_history(page):
     page.locator("#examples button").nth(1).click()
     page.wait_for_function("document.querySelector('#prompt textarea').value.includes('green circle')")
-    put(page, steps=2, seed=5)
+    put(page, steps=2, seed=5, motion=0.25)
     page.check("#compare input")
     page.click("#go")
     clip(page)
@@ -191,8 +261,10 @@ def test_beside_the_base_model_and_history(page):
     assert captions.all_inner_texts() == ["edg", "base"] and page.locator("#files a[download]").count() == 4
     base = json.loads(downloaded(page, 3)[0].read_text())
     assert list(base["set_paths"]) == ["base"] and base["settings"]["seed"] == 5
+    made = json.loads(downloaded(page, 1)[0].read_text())["video_sha256"]
     page.uncheck("#compare input")
-    put(page, prompt="another", steps=3, seed=6)
+    upload(page, IMAGE)
+    put(page, prompt="another", steps=3, seed=6, motion=0.5)
     page.click("#go")
     status(page, "^another .*steps 3, seed 6")
     page.wait_for_selector("#history button >> nth=1")
@@ -201,7 +273,15 @@ def test_beside_the_base_model_and_history(page):
     page.wait_for_function("document.querySelector('#seed input').value == '5'")
     assert page.input_value("#prompt textarea") == "a green circle moves right slowly"
     assert page.is_checked("#compare input") and captions.count() == 2
+    assert page.input_value("#motion input[type=number]") == "0.25"
+    assert page.input_value("#steps input[type=number]") == "2"
+    assert sha256_of(page, "#image img") == base["settings"]["image_sha256"] != sha256_file(IMAGE)
+    assert sha256_of(page, "#stage video") == made
     assert "base" in downloaded(page, 3)[1]
+    page.click("#go")  # the same fields give the same clip
+    page.wait_for_selector("#history button >> nth=2")
+    page.wait_for_selector("#go:enabled")
+    assert json.loads(downloaded(page, 1)[0].read_text())["video_sha256"] == made
 
 
 @pytest.mark.slow
@@ -394,3 +474,14 @@ def test_without_gradio(monkeypatch, capsys):
     monkeypatch.setattr("edg.cli.demo.find_spec", lambda name: None)
     assert main(["demo"]) == 4
     assert "gradio" in capsys.readouterr().err
+
+
+def test_a_request_is_shown_in_the_words_of_its_sliders():
+    request = DemoRequest(IMAGE, "p", 1, {"dial": 0.5, "steps": 2})
+    assert view.request_line(request, {"dial": "More of it"}) == "p (more of it 0.5, steps 2, seed 1)"
+    assert "more of it" in view.status_html(Update("", 0.5), request, {"dial": "More of it"})
+
+
+def test_a_note_is_text_with_commands():
+    assert "<code>edg fetch</code>" in view.note_html("use `edg fetch`") and view.note_html("") == ""
+    assert "<b>" not in view.note_html("`<b>`")

@@ -30,7 +30,10 @@ PUBLISHED = {
     "tuned": "dynamicrafter_cil_512_v1/timenoise.ckpt",
 }
 STARTS = {"motion": 0.7, "hold": 0.85}  # first values of the dials
-TITLES = {"motion": "More motion", "hold": "Keep the picture"}
+WORDS = {  # title of a dial, what its figure says
+    "motion": ("More motion", "how fast things move"),
+    "hold": ("Keep the picture", "how far the first frame is from the picture; less is better"),
+}
 STEPS = 50
 
 
@@ -103,8 +106,9 @@ def dial_sliders(dials: Dials | None) -> dict[str, DemoSlider]:
         dial = getattr(dials, name)
         if stretch := dial.range():
             ends = sorted((stretch[0].mean, stretch[-1].mean), reverse=dial.wants == "less")
-            text = f"{dial.figure}: {ends[0]:.2f} at 0, {ends[1]:.2f} at 1"
-            found[name] = DemoSlider(0, 1, 0.05, start, TITLES[name], text)
+            title, meaning = WORDS[name]
+            text = f"{meaning} ({dial.figure}): {ends[0]:.2f} at 0, {ends[1]:.2f} at 1"
+            found[name] = DemoSlider(0, 1, 0.05, start, title, text)
     return found
 
 

@@ -14,7 +14,15 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from edg.core.arguments import Parser
-from edg.core.dist import is_first_rank, is_launched, rank_label, world_from_environment
+from edg.core.device import cores_are_wanted
+from edg.core.dist import (
+    World,
+    is_first_rank,
+    is_launched,
+    processes_here,
+    rank_label,
+    world_from_environment,
+)
 from edg.core.errors import (
     DEFECT,
     INTERRUPTED,
@@ -291,11 +299,18 @@ def terminate(number, frame):
     raise Terminated(TERMINATED)
 
 
+def wait_asleep() -> None:
+    """Let threads sleep while they wait for each other, where other processes want the cores: one that spins
+    keeps the thread it waits for from running (docs/speed.md). On an idle machine, sleep costs more than it
+    gives. Read when torch is loaded."""
+    if processes_here(World()) > 1 or cores_are_wanted():
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
-    """The process: signals, a terminal that may not know unicode, threads that sleep while they wait (a
-    spinning one takes the core from the thread it waits for where others compute, too; read when torch is
-    loaded), and the exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """The process: signals, a terminal that may not know unicode, threads that leave the cores to others,
+    and the exit code."""
+    wait_asleep()
     signal.signal(signal.SIGTERM, terminate)
     if is_launched():  # a killed torchrun leaves nobody behind
         die_with_parent()

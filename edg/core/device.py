@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ INSTRUCTIONS = {  # for matrix products, as torch calls them
     "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
     "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
 }
+RUNNABLE = Path("/proc/loadavg")  # proc(5): 0.20 0.18 0.12 1/80 11206, where 1 of 80 is runnable
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -101,6 +103,20 @@ def dtype_name(dtype: torch.dtype) -> str:
 def usable_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_are_wanted(samples: int = 3, pause: float = 0.005) -> bool:
+    """True if other processes compute at this moment: in every one of some samples, `pause` seconds apart.
+    False where the system does not tell (it is Linux that does)."""
+    for number in range(samples):
+        try:
+            running = int(RUNNABLE.read_text().split()[3].partition("/")[0])
+        except (OSError, ValueError, IndexError):
+            return False
+        if running <= 1:  # this process
+            return False
+        time.sleep(pause if number + 1 < samples else 0)
+    return True
 
 
 def fix_threads(count: int) -> None:

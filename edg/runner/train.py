@@ -58,6 +58,7 @@ def train_runs(runs: Sequence[Training], device: str = "auto", threads: int = 0)
         fix_threads(threads or max(1, usable_cores() // ranks.size))
         if device == "cpu":
             keep_memory()
+        ranks.first(lambda: _check_later_stages(runs, ranks))
         for run in runs:
             stopping.check()
             outcome = _train(run, ranks, device)
@@ -99,6 +100,20 @@ def check_starts(runs: Sequence[Training]) -> None:
                     fix=nearest(path, results.values()),
                 )
         results[str(run.result)] = run.name
+
+
+def _check_later_stages(runs: Sequence[Training], ranks: World) -> None:
+    """Raise UsageError for a run that began from the result of one that is to be trained longer now."""
+    for number, run in enumerate(runs):
+        later = [other for other in runs[number + 1 :] if str(run.result) in (other.init, other.vae)]
+        begun = [other for other in later if other.result.exists() or other.folder.exists()]
+        there = all(Path(path).exists() for path in (run.init, run.vae, run.result) if path is not None)
+        if not begun or not there or trainer_of(run).is_finished(run, ranks):
+            continue
+        raise UsageError(
+            f"more train.steps for {run.name}, from whose result {begun[0].name} began",
+            fix=f"--stages {run.name}; or remove {begun[0].result} and {begun[0].folder}, to train it again",
+        )
 
 
 def _lock(run: Training, stack: ExitStack) -> None:

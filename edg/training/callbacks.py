@@ -192,6 +192,11 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.ckpt"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The number of steps that a checkpoint was saved after."""
+    return int(checkpoint.stem.removeprefix("step_"))
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps (a file, or the folder of a sharded one)."""
     return max(checkpoints(folder), default=None)

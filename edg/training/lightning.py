@@ -48,6 +48,7 @@ from edg.training.callbacks import (
     last_checkpoint,
     remove_old_checkpoints,
     set_aside_damaged,
+    step_of,
 )
 from edg.training.config import PRECISIONS, STRATEGIES, OptimizerConfig
 
@@ -111,6 +112,12 @@ class TrainingModule(pl.LightningModule):
         for name, p in self.trainable().items():
             if name in self.average:
                 p.copy_(self.average[name])
+
+    def on_train_start(self) -> None:
+        """Set the learning rate of the next step: a checkpoint holds that of its own schedule."""
+        schedule = self.lr_schedulers()
+        for group, lr in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = lr * lr_factor(schedule.last_epoch, self.config)
 
     def on_before_batch_transfer(self, batch: Sample | EdgError, _index: int) -> Sample:
         return raise_if_error(batch)
@@ -187,7 +194,7 @@ def fit(
     require(len(data) > 0, "no sample to learn from", fix="see data in the configuration")
     world.first(lambda: _prepare(folder, config.keep))
     last = last_checkpoint(folder)
-    first = 0 if last is None else int(last.stem.removeprefix("step_"))
+    first = 0 if last is None else step_of(last)
     world.first(lambda: _cut_log(folder / "log.jsonl", first))
     _silence_lightning()
     pl.seed_everything(derive(seed, "lightning") % 2**32, verbose=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,42 @@ def test_a_finished_run_can_be_trained_longer(tmp_path, capsys, caplog, save_eve
                 checkpoint.unlink()
         assert main(["train", *common, f"out={tmp_path / 'longer'}", f"stages.vae.train.steps={given}"]) == 2
         assert name in capsys.readouterr().err
+
+
+SIGKILL = """
+import os, signal, sys
+from edg.cli.main import main
+from edg.training import callbacks
+callbacks.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_keeps_two_checkpoints_and_ends_as_one_that_was_not(tmp_path):
+    """By SIGKILL, between the third checkpoint and the removal of the first."""
+    common = ["train", CONFIG, "--stages", "vae", "--device", "cpu", "--threads", "1"]
+    common += ["stages.vae.data.count=16", "stages.vae.train.batch=4", "stages.vae.train.steps=5"]
+    common += ["stages.vae.train.save_every=1", "stages.vae.train.keep=2"]
+    killed = [*common, f"out={tmp_path / 'killed'}"]
+    done = subprocess.run([sys.executable, "-c", SIGKILL, *killed], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(checkpoints(tmp_path / "killed/vae")) == 3
+    assert main(killed) == 0 and main([*common, f"out={tmp_path / 'whole'}"]) == 0
+    names = [[path.name for path in checkpoints(tmp_path / run / "vae")] for run in ("killed", "whole")]
+    assert names == [["step_00000004.ckpt", "step_00000005.ckpt"]] * 2
+    ours, theirs = (open_weights(tmp_path / run / "vae.safetensors") for run in ("killed", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+def test_a_stage_others_began_from_is_not_trained_longer_beside_them(trained, capsys):
+    out, command = trained
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(["train", *command, "stages.base.train.steps=3"]) == 2
+    error = capsys.readouterr().err
+    assert "--stages base" in error and str(out / "tuned.safetensors") in error
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_mistakes_are_named(tmp_path, capsys):

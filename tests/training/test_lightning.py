@@ -11,6 +11,7 @@ import torch
 from edg.core.dist import World
 from edg.core.errors import BadFileError, MachineError, UsageError
 from edg.data.batches import TensorTable
+from edg.training import callbacks
 from edg.training.callbacks import checkpoint_path, checkpoints, last_checkpoint, set_aside_damaged
 from edg.training.config import OptimizerConfig
 from edg.training.lightning import TrainingModule, _strategy, fit, lr_factor, read_log
@@ -65,6 +66,60 @@ def test_a_resumed_run_gives_the_same_weights(tmp_path, accumulate):
     train(tmp_path / "parts", replace(config, steps=3))
     parts = train(tmp_path / "parts", config)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("change", [{}, {"accumulate": 2, "batch": 1}, {"workers": 1}, {"warmup": 5}])
+def test_a_finished_run_goes_on_as_a_longer_one(tmp_path, change):
+    """From its end, which is a checkpoint: weights, running mean and log are those of 9 steps at once."""
+    config = replace(CONFIG, optimizer="adamw", save_every=100, **change)
+    whole, longer = train(tmp_path / "whole", replace(config, steps=9)), tmp_path / "longer"
+    short = train(longer, replace(config, steps=4))
+    assert not torch.equal(short["weight"], whole["weight"])
+    parts = train(longer, replace(config, steps=9))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    logs = [read_log(folder / "log.jsonl") for folder in (tmp_path / "whole", longer)]
+    ours, theirs = ([(line["step"], line["loss"], line["lr"]) for line in log] for log in logs)
+    assert ours == theirs and len(ours) == 9
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_rate_of_a_longer_run_is_that_of_its_schedule_from_the_first_step_on(tmp_path, schedule):
+    short = replace(CONFIG, steps=4, schedule=schedule)
+    train(tmp_path, short)
+    train(tmp_path, longer := replace(short, steps=8))
+    rates = [line["lr"] for line in read_log(tmp_path / "log.jsonl")]
+    assert rates[:4] == pytest.approx([0.1 * lr_factor(step, short) for step in range(4)])
+    assert rates[4:] == pytest.approx([0.1 * lr_factor(step, longer) for step in range(4, 8)])
+
+
+class Killed(BaseException):
+    """The end between two instructions."""
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_as_many_checkpoints_are_kept_after_a_kill(tmp_path, monkeypatch, keep):
+    """Killed after a checkpoint was written, before the oldest was removed: the next start removes it."""
+
+    def kill(path):
+        raise Killed
+
+    config = replace(CONFIG, steps=5, save_every=1, keep=keep)
+    whole = train(tmp_path / "whole", config)
+    for _ in range(2):
+        monkeypatch.setattr(callbacks, "remove", kill)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", config)
+        monkeypatch.undo()
+    assert len(checkpoints(tmp_path / "run")) == keep + 1
+    found = []
+
+    def look(module, step):
+        found.append(len(checkpoints(tmp_path / "run")))
+        return []
+
+    again = train(tmp_path / "run", config, sample=look, sample_every=1)
+    assert set(found) == {keep} and len(checkpoints(tmp_path / "run")) == keep
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed"])

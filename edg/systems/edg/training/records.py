@@ -19,7 +19,7 @@ from edg.data.batches import SampleSource
 from edg.merging.provenance import base_reference, input_record
 from edg.networks import open_weights
 from edg.systems.edg.training.config import TrainingConfig
-from edg.training.callbacks import last_checkpoint
+from edg.training.callbacks import last_checkpoint, step_of
 from edg.weights.base_file import sha256_weights
 from edg.weights.store import Weights
 from edg.weights.writers import write_safetensors
@@ -61,7 +61,7 @@ def record_settings(config: TrainingConfig, world: World, data: SampleSource | N
         record |= {key: before[key] for key in (FORMER, SHORTER) if key in before}
         if (steps := before["train"]["steps"]) < config.train.steps:
             record[SHORTER] = [*record.get(SHORTER, []), steps]
-            if config.train.schedule != "constant":
+            if config.train.schedule != "constant" and step_of(last) > config.train.warmup:
                 warn(
                     f"{config.name}: {config.train.steps} steps instead of {steps}: from {last.name} on the "
                     f"learning rate is that of the longer {config.train.schedule} schedule"

@@ -104,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded = {row: seconds_per_step(*row, args, args.load) for row in rows}
     lines = [
         f"Seconds per step of one clip of sprites: on the idle machine (median of {args.runs} runs of",
-        f"{args.steps} steps), and beside {args.load} busy loops (one run of {args.steps} steps, ended by the",
-        f"first one after {args.limit} seconds).",
+        f"{args.steps} steps), and beside {args.load} busy loops (one run of {args.steps} steps, ended by",
+        f"the first one after {args.limit} seconds).",
         "",
         results.table(
             ("threads", "they wait", "idle", f"beside {args.load} loops"),

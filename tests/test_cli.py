@@ -222,6 +222,23 @@ def test_a_model_alone_is_sampled_as_measured():
         assert options("--config", other) == {}
 
 
+def test_what_was_filled_in_is_logged_and_recorded(capsys, caplog, tmp_path, prompts, fake_network):
+    common = ["--prompt_dir", prompts, "--ddim_steps", 2, "--device", "cpu"]
+    assert command(capsys, "sample", "--config", "sprites", *common, "--savedir", tmp_path / "alone")[0] == 0
+    flags = ["--recipe=edg_temporal_conv", "--T=300", "--unconditional_guidance_scale=1.0"]
+    assert [text for text in caplog.messages if set(flags) <= set(text.split())]
+    caplog.clear()
+    given = ["--config", "sprites", *flags, *common, "--savedir", tmp_path / "given"]
+    assert command(capsys, "sample", *given)[0] == 0
+    assert not [text for text in caplog.messages if "--" in text]
+    alone, whole = (
+        [json.loads(path.read_text()) for path in sorted((tmp_path / run).rglob("*_sample*.json"))]
+        for run in ("alone", "given")
+    )
+    assert [one["settings"] for one in alone] == [one["settings"] for one in whole] and len(alone) == 2
+    assert alone[0]["settings"]["options"]["guidance_scale"] == 1.0
+
+
 def test_flags_mean_the_options_of_their_names():
     from edg.cli.sample import config_of
     from edg.networks.latent_video.presets import DYNAMICRAFTER_512

@@ -6,6 +6,7 @@ Every flag of the released sampler is here by its own name. Defaults are those o
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,11 +48,10 @@ def config_of(args: argparse.Namespace) -> SampleConfig:
     return SampleConfig.from_values(completed(given.get("config"), given, given))
 
 
-def suggested(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the model's system suggests where the flags give none."""
-    given = _given(args)
-    whole = completed(given.get("config"), given, given)
-    return {name: value for name, value in whole.items() if name not in given}
+def suggested(args: argparse.Namespace) -> list[str]:
+    """The flags of the settings that the model's system suggests where none were given."""
+    given = SampleConfig.from_values(_given(args)).arguments()
+    return [flag for flag in config_of(args).arguments() if flag not in given]
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def sample(args: argparse.Namespace) -> int:
     if ignored and here.is_first:
         log(f"ignored, without meaning here: {' '.join(ignored)}")
     if (filled := suggested(args)) and here.is_first:
-        log(f"as measured for {args.config}: {', '.join(f'{k} {v}' for k, v in filled.items())}")
+        log(f"as measured for {args.config}: {shlex.join(filled)}")
     job = prepare(config_of(args), here)
     with world(job.placement.device.type) as here:
         run(job, here)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from edg.diffusion.schedule_spec import ScheduleSpec
 
 Parameterization = Literal["v", "eps", "x0"]
-Spacing = Literal["uniform", "uniform_trailing", "quad"]
+Spacing = Literal["uniform", "uniform_trailing", "quad", "leading", "linspace", "dpm"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,9 @@ def timesteps(
       uniform           0, c, 2c, ... < M, plus 1, c = M // S: may hold more than S entries
       uniform_trailing  round-half-even(M, M - c, ... > 0) - 1, c = M / S: begins at M - 1
       quad              floor(linspace(0, sqrt(0.8 M), S)^2) + 1
+      leading           c j + 1 for j < S, c = M // S: uniform without entries beyond S
+      linspace          round(linspace(0, M - 1, S)): both ends
+      dpm               round(linspace(0, M - 1, S + 1)) without the first, as DPM-Solver's scheduler has it
     Clean lists (the default) lie in 0..M-1 without repeats. released: as the published code computes them in
     floating point: it may visit -1 (read as the last entry), M itself or a timestep twice.
     Raises ValueError for an unknown spacing and for steps or start below 1.
@@ -151,7 +154,13 @@ def timesteps(
         visited = visited if released else visited[visited >= 0]
     elif spacing == "quad":
         visited = np.floor(np.linspace(0, np.sqrt(start * 0.8), steps) ** 2) + 1
+    elif spacing == "leading":
+        visited = np.arange(steps) * max(1, start // steps) + 1
+    elif spacing == "linspace":
+        visited = np.round(np.linspace(0, start - 1, steps))
+    elif spacing == "dpm":
+        visited = np.round(np.linspace(0, start - 1, steps + 1))[1:]
     else:
-        raise ValueError(f"timestep spacing {spacing!r}: expected uniform, uniform_trailing or quad")
+        raise ValueError(f"timestep spacing {spacing!r}: expected {', '.join(get_args(Spacing))}")
     visited = visited.astype(np.int64)
     return visited if released else np.unique(np.clip(visited, 0, start - 1))

@@ -23,17 +23,14 @@ def sde_dpmpp(
 
         x <- (b_r / b_s) exp(-h) x + a_r w (x0 + (x0 - x0_before) h / (2 h_before)) + b_r sqrt(w) noise
 
-    x0 alone in the first step. The last step gives x0. denoise_x0: see `prediction.to_x0`. noise: asked for at every
-    step, also at the last. before: the last states, for a part of a plan.
+    x0 alone in the first step. The last step gives x0. denoise_x0: see `prediction.to_x0`. noise: asked for
+    at every step, also at the last. before: the last states, for a part of a plan.
     """
     last = before[-1] if before else None
     for step in plan:
         x0 = denoise_x0(x, x.new_full((len(x),), step.t).long())
         fresh = noise(step, tuple(x.shape)).to(x)
-        if step.alpha_prev == 1:
-            x = x0
-        else:
-            x = _step(x, x0, step, fresh, last)
+        x = x0 if step.alpha_prev == 1 else _step(x, x0, step, fresh, last)
         last = State(step, x, x0)
         yield last
 
@@ -47,10 +44,3 @@ def _step(x: Latents, x0: Latents, step: SamplerStep, fresh: Latents, last: Stat
         better = x0 + (x0 - last.x0) * h / (2 * h_before)
     signal, noise, noise_before = step.alpha_prev**0.5, (1 - step.alpha_prev) ** 0.5, (1 - step.alpha) ** 0.5
     return noise / noise_before * math.exp(-h) * x + signal * w * better + noise * math.sqrt(w) * fresh
-
-
-def clean_end(plan: Sequence[SamplerStep]) -> list[SamplerStep]:
-    """The same plan with a last step to the clean sample, where `ddim_plan` ends at the lowest level."""
-    from dataclasses import replace
-
-    return [*plan[:-1], replace(plan[-1], alpha_prev=1.0)]

@@ -109,7 +109,7 @@ class Zigzag:
 
 
 def parse_plan(plan: Sequence[str]) -> list[tuple[str, int]]:
-    """(model, +1 for noisier or -1 for cleaner) of each token. Raises ValueError for an unknown token, and for
+    """(model, +1 for noisier or -1 for cleaner) of each token. Raises ValueError for an unknown token and for
     a plan that does not end at the level where it began."""
     legs = []
     for token in plan:
@@ -118,9 +118,8 @@ def parse_plan(plan: Sequence[str]) -> list[tuple[str, int]]:
             raise ValueError(f"{token!r} in a plan: expected I-, I+, V-, V+ or R+")
         legs.append((model, 1 if sign == "+" else -1))
     if total := sum(direction for _, direction in legs):
-        raise ValueError(
-            f"the plan {' '.join(plan)} ends {abs(total)} levels {'above' if total > 0 else 'below'} its start"
-        )
+        side = "above" if total > 0 else "below"
+        raise ValueError(f"the plan {' '.join(plan)} ends {abs(total)} levels {side} its start")
     return legs
 
 

@@ -6,7 +6,9 @@ Sources: DynamiCrafter (Xing et al. 2023, section 3.2, dual-stream image injecti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -258,6 +260,33 @@ class Block(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
+class PositionTable(nn.Module):
+    """x (N, T, D) + pe[:T], pe[p] = sin and cos of p / 10000^(2 i / D), interleaved; checkpoints store it."""
+
+    def __init__(self, length: int, width: int):
+        super().__init__()
+        position = torch.arange(length)[:, None]
+        rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+        waves = torch.stack([torch.sin(position * rate), torch.cos(position * rate)], dim=-1)
+        self.register_buffer("pe", waves.flatten(1)[None])
+
+    def forward(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+        return x + self.pe[:, : x.shape[1]].to(x.dtype)
+
+
+class MotionBlock(Block):
+    """A Block over frames with positions: x + attn1(norm1 x + pe), x + attn2(norm2 x + pe), x + ff."""
+
+    def __init__(self, width: int, attn1: nn.Module, attn2: nn.Module, dropout: float, length: int):
+        super().__init__(width, attn1, attn2, dropout)
+        self.pos_embed = PositionTable(length, width)
+
+    def forward(self, x: Float[Tensor, "n t d"], context: None = None) -> Float[Tensor, "n t d"]:
+        x = x + self.attn1(self.pos_embed(self.norm1(x)))
+        x = x + self.attn2(self.pos_embed(self.norm2(x)))
+        return x + self.ff(self.norm3(x))
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """Set the parameters to zero, so that a residual branch which ends here begins as zero; returns the
     module."""
@@ -314,19 +343,30 @@ class TemporalTransformer(nn.Module):
 
     With the adapter, after proj_in and before the blocks: y <- cc_projection(concat(y, adapter_embedding)),
     where frame t of every cell meets vector t of the context's embedding (B, T, adapter_width).
+    positions: length of a table of positions, for a motion module.
     """
 
-    def __init__(self, spec: UNetSpec, width: int, heads: int, dim_head: int, use_linear: bool, causal: bool):
+    def __init__(
+        self,
+        spec: UNetSpec,
+        width: int,
+        heads: int,
+        dim_head: int,
+        use_linear: bool,
+        causal: bool,
+        positions: int | None = None,
+    ):
         super().__init__()
         inner, drop = heads * dim_head, 0.0
         reach = spec.temporal_length if spec.use_relative_position else None
+        block = Block if positions is None else partial(MotionBlock, length=positions)
         self.use_linear, self.has_adapter = use_linear, not spec.temporal_selfatt_only
         self.norm = GroupNorm(width, eps=1e-6)
         self.proj_in = _project(use_linear, nn.Conv1d, width, inner)
         if self.has_adapter:
             self.cc_projection = JoinedLinear(spec.adapter_width + inner, inner)
         self.transformer_blocks = nn.ModuleList(
-            Block(
+            block(
                 inner,
                 TemporalAttention(inner, heads, dim_head, drop, causal, reach),
                 TemporalAttention(inner, heads, dim_head, drop, causal, reach),

@@ -216,6 +216,22 @@ MODELSCOPE = replace(
     width=256,
 )
 
+#: Image models, on the same network with its temporal layers left out and frames as a batch.
+STABLE_DIFFUSION_1 = replace(
+    MODELSCOPE.unet,
+    num_heads=8,
+    num_head_channels=-1,
+    context_dim=768,
+    temporal_length=None,
+    use_linear=False,
+    temporal_conv=False,
+    temporal_attention=False,
+    addition_attention=False,
+)
+STABLE_DIFFUSION_2 = replace(
+    STABLE_DIFFUSION_1, num_heads=-1, num_head_channels=64, context_dim=1024, use_linear=True
+)
+
 #: Image to video.
 PRESETS = {spec.name: spec for spec in (DYNAMICRAFTER_512, DYNAMICRAFTER_1024, DYNAMICRAFTER_256, SPRITES)}
 TEXT_TO_VIDEO = {

@@ -21,6 +21,20 @@ MIN_FRAMES, MAX_FRAMES = 8, 64
 
 
 @dataclass(frozen=True)
+class MotionSpec:
+    """Motion modules (AnimateDiff, Guo et al. 2023): a temporal transformer with a table of positions behind
+    every layer of an image model.
+
+    heads: at every width. max_frames: positions in the table, the longest clip. in_middle: one in the middle
+    block too.
+    """
+
+    heads: int
+    max_frames: int
+    in_middle: bool
+
+
+@dataclass(frozen=True)
 class UNetSpec:
     """The denoiser. Names are the published constructor's where it has one.
 
@@ -31,6 +45,7 @@ class UNetSpec:
     temporal_selfatt_only: False puts a `cc_projection` of adapter_width + inner columns in every temporal
         transformer.
     fs_condition: embed the frame rate or stride; default_fs where none is given.
+    motion: of motion modules, None without any.
     """
 
     in_channels: int
@@ -64,6 +79,7 @@ class UNetSpec:
     image_cross_attention_scale_learnable: bool
     fs_condition: bool
     default_fs: int
+    motion: MotionSpec | None = None
 
     def __post_init__(self) -> None:
         widths = [self.model_channels, *(self.model_channels * m for m in self.channel_mult)]

@@ -188,12 +188,20 @@ def _apply(layer: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tensor
     return apply_in_weight_dtype(layer, x)
 
 
-def _attention(spec: UNetSpec, width: int) -> list[nn.Module]:
-    heads, dim_head = spec.heads(width)
-    layers: list[nn.Module] = [SpatialTransformer(spec, width)]
-    if spec.temporal_attention:
-        causal = spec.use_causal_attention
-        layers.append(TemporalTransformer(spec, width, heads, dim_head, spec.use_linear, causal))
+def _attention(spec: UNetSpec, width: int, attend: bool = True, motion: bool = True) -> list[nn.Module]:
+    """The layers behind a residual block: attention, if this level attends, and a motion module."""
+    layers: list[nn.Module] = []
+    if attend:
+        heads, dim_head = spec.heads(width)
+        layers.append(SpatialTransformer(spec, width))
+        if spec.temporal_attention:
+            causal = spec.use_causal_attention
+            layers.append(TemporalTransformer(spec, width, heads, dim_head, spec.use_linear, causal))
+    if spec.motion is not None and motion:
+        heads = spec.motion.heads
+        layers.append(
+            TemporalTransformer(spec, width, heads, width // heads, True, False, spec.motion.max_frames)
+        )
     return layers
 
 
@@ -226,7 +234,9 @@ class UNet(nn.Module):
         skips = self._build_down()
         deepest = width * spec.channel_mult[-1]
         self.middle_block = Stage(
-            ResBlock(spec, deepest, deepest), *_attention(spec, deepest), ResBlock(spec, deepest, deepest)
+            ResBlock(spec, deepest, deepest),
+            *_attention(spec, deepest, motion=spec.motion is not None and spec.motion.in_middle),
+            ResBlock(spec, deepest, deepest),
         )
         self._build_up(skips)
         self.out = nn.Sequential(
@@ -243,7 +253,7 @@ class UNet(nn.Module):
             width = spec.model_channels * mult
             attend = 2**level in spec.attention_resolutions
             for _ in range(spec.num_res_blocks):
-                layers = [ResBlock(spec, skips[-1], width), *(_attention(spec, width) if attend else [])]
+                layers = [ResBlock(spec, skips[-1], width), *_attention(spec, width, attend)]
                 self.input_blocks.append(Stage(*layers))
                 skips.append(width)
             if level != len(spec.channel_mult) - 1:
@@ -262,7 +272,7 @@ class UNet(nn.Module):
             for i in range(spec.num_res_blocks + 1):
                 layers = [
                     ResBlock(spec, current + skips.pop(), width),
-                    *(_attention(spec, width) if attend else []),
+                    *_attention(spec, width, attend),
                 ]
                 current = width
                 if level and i == spec.num_res_blocks:
@@ -347,6 +357,12 @@ class UNet(nn.Module):
             raise UsageError(f"a latent of {x.shape[3]}x{x.shape[4]}", expected=f"multiples of {unit}")
         if self.spec.use_causal_attention and frames > most:
             raise UsageError(f"{frames} frames", expected=f"at most temporal_length {most}")
+        motion = self.spec.motion
+        if motion is not None and frames > motion.max_frames:
+            raise UsageError(
+                f"{frames} frames",
+                expected=f"at most {motion.max_frames}, the positions of the motion modules",
+            )
 
     def _check_context(self, context: Tensor, embedding: Tensor | None, frames: int) -> None:
         spec = self.spec

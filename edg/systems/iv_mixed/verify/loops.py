@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange, repeat
@@ -55,9 +56,10 @@ def run(case: Case, networks: dict[str, Network]) -> dict[str, Tensor]:
 
     for step, t in enumerate(timesteps):
         legs = zigzag.legs(step, timesteps)
-        fresh = lambda leg, step=step: case.input(f"renoise_{step}_{leg.index}", x.shape)  # noqa: E731
-        for leg, x in walk(x, legs, denoiser_of, levels, fresh):
-            calls.append((leg, x))
+        fresh = partial(renoise_of, case, step)
+        loop = list(walk(x, legs, denoiser_of, levels, fresh))
+        calls += loop
+        x = loop[-1][1] if loop else x
         target = zigzag.level(step, timesteps, 1)
         if config["outer"] != "ddim":
             target = timesteps[step + 1] if step + 1 < len(timesteps) else 0
@@ -81,6 +83,11 @@ def run(case: Case, networks: dict[str, Network]) -> dict[str, Tensor]:
         "call_to": torch.tensor([leg.target for leg in legs]),
         "call_weight": torch.tensor([float(leg.weight) for leg in legs]),
     }
+
+
+def renoise_of(case: Case, step: int, leg: Leg) -> Tensor:
+    """The draw of a leg of fresh noise."""
+    return case.input(f"renoise_{step}_{leg.index}", case.input("x_T").shape)
 
 
 def guided_x0(case: Case, network: Network, leg: Leg, levels: NoiseLevels) -> Denoiser:

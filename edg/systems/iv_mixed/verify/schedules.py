@@ -1,4 +1,4 @@
-"""Groups `iv_curve`, `iv_grid`, `iv_match`: guidance curves, timesteps and maps, noise levels of two models."""
+"""Groups `iv_curve`, `iv_grid`, `iv_match`: guidance curves, timesteps and maps, levels of two models."""
 
 from __future__ import annotations
 

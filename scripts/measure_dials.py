@@ -180,7 +180,7 @@ def as_yaml(dials: Dials, bench: Bench) -> str:
     head = (
         f"# Written by `{dials.command}`: {bench.count} held-out images (seed {bench.images}),\n"
         f"# {bench.seeds} seeds of the noise, {bench.steps} DDIM steps, no guidance. change: 95 %\n"
-        "# interval of the paired change from the point before, see docs/dials.md.\n"
+        "# confidence interval of the paired change from the previous point, see docs/dials.md.\n"
     )
     values = config.to_dict(dials)
     words = {word: values.pop(word) for word in WORDS}

@@ -29,9 +29,12 @@ _machine = partial(option, group="machine")
 class ModelConfig:
     """The model that is sampled."""
 
-    system: str | None = _weights(None, "a family of models (default: the model's own)", metavar="NAME")
+    system: str | None = _weights(None, "family of models (default: that of the model)", metavar="NAME")
     config: PathText | None = _weights(
-        None, "the model (default: found by the weights)", flags=("--config", "--spec"), metavar="NAME|YAML"
+        None,
+        "the model (default: detected from the weights)",
+        flags=("--config", "--spec"),
+        metavar="NAME|YAML",
     )
 
 
@@ -39,9 +42,11 @@ class ModelConfig:
 class WeightsConfig:
     """Files of parameters, by name."""
 
-    sets: tuple[NamedPath, ...] = _weights((), "parameters by name, in order of use", metavar="NAME=FILE")
+    sets: tuple[NamedPath, ...] = _weights((), "parameter sets by name, in order of use", metavar="NAME=FILE")
     table: tuple[str, ...] = _weights(
-        (), "of several tables in a file, e.g. ema_state_dict (the raw weights)", metavar="[NAME=]TABLE"
+        (),
+        "table to read from a file with several, e.g. ema_state_dict (the raw weights)",
+        metavar="[NAME=]TABLE",
     )
 
     def files(self) -> WeightFiles:
@@ -59,7 +64,7 @@ class PromptsConfig:
     """Prompts, and the clips to make of each."""
 
     prompt_dir: PathText | None = _prompts(
-        None, "images and their prompts (default: the model's in prompts/)", metavar="DIR"
+        None, "images and their prompts (default: the model's folder in prompts/)", metavar="DIR"
     )
     follow_links: bool = _prompts(False, "links in the prompt folder may lead out of it")
     n_samples: int = _prompts(1, "clips per prompt", low=1, high=10**6)
@@ -69,7 +74,7 @@ class PromptsConfig:
     height: int | None = _prompts(None, "pixels (default: the model's)", low=1, high=LONGEST_SIDE)
     width: int | None = _prompts(None, "pixels (default: the model's)", low=1, high=LONGEST_SIDE)
     size: str | None = _prompts(
-        None, "auto: the model's size, portrait or landscape as each image is", metavar="auto|HxW"
+        None, "auto: the model's size, in the orientation of each image", metavar="auto|HxW"
     )
     video_length: int | None = _prompts(
         None, "number of frames (default: the model's)", flags=("--video_length", "--frames"), metavar="N"
@@ -81,15 +86,15 @@ class OutputConfig:
     """Files that are written."""
 
     savedir: PathText = _files("output", "folder of the results", metavar="DIR")
-    format: str = _files("mp4", "of mp4, gif, webp, png, mov; several: mp4,gif", metavar="NAMES")
+    format: str = _files("mp4", "mp4, gif, webp, png or mov; several: mp4,gif", metavar="NAMES")
     fps: float | None = _files(
         None, "frames per second of the written files (default: the model's)", low=0.1, high=240
     )
     crf: int = _files(
-        10, "quality of the mp4: 0 best (as 1: few players play lossless), 51 worst", low=0, high=51
+        10, "quality of the mp4: 0 best (written as 1, which more players can play), 51 worst", low=0, high=51
     )
     preview: bool = _files(False, "ID.preview.png: the clip as predicted so far, while it is made")
-    overwrite: bool = _files(False, "make clips again that were made with other settings")
+    overwrite: bool = _files(False, "replace clips that were made with other settings")
 
 
 @dataclass(frozen=True)
@@ -100,19 +105,21 @@ class PlacementConfig:
     dtype: str = _machine("auto", "auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
     threads: int | None = _machine(
         None,
-        "CPU threads of each process; equal ones give bit-equal frames (all cores)",
+        "CPU threads of each process; the same number gives bit-identical frames (all cores)",
         low=1,
         high=MOST_THREADS,
     )
     resident: bool = _machine(False, "keep every parameter set on the device instead of swapping")
     low_memory: bool = _machine(
-        False, "move layers to the GPU one by one, split guidance and frames: slower", flags=("--low-memory",)
+        False,
+        "move layers to the GPU one by one, split guidance and frames (slower)",
+        flags=("--low-memory",),
     )
     bs: int = _machine(
-        1, "clips per network call; 1 gives bit-equal frames", low=1, high=10_000, names=("batch_size",)
+        1, "clips per network call; 1 gives bit-identical frames", low=1, high=10_000, names=("batch_size",)
     )
-    compile: bool = _machine(False, "torch.compile: a minute or more to begin with, then faster steps")
-    chunk: int = _machine(8, "clips that share one swap of parameters", low=1, high=10**6)
+    compile: bool = _machine(False, "torch.compile: a minute or more to compile, then faster steps")
+    chunk: int = _machine(8, "clips that share one swap of parameter sets", low=1, high=10**6)
 
 
 PARTS = {

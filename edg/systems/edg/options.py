@@ -11,7 +11,7 @@ from edg.core.errors import require
 from edg.core.options import option
 
 _sampling = partial(option, group="sampling")
-_faster = partial(option, group="approximations: faster, not the same (docs/speed.md)", since=2)
+_faster = partial(option, group="approximations: faster, but not exact (docs/speed.md)", since=2)
 _defect = partial(option, group="defects of the release, as options")
 _image = partial(option, group="what to make")
 _sets = partial(option, group="model and parameters", pixels=False)
@@ -36,17 +36,17 @@ class SamplingOptions:
     """
 
     steps: int = _sampling(50, "sampling steps", flags=("--ddim_steps",), low=1, high=1000)
-    eta: float = _sampling(1.0, "0 is deterministic", flags=("--ddim_eta",), low=0, high=1000)
+    eta: float = _sampling(1.0, "eta of DDIM; 0 is deterministic", flags=("--ddim_eta",), low=0, high=1000)
     spacing: Literal["uniform", "uniform_trailing", "quad"] = _sampling(
         "uniform_trailing", "which timesteps are visited", flags=("--timestep_spacing",)
     )
     guidance_scale: float = _sampling(
         7.5, flags=("--unconditional_guidance_scale", "--cfg"), names=("guidance",), low=-10_000, high=10_000
     )
-    guidance_rescale: float = _sampling(0.7, "0..1", low=0, high=1)
+    guidance_rescale: float = _sampling(0.7, "rescaling of the guided prediction, 0..1", low=0, high=1)
     image_guidance_scale: float | None = _sampling(
         None,
-        "image guidance scale; turns it on (default: the text's)",
+        "scale of separate image guidance, which this turns on (default: the text's)",
         flags=("--cfg_img",),
         low=-10_000,
         high=10_000,
@@ -55,7 +55,7 @@ class SamplingOptions:
     start: int = _sampling(1000, "start at timestep M - 1", flags=("--M",), low=1, high=1000)
     switch_at: tuple[int, ...] = option(
         (500,),
-        "falling timesteps, one between each two --sets",
+        "decreasing timesteps, one between each two --sets",
         group="model and parameters",
         metavar="T",
         low=0,
@@ -63,21 +63,24 @@ class SamplingOptions:
         explicit=True,
     )
     blend: Literal["hard", "soft"] = option(
-        "hard", "soft: both sets, weighted by t", group="model and parameters"
+        "hard", "soft: both sets at every step, weighted by t", group="model and parameters"
     )
     frame_stride: int | None = _sampling(
         None,
-        "frames per second or stride the model is conditioned on (default: the model's)",
+        "frames per second, or stride, that the model is conditioned on (default: the model's)",
         low=1,
         high=10_000,
     )
     text_input: bool = _image(True, "use the prompts (on; --no-text_input: images alone)")
-    loop: bool = _sampling(False, "the last frame is the first")
-    interp: bool = _sampling(False, "first and last frame are given: two images for each prompt")
+    loop: bool = _sampling(False, "use the image for both ends, so that the clip loops")
+    interp: bool = _sampling(False, "use two images per prompt, for the first and the last frame")
     crop: bool = option(False, flags=None)
     perframe_ae: bool = _sampling(False, "decode frame by frame (default: the model's)", explicit=True)
     analytic_init: PathText | None = _sampling(
-        None, "published initial noise", flags=("--analytic_init_path",), metavar="FILE"
+        None,
+        "file of the initial noise, published or by edg analytic-init",
+        flags=("--analytic_init_path",),
+        metavar="FILE",
     )
     analytic_init_sha256: str | None = option(None, flags=None, pixels=False)  # expected of the file
     con_prompt: Literal["prompt", "empty"] = _defect(
@@ -98,14 +101,14 @@ class SamplingOptions:
     )
     pad: bool = option(False, flags=None, since=2)
 
-    released: bool = _defect(False, "the published behaviour for all of these", pixels=False)
+    released: bool = _defect(False, "the published behaviour of all of these", pixels=False)
     multiple_cond_cfg: bool = _sampling(
         False, "guide by image and text separately (off)", pixels=False, explicit=True
     )
     whether_analytic_init: bool = _sampling(False, "start from --analytic_init_path (0)", pixels=False)
     fit: Literal["stretch", "crop", "pad"] | None = _image(
         None,
-        "images of another shape: stretched as released, cut, on black (stretch; --size auto: crop)",
+        "images of another shape: stretch (as released), crop, pad with black (stretch; --size auto: crop)",
         pixels=False,
     )
     img_crop: bool = _image(False, "the released name of --fit crop", pixels=False)
@@ -124,16 +127,22 @@ class SamplingOptions:
         None, "from the least to the most motion that was measured", metavar="0..1", low=0, high=1
     )
     hold: float | None = _merging(
-        None, "share of the run that is con's: keeps more of the picture", metavar="0..1", low=0, high=1
+        None,
+        "from the largest to the smallest first-frame error that was measured",
+        metavar="0..1",
+        low=0,
+        high=1,
     )
     base: PathText | None = _merging(None, "the base model (sprites: the embedded one)", metavar="FILE")
     tuned: PathText | None = _merging(
         None, "the fine-tuned model (sprites: the embedded one)", metavar="FILE"
     )
     recipe: PathText | None = _merging(
-        None, "one of configs/merge (default: the dials', else edg)", metavar="NAME|YAML"
+        None, "a recipe, e.g. of configs/merge (default: that of the dials, else edg)", metavar="NAME|YAML"
     )
-    strength: tuple[str, ...] = _merging((), "other numbers in it: dyn.alpha=1.2", metavar="OUTPUT.SETTING=X")
+    strength: tuple[str, ...] = _merging(
+        (), "other strengths in the recipe: dyn.alpha=1.2", metavar="OUTPUT.SETTING=X"
+    )
     dials: PathText | None = _merging(None, "the measured curves (configs/dials/MODEL.yaml)", metavar="YAML")
 
     @property

@@ -20,7 +20,7 @@ SAME = 1e-5  # relative: a level this much above the largest is the largest
 
 
 @dataclass(frozen=True)
-class Level:
+class NoiseLevel:
     """A noise level in a model's own scaling: x = signal x0 + noise eps."""
 
     signal: float
@@ -48,10 +48,10 @@ class NoiseLevels:
             scale = schedule.scale_arr.double().cpu().numpy()[: len(abar)]
         return cls(np.sqrt(abar) * scale, np.sqrt(1 - abar))
 
-    def __getitem__(self, t: int) -> Level:
+    def __getitem__(self, t: int) -> NoiseLevel:
         """The level at a timestep; below 0 it is that of 0."""
         t = max(int(t), 0)
-        return Level(float(self.signal[t]), float(self.noise[t]))
+        return NoiseLevel(float(self.signal[t]), float(self.noise[t]))
 
     @property
     def log_ratio(self) -> Float[np.ndarray, " timesteps"]:
@@ -81,7 +81,7 @@ class NoiseLevels:
         return max(inside, default=-1)
 
 
-def move(x: Latents, x0: Latents, source: Level, target: Level) -> Latents:
+def move(x: Latents, x0: Latents, source: NoiseLevel, target: NoiseLevel) -> Latents:
     """Take x to another level along the line of its predicted x0 and eps (DDIM with eta 0, either direction).
 
     a_r x0 + b_r eps, with eps = (x - a_s x0) / b_s (Song et al. 2021, equation 12).
@@ -89,7 +89,7 @@ def move(x: Latents, x0: Latents, source: Level, target: Level) -> Latents:
     return target.signal * x0 + target.noise * eps_from_x0(x0, x, source.signal, source.noise)
 
 
-def renoise(x: Latents, noise: Latents, source: Level, target: Level) -> Latents:
+def renoise(x: Latents, noise: Latents, source: NoiseLevel, target: NoiseLevel) -> Latents:
     """Take x to a noisier level with fresh noise N(0, 1), as the forward process would.
 
     x is scaled by the ratio of the signals; the noise makes up for the variance that then lacks.

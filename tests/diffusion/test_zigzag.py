@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edg.diffusion.ddim import ddim, ddim_plan
-from edg.diffusion.noise_levels import Level, NoiseLevels, at_level_of, move, renoise, signal_at
+from edg.diffusion.noise_levels import NoiseLevel, NoiseLevels, at_level_of, move, renoise, signal_at
 from edg.diffusion.prediction import x0_from
 from edg.diffusion.schedule import make_schedule, timesteps
 from edg.diffusion.schedule_spec import ScheduleSpec
@@ -250,4 +250,4 @@ def test_the_map_is_a_step_of_ddim():
     # the network's x0 is scale times the clean sample
     moved = move(x, denoise(x, None) / plan[0].scale, here, there)
     torch.testing.assert_close(state.x, moved, atol=1e-5, rtol=1e-5)
-    assert Level(0.0, 1.0).ratio == math.inf
+    assert NoiseLevel(0.0, 1.0).ratio == math.inf

@@ -115,14 +115,21 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
 
 def to_dict(value: Any) -> Any:
-    """A dataclass (or anything inside one) as plain dictionaries, lists and scalars, for YAML or JSON."""
+    """A dataclass (or anything inside one) as plain dictionaries, lists and scalars, for YAML or JSON. A field
+    that came `later` is left out where it has its default."""
     if dataclasses.is_dataclass(value):
-        return {_key(field): to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {_key(f): to_dict(v) for f, v in fields if not (f.metadata.get("later") and v == f.default)}
     if isinstance(value, Mapping):
         return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_dict(item) for item in value]
     return str(value) if isinstance(value, Path) else plain(value)
+
+
+def later(default: Any) -> Any:
+    """A field that a dataclass did not have at first, so that what was written before keeps its hash."""
+    return dataclasses.field(default=default, metadata={"later": True})
 
 
 def to_yaml(value: Any) -> str:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edg.core.config import build, to_dict
 from edg.core.errors import UsageError
+from edg.core.hashing import hash_value
 from edg.networks.latent_video.models import load_spec
 from edg.networks.latent_video.presets import PRESETS
 from edg.networks.latent_video.published_yaml import from_published
+from edg.networks.latent_video.spec import MotionSpec, UNetSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 OF_SIZE = {
@@ -208,3 +211,20 @@ def test_parts_that_do_not_meet_are_errors():
         replace(spec, unet=replace(spec.unet, context_dim=768))
     with pytest.raises(UsageError, match="num_heads"):
         replace(spec.unet, num_head_channels=-1)
+
+
+@pytest.mark.parametrize(
+    "name, digest",
+    [
+        ("dynamicrafter-512", "c3e5c6dd6c9e99b1471bf16ffca195417f3bd91d23cb9b9a964e333628b1e4a7"),
+        ("dynamicrafter-1024", "900e3cb527ec89ebc7c83a876e085e399485b1f56688c60d371ef9a3f61ee5d7"),
+        ("dynamicrafter-256", "d2ea985faabdd1612127ec700d9541f64778cc3ab16111c7fe7715f15805b926"),
+    ],
+)
+def test_records_of_published_models_keep_their_hash(name, digest):
+    """A new field of a spec must not make finished clips be made again."""
+    assert hash_value(to_dict(PRESETS[name])) == digest
+    moving = replace(PRESETS[name].unet, motion=MotionSpec(8, 32, False))
+    assert to_dict(moving)["motion"] == {"heads": 8, "max_frames": 32, "in_middle": False}
+    assert build(UNetSpec, to_dict(moving), "unet") == moving
+    assert build(UNetSpec, to_dict(PRESETS[name].unet), "unet") == PRESETS[name].unet

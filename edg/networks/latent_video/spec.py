@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from edg.core.config import later
 from edg.core.errors import UsageError, require
 from edg.diffusion.schedule_spec import ScheduleSpec
 
@@ -79,7 +80,7 @@ class UNetSpec:
     image_cross_attention_scale_learnable: bool
     fs_condition: bool
     default_fs: int
-    motion: MotionSpec | None = None
+    motion: MotionSpec | None = later(None)
 
     def __post_init__(self) -> None:
         widths = [self.model_channels, *(self.model_channels * m for m in self.channel_mult)]

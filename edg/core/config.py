@@ -115,8 +115,8 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
 
 def to_dict(value: Any) -> Any:
-    """A dataclass (or anything inside one) as plain dictionaries, lists and scalars, for YAML or JSON. A field
-    that came `later` is left out where it has its default."""
+    """A dataclass (or anything inside one) as plain dictionaries, lists and scalars, for YAML or JSON. A
+    field that came `later` is left out where it has its default."""
     if dataclasses.is_dataclass(value):
         fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
         return {_key(f): to_dict(v) for f, v in fields if not (f.metadata.get("later") and v == f.default)}

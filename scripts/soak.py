@@ -68,7 +68,7 @@ def huge(image: Path) -> None:
 BAD: dict[str, Callable[[Path], object]] = {  # part of the reason that must be recorded -> how it comes about
     "truncated": cut,
     "is empty (0 bytes)": lambda image: image.write_bytes(b""),
-    "of no kind that is read": lambda image: image.write_text("<html>not found</html>"),
+    "not a supported image format": lambda image: image.write_text("<html>not found</html>"),
     "is not a file": folder_instead,
     "is too large": huge,
 }

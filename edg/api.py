@@ -98,7 +98,7 @@ class Model:
         implied = {} if last is None else self._system.implied.get("last_image", {})
         config = self._config({**options, **implied})
         require(
-            isinstance(prompt, str), f"a prompt that is {type(prompt).__name__}", "a text, which may be empty"
+            isinstance(prompt, str), f"a prompt that is {type(prompt).__name__}", "text, which may be empty"
         )
         first = None if image is None else self._path(image, "image")
         pair = Pair(0, prompt, first, None if last is None else self._path(last, "last"))
@@ -173,7 +173,7 @@ class Video:
         if not path.name or format not in FORMATS or (format == "png" and path.suffix):
             raise UsageError(
                 f"a clip as {str(path)!r}",
-                expected="a name that ends in .mp4, .mov, .gif or .webp, or in nothing (png frames)",
+                expected="a name that ends in .mp4, .mov, .gif or .webp, or has no extension (png frames)",
             )
         settings = {**self.record["settings"]}
         settings |= {name: value for name, value in (("fps", fps), ("crf", crf)) if value is not None}

@@ -254,12 +254,16 @@ def find_clips(folder: Path) -> list[ClipFile]:
 def _hint(folder: Path) -> str:
     """A guess at what was meant by a folder that has no clip."""
     if is_clip(folder.resolve()):
-        return f"{folder} is itself a clip of frames: name the folder above it"
+        return f"{folder} is itself a clip of frames: give the folder above it"
     below = next((path.parent for path in sorted(folder.rglob("*")) if is_clip(path)), None)
     if below:
-        return f"there are some in {below}"
+        return f"there are clips in {below}"
     picture = next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in STILLS), None)
-    return f"{picture} is no frame of several that differ in a number" if picture else ""
+    return (
+        f"{picture} is a single picture: the frames of a clip have names that differ in a number"
+        if picture
+        else ""
+    )
 
 
 def clips_by_name(folder: Path) -> dict[str, list[Path]]:

@@ -418,14 +418,14 @@ class System:
 
 
 PARTS = {
-    "identify": "a model by its name: this system does not identify it by the weights",
+    "identify": "the name of a model: this system does not detect models from their weights",
     "estimate": "a system that estimates its memory",
     "plan_options": "a system that estimates its memory",
     "train": "a system that can be trained",
     "train_config": "a system that can be trained",
     "embed": "a system with text and image towers",
     "verify": "a system with reference cases",
-    "read_spec": "a model by its name: this system reads none from YAML",
+    "read_spec": "the name of a model: this system reads no YAML files",
 }
 
 

@@ -110,6 +110,8 @@ def _decoded(sets: ParameterSets, clips: Sequence[ClipState], progress: Progress
                         frames = to_frames(video, options)
                     else:
                         name = sets.names[last]
-                        clip.error = f"the latent is finite, its frames decoded with {name} are not"
+                        clip.error = (
+                            f"the latent is finite, but the frames decoded from it with {name} are not"
+                        )
             progress.step("decode", done + 1, len(clips), clip.request)
             yield result(clip, frames, sets.spec, shrunk=sets.shrunk)

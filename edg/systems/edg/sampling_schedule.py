@@ -39,7 +39,7 @@ def sampling_schedule(
     if len(options.switch_at) != count - 1:
         raise UsageError(
             f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
-            expected=f"{count - 1} of them (one between each two sets)",
+            expected=f"{count - 1} switch timesteps, one between each two sets",
         )
     if options.blend == "soft" and count != 2:
         raise UsageError(f"a soft blend of {count} parameter sets", expected="exactly two")
@@ -88,5 +88,5 @@ def check_length(spec: ModelSpec, frames: int) -> None:
     unet = spec.unet
     if (unet.use_causal_attention or unet.use_relative_position) and frames > unet.temporal_length:
         raise UsageError(
-            f"{frames} frames", expected=f"at most {unet.temporal_length}, the reach of {spec.name}"
+            f"{frames} frames", expected=f"at most {unet.temporal_length}, the temporal length of {spec.name}"
         )

@@ -73,7 +73,7 @@ class UNetSpec:
         require(fixed or self.num_heads > 0, "neither num_heads nor num_head_channels", "one of them")
         require(
             fixed or not self.addition_attention,
-            "addition_attention with num_heads alone",
+            "addition_attention with num_heads only",
             "num_head_channels",
         )
         for level, mult in enumerate(self.channel_mult):
@@ -276,7 +276,9 @@ class ModelSpec:
         image, resampler, unet = self.image, self.resampler, self.unet
         if image is None or resampler is None:
             both = image is resampler and not unet.image_cross_attention
-            require(both, "an image tower, a resampler or image cross-attention alone", "all of them or none")
+            require(
+                both, "only some of image tower, resampler and image cross-attention", "all of them or none"
+            )
             return
         vision = image.clip.vision.width
         require(

@@ -54,7 +54,9 @@ def parse(argv: list[str] | None = None):
         help="fine-tuned checkpoint (CKPTDIR/dynamicrafter_cil_512_v1/timenoise.ckpt)",
     )
     parser.add_argument("--config", type=as_path, help="a recipe (YAML) instead of the numbers above")
-    parser.add_argument("--format", choices=("pt", "safetensors"), default="pt", help="of the outputs (pt)")
+    parser.add_argument(
+        "--format", choices=("pt", "safetensors"), default="pt", help="format of the outputs (pt)"
+    )
     parser.add_argument(
         "--missing",
         choices=("identity", "error", "drop"),

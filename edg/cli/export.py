@@ -24,7 +24,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", type=as_path, help="OUT.safetensors, OUT.pt or OUT.ckpt; the extension selects the format"
     )
-    parser.add_argument("--dtype", help="of the floating-point tensors: fp16, bf16 or float32 (as stored)")
+    parser.add_argument(
+        "--dtype", help="dtype of the floating-point tensors: fp16, bf16 or float32 (as stored)"
+    )
     parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--quiet", action="store_true", help="show no progress")

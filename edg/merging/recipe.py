@@ -7,8 +7,8 @@
       con: [{op: consistent, alpha: 1.0, beta: 0.25, where: [temporal, "*.bias"]}]
 
 Of the steps of an output the first whose `where` matches a tensor is applied; what no step matches is the
-base's. A step or a pattern that meets no tensor of the inputs is an error when they are opened (`plan`),
-unless the step says `optional: true`, or names the patterns that may meet none.
+base's. A step or a pattern that matches no tensor of the inputs is an error when they are opened (`plan`),
+unless the step says `optional: true`, or names the patterns that may match none.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Recipe:
         return Copy()
 
     def check_kinds(self, family: Family) -> None:
-        """Raise UsageError for a slip in a module kind that some `where` names."""
+        """Raise UsageError for a misspelt module kind in a `where`."""
         for output, steps in self.outputs.items():
             for where in (where for step in steps for where in step.where):
                 if (

@@ -1,5 +1,5 @@
 """Motion of a clip by optical flow, without any weights. Frames are uint8 (T, H, W, 3), flow is float32
-(T-1, H, W, 2) in px/frame: what stands at (y, x) in frame t stands at (y + flow[t, y, x, 1],
+(T-1, H, W, 2) in px/frame: what is at (y, x) in frame t is at (y + flow[t, y, x, 1],
 x + flow[t, y, x, 0]) in frame t + 1.
 """
 
@@ -130,8 +130,8 @@ def flicker(frames: Frames) -> float:
 
 
 def smoothness(frames: Frames, flow: Callable[[Frames], Flow] = flow) -> float:
-    """(255 - mean |g_i - f_i|) / 255 over the odd frames f_i, g_i what flow makes of their even neighbours:
-    VBench's motion smoothness with flow warping in the place of its network (AMT-S)."""
+    """(255 - mean |g_i - f_i|) / 255 over the odd frames f_i, g_i warped by the flow from the even ones:
+    VBench's motion smoothness with warping in the place of its network (AMT-S)."""
     even, odd = frames[::2], frames[1::2]
     require(len(even) >= 2, f"a clip of {len(frames)} frames", "at least 3 frames")
     flows = flow(even)
@@ -143,8 +143,8 @@ def smoothness(frames: Frames, flow: Callable[[Frames], Flow] = flow) -> float:
 
 
 def midway(before: np.ndarray, after: np.ndarray, flow: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture between two: the mean of `before` half the way along the flow and of `after` half the way
-    back, both looked up with the flow of the place itself."""
+    """The picture between two: the mean of `before` halfway along the flow and of `after` halfway
+    back, both sampled with the flow at the pixel itself."""
     import cv2
 
     height, width = flow.shape[:2]

@@ -120,7 +120,7 @@ class Weights(Mapping):
 
     @property
     def provenance(self) -> dict:
-        """The record that `edg merge` wrote into this file ({} for foreign files)."""
+        """The record that `edg merge` wrote into this file ({} for other files)."""
         try:
             found = json.loads(self.metadata.get("edg", "{}"))
         except (ValueError, RecursionError):

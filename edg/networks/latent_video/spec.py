@@ -1,8 +1,8 @@
 """Model specs as frozen dataclasses: every number in which two checkpoints could differ is a field here.
 
 The published values are in `presets.py`; the published YAML files are read by `published_yaml.py`. A
-dataclass that cannot be built (widths that do not divide, an option nobody implements) raises UsageError at
-once.
+dataclass that cannot be built (widths that do not divide, an option that is not implemented) raises
+UsageError at once.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The image tower; its output are all tokens after the last block."""
+    """The image tower; its output is all tokens after the last block."""
 
     clip: ClipModelSpec
 

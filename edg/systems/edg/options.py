@@ -22,7 +22,7 @@ _merging = partial(option, group="or parameter sets merged in memory (docs/dials
 class SamplingOptions:
     """Options that are neither a request's own (prompt, image, seed, size) nor in the weights.
 
-    switch_at: timesteps at which the next set takes over, falling: set k acts while t > switch_at[k].
+    switch_at: timesteps at which the next set takes over, decreasing: set k is used while t > switch_at[k].
     crop, pad: how an image of another shape is fitted (see `fit_image`); interp: the last frame is given too
     (the first image where a request has no other); loop: the last frame is the first image.
     blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.

@@ -55,8 +55,8 @@ def sampling_schedule(
 
 
 def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> list[str]:
-    """Raise EdgError for whatever would stop `generate` with these sets and requests, and return warnings on
-    what of the requests has no effect. Reads names and shapes only, but for a preview decoder."""
+    """Raise EdgError for anything that would stop `generate` with these sets and requests, and return
+    warnings about options without effect. Reads names and shapes only, except for a preview decoder."""
     spec = with_adapter_of(spec, sets.values())
     network = build(spec)
     for weights in sets.values():
@@ -74,7 +74,7 @@ def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request])
 
 
 def remarks(spec: ModelSpec, requests: Sequence[Request]) -> list[str]:
-    """Lines on prompts and negative prompts that are longer than the text tower reads."""
+    """Warnings about prompts and negative prompts that are longer than the text encoder reads."""
     prompts = list({r.prompt: None for r in requests if r.options.text_input})
     negative = list({r.options.negative_prompt: None for r in requests if r.options.guided})
     return [
@@ -84,7 +84,7 @@ def remarks(spec: ModelSpec, requests: Sequence[Request]) -> list[str]:
 
 
 def check_length(spec: ModelSpec, frames: int) -> None:
-    """Raise UsageError where the network has no place for so many frames."""
+    """Raise UsageError if the network cannot take so many frames."""
     unet = spec.unet
     if (unet.use_causal_attention or unet.use_relative_position) and frames > unet.temporal_length:
         raise UsageError(

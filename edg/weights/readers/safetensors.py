@@ -100,7 +100,7 @@ def _span(path, name: str, entry) -> tuple[int, int, tuple]:
         raise BadFileError(f"{path}: {name!r} has a malformed shape or data_offsets")
     info = TensorInfo(tuple(shape), DTYPES[dtype])
     if info.numel > MAX_NUMEL:
-        raise BadFileError(f"{path}: {name!r} has the shape {shape}, which no file can contain"[:300])
+        raise BadFileError(f"{path}: {name!r} has the shape {shape}, which no file can hold"[:300])
     begin, end = offsets
     if end - begin != info.numel * ITEMSIZE[info.dtype]:
         raise BadFileError(

@@ -109,7 +109,7 @@ def test_c06_safetensors_named_ckpt(tmp_path, state, command):
 def test_c07_zip_named_safetensors(tmp_path, state, command):
     torch.save(state, tmp_path / "x.safetensors")
     assert command(["info", tmp_path / "x.safetensors"])[0] == 0
-    assert "named .safetensors but is a torch checkpoint" in command.out
+    assert "named .safetensors, but it is a torch checkpoint" in command.out
 
 
 @pytest.mark.parametrize("left", [9, 30, -4])

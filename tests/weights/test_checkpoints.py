@@ -102,7 +102,7 @@ def test_c05_gzip(refused):
 def test_c06_safetensors_named_ckpt(tmp_path, state, command):
     safetensors.torch.save_file(state, tmp_path / "x.ckpt")
     assert command(["info", tmp_path / "x.ckpt"])[0] == 0
-    assert "named .ckpt but is a safetensors file" in command.out
+    assert "named .ckpt, but it is a safetensors file" in command.out
     assert open_weights(tmp_path / "x.ckpt").names() == sorted(state)
 
 

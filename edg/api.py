@@ -152,7 +152,7 @@ def _by_field(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: field for kind in kinds for name, field in names(kind).items()}
     found = {fields.get(name.replace("-", "_"), name): value for name, value in options.items()}
     for name in found:
-        require(name not in FOLDERS, f"{name} is no option of a clip", fix="see edg sample --help")
+        require(name not in FOLDERS, f"{name} is not an option of a clip", fix="see edg sample --help")
     return found
 
 

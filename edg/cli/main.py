@@ -227,7 +227,7 @@ def check_working_directory() -> None:
         os.getcwd()
     except OSError as error:
         raise MachineError(
-            f"the working directory cannot be had: {error.strerror}", fix="cd to a folder that exists"
+            f"the working directory cannot be accessed: {error.strerror}", fix="cd to a folder that exists"
         ) from error
 
 

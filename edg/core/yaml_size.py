@@ -55,7 +55,7 @@ def check(text: str, overrides: Sequence[str], path: str | Path) -> None:
 
 def _need_at_most(most: int, count: int, what: str, path: str | Path) -> None:
     if count > most:
-        raise UsageError(f"{path} stands for more than {most:,} {what}", expected="settings")
+        raise UsageError(f"{path} expands to more than {most:,} {what}", expected="settings")
 
 
 def _values(node: Any, known: dict[int, int]) -> int:

@@ -264,7 +264,7 @@ class Events:
 
     def read_request(self, image: Any, prompt: Any, seed: Any, compare: Any, *values: Any) -> DemoRequest:
         """The request in the page's fields, as the browser sent them. Raises UsageError."""
-        require(isinstance(image, Mapping), "put in an image first")
+        require(isinstance(image, Mapping), "choose an image first")
         try:
             pairs = zip(self.backend.model.sliders, values, strict=True)
             settings = {slider.name: slider.convert(value) for slider, value in pairs}

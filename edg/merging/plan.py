@@ -107,7 +107,7 @@ def _stored(tensor: Aligned, recipe: Recipe) -> TensorInfo:
 
 def _idle_steps(plan: MergePlan) -> list[str]:
     """A note for every optional step that has no effect. Raises UsageError for a step, or a pattern of its
-    `where`, that meets no tensor and is not optional: a slip in a name would leave the output as it was."""
+    `where`, that matches no tensor and is not optional: a slip in a name would leave the output as it was."""
     names = [tensor.name for index, tensor in enumerate(plan.aligned) if plan.is_float(index)]
     notes = []
     for output in plan.outputs:
@@ -122,7 +122,7 @@ def _idle_steps(plan: MergePlan) -> list[str]:
             if id(step) in reached or len(unmet) == len(step.where) > 0 or step.optional is True:
                 continue
             raise UsageError(
-                f"{place} meets no tensor" + (f" of where {list(step.where)}" if step.where else ""),
+                f"{place} matches no tensor" + (f" of where {list(step.where)}" if step.where else ""),
                 expected="a tensor that no earlier step changes",
                 fix="put it before the others, or remove it; set optional: true if it may match none",
             )
@@ -144,7 +144,7 @@ def _meets_nothing(plan: MergePlan, place: str, patterns: list[str], names: list
         )
     near = next(filter(None, (near_names(pattern, names, plan.family) for pattern in patterns)), "")
     return UsageError(
-        f"{place}: where {listed} meets no tensor of the inputs",
+        f"{place}: where {listed} matches no tensor of the inputs",
         expected="a kind of modules, or a pattern that matches names (edg info FILE --names)",
         fix="; ".join(filter(None, [near, "set optional: true if it may match none"])),
     )

@@ -102,7 +102,7 @@ class Recipe:
                     and nearest(where, family.kind_help)
                 ):
                     raise UsageError(
-                        f"{output}: where: {where!r} is no module kind",
+                        f"{output}: where: {where!r} is not a module kind",
                         expected="one of " + ", ".join(family.kind_help) + " or a pattern with * in it",
                         fix=nearest(where, family.kind_help),
                     )

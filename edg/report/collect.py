@@ -81,7 +81,7 @@ def collect(folders: Sequence[Path], problems: dict[str, str]) -> list[ReportRun
 def _clip_folder(folder: Path) -> Path:
     """The folder that holds the clips: the given one, or the only one inside it that does (`output/1000`)."""
     if not folder.is_dir():
-        raise BadFileError(f"{folder} is no folder", expected="the folder of a run, with its clips")
+        raise BadFileError(f"{folder} is not a folder", expected="the folder of a run, with its clips")
     links: dict[str, str] = {}
     if _stems(folder, links):
         return folder

@@ -180,7 +180,7 @@ def load_embedder(
         same = hash_value(to_dict(spec)) == model.get("spec_sha256")
         require(
             same,
-            f"the run's model is another {spec.name} than the known one",
+            f"the run's model differs from the known {spec.name}",
             fix="give --config with its YAML file",
         )
     origin = {

@@ -53,7 +53,7 @@ def export(
         raise UsageError(f"{out} is one of the input files", fix="choose another name")
     if out.exists() and not overwrite:
         raise UsageError(
-            f"{out} is there already", fix="choose another name, or give --overwrite to replace it"
+            f"{out} already exists", fix="choose another name, or give --overwrite to replace it"
         )
     computed = weights.family.buffers
     plan = {

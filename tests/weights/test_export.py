@@ -82,7 +82,7 @@ def test_mistakes(tmp_path, files, capsys):
         ((base, out, "--dtype", "auto"), 2, "fp16, bf16 or float32"),
         ((base, base), 2, "one of the input files"),
         ((tmp_path / "no.ckpt", out), 3, "does not exist"),
-        ((base, files[1]), 2, "is there already"),
+        ((base, files[1]), 2, "already exists"),
     ):
         assert run(*argv) == code
         assert text in capsys.readouterr().err

@@ -87,7 +87,7 @@ def _adjusted(typed: SamplingOptions, dials: Dials | None) -> tuple[str, Recipe,
     strengths = dials.strengths(typed.motion, typed.hold) if dials else {}
     given = _strengths(typed.strength)
     if twice := sorted(strengths.keys() & given.keys()):
-        raise UsageError(f"--strength {twice[0]} beside the dial that moves it", expected="one of them")
+        raise UsageError(f"--strength {twice[0]} together with the dial that sets it", expected="one of them")
     for place, value in {**strengths, **given}.items():
         recipe = recipe if place == "T" else recipes.adjusted(recipe, place, value)
     return name, recipe, strengths
@@ -219,6 +219,6 @@ def _files_of(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, str]:
     inputs = {name: str(paths.get(name, path)) for name, path in recipe.inputs.items()}
     if empty := [name for name, path in inputs.items() if not path]:
         raise UsageError(
-            f"the recipe wants {empty[0]}", expected="a recipe with no inputs but base and tuned"
+            f"the recipe needs the input {empty[0]}", expected="a recipe with no inputs but base and tuned"
         )
     return inputs

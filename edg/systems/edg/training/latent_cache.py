@@ -124,7 +124,7 @@ def shard_damage(folder: Path, index: CacheIndex, shard: int) -> str:
     try:
         note = read_note(folder, index, shard)
         if note is not None and cached_sha256(path) != note["sha256"]:
-            return "is not what was written"
+            return "differs from the file that was written"
         identity = open_shard(folder, index, shard)[0].metadata.get(IDENTITY, "")
         if identity and identity != _shard_identity(index, shard):
             return "belongs to another index, or to another place in it"

@@ -54,7 +54,7 @@ for i in "${!sampling[@]}"; do   # the last --savedir counts
 done
 cat << END
 
-The clips are in $out. What next:
+The clips are in $out. Next steps:
     . .venv/bin/activate                                # unless you use an environment of your own
     edg report $out --out report                        # then open report/index.html
     edg sample --config sprites --motion 1 --savedir output/more    # more motion, with the embedded model

@@ -20,39 +20,53 @@ def parse(argv: list[str] | None = None):
     strength = number(-(10**6), 10**6)
     parser = Parser(prog="run_merge.py", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--basedir", type=as_path, default=".", help="folder that relative paths start from (.)"
+        "--basedir", type=as_path, default=".", help="folder to which relative paths are relative (.)"
     )
     parser.add_argument(
-        "--ckptdir", type=as_path, default=os.environ.get("CKPT_PATH") or "ckpt", help="CKPT_PATH or ckpt"
+        "--ckptdir",
+        type=as_path,
+        default=os.environ.get("CKPT_PATH") or "ckpt",
+        help="folder of the checkpoints (CKPT_PATH or ckpt)",
     )
-    parser.add_argument("--outdir", type=as_path, help="where dyn.pt and con.pt go (CKPTDIR/merge)")
+    parser.add_argument("--outdir", type=as_path, help="folder of dyn.pt and con.pt (CKPTDIR/merge)")
     numbers = parser.add_argument_group("the recipe (without --config)")
     numbers.add_argument(
-        "--dyn-alpha", type=strength, help="how far to walk back from the tuned model (0.25)"
+        "--dyn-alpha", type=strength, help="alpha of dyn, base + beta D(alpha (base - tuned)) (0.25)"
     )
-    numbers.add_argument("--dyn-beta", type=strength, help="how much of that to add to the base (0.75)")
+    numbers.add_argument("--dyn-beta", type=strength, help="beta of dyn (0.75)")
     numbers.add_argument(
         "--con-alpha",
         type=strength,
-        help="released: scale of the tuned model; anchored: strength (1)",
+        help="alpha of con: scale of the tuned model (released) or strength (anchored) (1)",
     )
-    numbers.add_argument("--con-beta", type=strength, help="how much of the thinned difference to add (0.25)")
-    numbers.add_argument("--drop-rate", type=strength, help="part of the difference that is dropped (0.7)")
+    numbers.add_argument("--con-beta", type=strength, help="beta of con, weight of D(tuned - base) (0.25)")
+    numbers.add_argument(
+        "--drop-rate", type=strength, help="share of the difference that D drops at random (0.7)"
+    )
     numbers.add_argument("--con", choices=("released", "anchored"), help="formula of con (released)")
-    parser.add_argument("--seed", type=whole(0, 2**64 - 1), help="of the random masks (123)")
-    parser.add_argument("--base", type=as_path, help="CKPTDIR/dynamicrafter_512_v1/model.ckpt")
-    parser.add_argument("--tuned", type=as_path, help="CKPTDIR/dynamicrafter_cil_512_v1/timenoise.ckpt")
+    parser.add_argument("--seed", type=whole(0, 2**64 - 1), help="seed of the random masks (123)")
+    parser.add_argument(
+        "--base", type=as_path, help="base checkpoint (CKPTDIR/dynamicrafter_512_v1/model.ckpt)"
+    )
+    parser.add_argument(
+        "--tuned",
+        type=as_path,
+        help="fine-tuned checkpoint (CKPTDIR/dynamicrafter_cil_512_v1/timenoise.ckpt)",
+    )
     parser.add_argument("--config", type=as_path, help="a recipe (YAML) instead of the numbers above")
-    parser.add_argument("--format", choices=("pt", "safetensors"), default="pt")
+    parser.add_argument(
+        "--format", choices=("pt", "safetensors"), default="pt", help="format of the outputs (pt)"
+    )
     parser.add_argument(
         "--missing",
         choices=("identity", "error", "drop"),
-        help="names not in both: identity (for a missing adapter; default), error, or drop (released)",
+        help="for tensors that only one file has: identity (a missing adapter becomes one that does nothing; "
+        "default), error, or drop (released)",
     )
-    parser.add_argument("--dtype", help="of the outputs: float32, float16, bfloat16 (the base's)")
-    parser.add_argument("--overwrite", action="store_true", help="merge again what is finished already")
+    parser.add_argument("--dtype", help="dtype of the outputs: float32, float16 or bfloat16 (the base's)")
+    parser.add_argument("--overwrite", action="store_true", help="make finished outputs again")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--json", action="store_true", help="an error as one line of JSON on stderr")
+    parser.add_argument("--json", action="store_true", help="print an error as one line of JSON on stderr")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""What every approximation saves and what it costs: sprites, the shipped weights, held-out images.
+"""Measure what each approximation saves and costs: sprites, the shipped weights, held-out images.
 
     python bench/approximations.py                          # all 64 images, 50 steps
     python bench/approximations.py --images 2 --steps 6     # to see that it runs
@@ -206,12 +206,12 @@ from the clip at its size, mean absolute in levels of 255: {", ".join(apart)}.
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=64, help="held-out images (64)")
-    parser.add_argument("--images-seed", type=int, default=4000, help="that they are drawn from (4000)")
-    parser.add_argument("--steps", type=int, default=50, help="of the exact rows (50)")
+    parser.add_argument("--images-seed", type=int, default=4000, help="seed of the held-out images (4000)")
+    parser.add_argument("--steps", type=int, default=50, help="steps of the exact rows (50)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (3)")
-    parser.add_argument("--batch", type=int, default=8, help="clips in a network call (8)")
-    parser.add_argument("--device", default="cpu", help="(cpu)")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="the file of results")
+    parser.add_argument("--batch", type=int, default=8, help="clips per network call (8)")
+    parser.add_argument("--device", default="cpu", help="device (cpu)")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="file of the results")
     args = parser.parse_args(argv)
     rows = rows_of(args.steps)
     if torch.device(args.device).type == "cpu" and not multiplies(torch.bfloat16):

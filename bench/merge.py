@@ -1,4 +1,4 @@
-"""Merging against the disk and against mergekit: seconds, megabytes per second, peak memory.
+"""Compare merging with the disk and with mergekit: seconds, megabytes per second, peak memory.
 
     python bench/merge.py                    # two files of 0.5 GB
     python bench/merge.py --size 2x10.4GB    # the published size
@@ -292,7 +292,9 @@ def find_peer(given: str) -> Path | None:
     if given == "none":
         return None
     if given and not python.with_name("mergekit-pytorch").exists():
-        raise SystemExit(f"--peer {given}: no mergekit-pytorch beside it; leave --peer out to have one made")
+        raise SystemExit(
+            f"--peer {given}: there is no mergekit-pytorch beside it; leave out --peer to make an environment"
+        )
     if not python.with_name("mergekit-pytorch").exists():
         print(f"making an environment with {PEER} {VERSION} in {PEER_FOLDER.name}", file=sys.stderr)
         try:
@@ -302,7 +304,7 @@ def find_peer(given: str) -> Path | None:
             (theirs / "zz_host.pth").write_text("\n".join(ours) + "\n")  # after its own, which therefore win
             measure([python, "-m", "pip", "install", "--quiet", f"{PEER}=={VERSION}"])
         except SystemExit as error:
-            print(f"{error}\n{PEER} cannot be installed: its rows stay empty", file=sys.stderr)
+            print(f"{error}\n{PEER} cannot be installed, so its rows stay empty", file=sys.stderr)
             return None
     return python
 
@@ -363,17 +365,21 @@ def bytes_of(size: str) -> float:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", default="2x0.5GB", help="2x0.5GB (default), 2x10.4GB, ...")
-    parser.add_argument("--runs", type=int, help="of every command (3; 1 from 2 GB on)")
-    parser.add_argument("--spec", default="dynamicrafter-512", help="whose names and shapes")
+    parser.add_argument(
+        "--size", default="2x0.5GB", help="number and size of the inputs: 2x0.5GB (default), 2x10.4GB, ..."
+    )
+    parser.add_argument("--runs", type=int, help="runs of every command (3; 1 from 2 GB on)")
+    parser.add_argument(
+        "--spec", default="dynamicrafter-512", help="model whose names and shapes the inputs have"
+    )
     parser.add_argument(
         "--peer",
         default="",
         metavar="PYTHON",
-        help=f"of an environment with {PEER} (default: one is made, once), or none",
+        help=f"folder of an environment with {PEER} (default: one is made, once), or none",
     )
-    parser.add_argument("--work", type=Path, default=ROOT, help="where files are made and deleted (here)")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="the file of results")
+    parser.add_argument("--work", type=Path, default=ROOT, help="folder for temporary files (here)")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="file of the results")
     args = parser.parse_args(argv)
     args.nbytes = bytes_of(args.size)
     args.runs = args.runs or (1 if args.nbytes >= 2e9 else 3)
@@ -386,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if free < needed:
         raise SystemExit(
             f"--size {args.size} needs {needed / 1e9:.1f} GB of disk for two inputs and two outputs, "
-            f"{args.work} has {free / 1e9:.1f}: give another folder (--work) or size"
+            f"{args.work} has {free / 1e9:.1f} GB free: give another folder (--work) or size"
         )
     peer = find_peer(args.peer)
     with results.scratch(args.work) as work:

@@ -1,9 +1,9 @@
-"""What a longer, larger, or further clip costs; and a folder of prompts against the loop as released.
+"""Measure the cost of longer, larger and more clips, and of a folder of prompts against the released loop.
 
     python bench/scale.py                  # the sprites network, on the CPU about ten minutes
     python bench/scale.py --model 512-narrow --only network
 
-Cost is fitted as size^p; beside the exponent of the time stands that of the operations, counted.
+Cost is fitted as size^p; the table has the exponent of the time and that of the counted operations.
 """
 
 from __future__ import annotations
@@ -295,13 +295,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="sprites", choices=step.models(), help="of the network's rows")
+    parser.add_argument(
+        "--model", default="sprites", choices=step.models(), help="model of the network's rows"
+    )
     parser.add_argument("--only", choices=["network", "runs", "folder"])
-    parser.add_argument("--repeat", type=int, default=5, help="steps whose median counts (5)")
+    parser.add_argument("--repeat", type=int, default=5, help="steps per median (5)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4, help="clips per call in the folder's last rows (4)")
-    parser.add_argument("--rounds", type=int, default=4, help="parts that the folder is made in (4)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds in which the folder is made (4)")
     args = parser.parse_args()
     parts = {
         "network": lambda: network(args.model, args.repeat),

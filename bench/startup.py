@@ -1,4 +1,4 @@
-"""How long until something happens: `edg --help`, `edg info` on a large file, the first clip of run.sh.
+"""Measure the time to the first result: `edg --help`, `edg info` on a large file, the first clip of run.sh.
 
     python bench/startup.py
 
@@ -131,12 +131,12 @@ def rows(args: argparse.Namespace, work: Path) -> list[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=15, help="of the short commands (15)")
-    parser.add_argument("--spec", default="dynamicrafter-512", help="whose layout the large file has")
-    parser.add_argument("--no-clip", action="store_true", help="without run.sh")
-    parser.add_argument("--limit", type=float, default=900, help="seconds that run.sh may take (900)")
-    parser.add_argument("--work", type=Path, default=ROOT, help="where files are made and deleted (here)")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="the file of results")
+    parser.add_argument("--runs", type=int, default=15, help="runs of the short commands (15)")
+    parser.add_argument("--spec", default="dynamicrafter-512", help="model whose layout the large file has")
+    parser.add_argument("--no-clip", action="store_true", help="leave out run.sh")
+    parser.add_argument("--limit", type=float, default=900, help="time limit of run.sh in seconds (900)")
+    parser.add_argument("--work", type=Path, default=ROOT, help="folder for temporary files (here)")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="file of the results")
     args = parser.parse_args(argv)
     with results.scratch(args.work) as work:
         found = rows(args, work)

@@ -1,4 +1,4 @@
-"""One guided denoising step, beside the straightforward loop and the rate of the machine.
+"""Measure one guided denoising step against the straightforward loop and the rate of the machine.
 
     python bench/step.py                         # the 512 network at width 128, and sprites; needs no GPU
     python bench/step.py 512 1024 --compile      # what a GPU is measured with
@@ -6,9 +6,9 @@
 `bench/naive.py` is the loop as released, on the same weights; a variant whose result differs from its in
 float32 by more than 1e-4, or in 16 bits by more than 1.2 times what autocast does, ends the run. Every
 variant is a process of its own; they step in turn, one at a time, so that a ratio is one of neighbours in
-time. The floor is the floating-point operations of the naive loop at the rate of a large matrix product, by
+time. The floor is the floating-point operations of the naive loop at the rate of a large matrix product in
 the faster of two libraries. What is approximate makes a whole clip, and counts as the steps that the release
-makes of it (its first call is a clip); `bench/approximations.py` tells what the like costs in quality.
+makes of it (its first call is a clip); `bench/approximations.py` measures the loss of quality.
 """
 
 from __future__ import annotations
@@ -418,7 +418,7 @@ def main() -> int:
     )
     parser.add_argument("models", nargs="*", default=MODELS, help=", ".join(models()))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:8])
-    parser.add_argument("--compile", action="store_true", help="the compiled variants too")
+    parser.add_argument("--compile", action="store_true", help="also measure the compiled variants")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of steps (7)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto")

@@ -1,4 +1,4 @@
-"""Denoising steps beside other work, by how many threads there are and how they wait.
+"""Measure denoising steps beside other work, by the number of threads and how they wait.
 
     python bench/threads.py                      # idle, then beside 16 busy loops, for about a minute
 
@@ -88,12 +88,19 @@ def seconds_per_step(threads: int, waiting: str, args: argparse.Namespace, load:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="against one (all cores)")
-    parser.add_argument("--steps", type=int, default=8, help="to time (8)")
-    parser.add_argument("--load", type=int, default=16, help="busy loops (16)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="number of threads to compare with one (all cores)",
+    )
+    parser.add_argument("--steps", type=int, default=8, help="steps to time (8)")
+    parser.add_argument("--load", type=int, default=16, help="number of busy loops (16)")
     parser.add_argument("--limit", type=int, default=8, help="seconds after which a row ends early (8)")
-    parser.add_argument("--runs", type=int, default=3, help="of each row on the idle machine, in turn (3)")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="the file of results")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs of each row on the idle machine, in turn (3)"
+    )
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="file of the results")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows = [(threads, waiting) for threads in (args.threads, 1) for waiting in WAITING]

@@ -1,7 +1,6 @@
-"""From Python: `load(model).animate(image, prompt)` is a clip, the same that `edg sample` makes.
+"""The Python interface: `load(model).animate(image, prompt)` makes the same clip as `edg sample`.
 
-Whatever `edg sample` takes as a flag can be given by its name, to `load` for all clips or to `animate` for
-one.
+Every option of `edg sample` can be given by name, to `load` for all clips or to `animate` for one.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ SHOWN = 192  # pixels that a small clip is enlarged to, there
 def load(model: str = systems.DEFAULT_MODEL, **how: Any) -> Model:
     """A model by name or YAML file; its weights are read when the first clip is made.
 
-    how: any option of `edg sample`, such as device, dtype, steps, guidance, or the files of its parameters
-    (the default model comes with them). Raises EdgError.
+    how: any option of `edg sample`, such as device, dtype, steps, guidance, or the files of the parameters
+    (those of the default model come with the package). Raises EdgError.
     """
     return Model(model, how)
 
 
 class Model:
-    """The model that `load` gives. One network is in memory, kept from clip to clip while its parameters
-    stay."""
+    """The model that `load` returns. It keeps one network in memory, and uses it again for the next clip if
+    the parameters are the same."""
 
     def __init__(self, name: str | None, options: Mapping[str, Any], kept: dict[str, Any] | None = None):
         """name: None for the model that the weights tell. kept: of another model, whose network makes room
@@ -92,13 +91,13 @@ class Model:
         options: motion and hold (0..1), T, seed, steps, guidance, frames, size, fit, loop, and the others of
         `edg sample`. id: the clip's name there, on which its noise depends (`0000-NAME_sample0` for an image
         of that name). progress: called with (phase, done, total, request=, share=) at every step instead of a
-        line on stderr; what it raises ends the clip there. watch: called a few times with (request, label,
+        line on stderr; an exception from it stops the clip. watch: called a few times with (request, label,
         frames), the clip as predicted so far. Raises EdgError.
         """
         implied = {} if last is None else self._system.implied.get("last_image", {})
         config = self._config({**options, **implied})
         require(
-            isinstance(prompt, str), f"a prompt that is {type(prompt).__name__}", "a text, which may be empty"
+            isinstance(prompt, str), f"a prompt that is {type(prompt).__name__}", "text, which may be empty"
         )
         first = None if image is None else self._path(image, "image")
         pair = Pair(0, prompt, first, None if last is None else self._path(last, "last"))
@@ -153,27 +152,27 @@ def _by_field(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: field for kind in kinds for name, field in names(kind).items()}
     found = {fields.get(name.replace("-", "_"), name): value for name, value in options.items()}
     for name in found:
-        require(name not in FOLDERS, f"{name} is no option of a clip", fix="see edg sample --help")
+        require(name not in FOLDERS, f"{name} is not an option of a clip", fix="see edg sample --help")
     return found
 
 
 @dataclass(frozen=True)
 class Video:
     """A clip. frames: uint8 (T, H, W, 3). record: everything needed to make it again, as `edg sample` writes
-    it; record["settings"] decides the pixels."""
+    it; record["settings"] determines the pixels."""
 
     frames: np.ndarray
     record: Mapping[str, Any]
 
     def save(self, path: str | Path, *, fps: float | None = None, crf: int | None = None) -> Path:
-        """Write it as the name says: .mp4, .mov, .gif, .webp, or without an ending a folder of png frames;
-        the settings go inside. Returns the path. Raises UsageError, MachineError."""
+        """Write it in the format of the name's extension: .mp4, .mov, .gif, .webp, or without an extension a
+        folder of png frames, with the settings inside. Returns the path. Raises UsageError, MachineError."""
         path = Path(user_path(path, "a clip's path"))
         format = path.suffix.lower().removeprefix(".") or "png"
         if not path.name or format not in FORMATS or (format == "png" and path.suffix):
             raise UsageError(
                 f"a clip as {str(path)!r}",
-                expected="a name that ends in .mp4, .mov, .gif or .webp, or in nothing (png frames)",
+                expected="a name that ends in .mp4, .mov, .gif or .webp, or has no extension (png frames)",
             )
         settings = {**self.record["settings"]}
         settings |= {name: value for name, value in (("fps", fps), ("crf", crf)) if value is not None}

@@ -1,4 +1,4 @@
-"""Copy a reference folder without the inputs that its input rule can remake: `python
+"""Copy a reference folder without the inputs that its input rule can recompute: `python
 scripts/copy_reference.py SRC DST`.
 
 Expected outputs and inputs without a rule are copied bit for bit; index.json gets the new sizes and hashes.

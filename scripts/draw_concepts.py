@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""The pictures of docs/concepts.md, by the embedded model: `python scripts/draw_concepts.py`.
+"""Draw the pictures of docs/concepts.md with the embedded model: `python scripts/draw_concepts.py`.
 
-    denoising.png   one clip at five timesteps: what the latent holds, and what the network takes it for
+    denoising.png   one clip at five timesteps: the latent, and the clean clip that the network predicts
     switch.png      base, con, dyn, and dyn above T with con below
     line.png        one clip along base + s (tuned - base)
 
-Frames run from left to right, the cross is where the shape was on the image; the figure at a row's end
+Frames run from left to right; the cross marks the shape's place on the image; the figure at a row's end
 is its measured speed (edg/sprites/tracker.py).
 """
 
@@ -223,11 +223,16 @@ PICTURES = {"denoising": denoising, "switch": switched, "line": line, "clips": a
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/img/concepts", help="(docs/img/concepts)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "docs/img/concepts",
+        help="folder of the pictures (docs/img/concepts)",
+    )
     parser.add_argument("--only", nargs="+", choices=list(PICTURES), default=list(PICTURES))
-    parser.add_argument("--image", type=int, default=5, help="which held-out image (5)")
+    parser.add_argument("--image", type=int, default=5, help="number of the held-out image (5)")
     parser.add_argument("--steps", type=int, default=16, help="DDIM steps (16)")
-    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
     args = parser.parse_args(argv)
     clip = held_out(4000, args.image + 1)[args.image]
     print(caption(words_of(clip)))

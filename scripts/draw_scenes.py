@@ -1,9 +1,9 @@
-"""Draws prompts/scenes: four pictures of our own, 512x320, rendered with numpy from a few formulas.
+"""Draw prompts/scenes: four pictures of 512x320, rendered with numpy from a few formulas.
 
     python scripts/draw_scenes.py [FOLDER]
 
-Everything is drawn at twice the size and averaged down. Points are (y, x) grids in 0..1 of the height, so the
-right edge lies at x = 1.6.
+Everything is drawn at twice the size and averaged down. Points are (y, x) grids in units of the height, so
+the right edge is at x = 1.6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Draw prompts/sprites: held-out first frames of the sprites world and the captions that say how they
-shall move.
+"""Draw prompts/sprites: held-out first frames of the sprites world, and captions that describe
+the motion.
 
 python scripts/draw_sprites.py [FOLDER]
 """

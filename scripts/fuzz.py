@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Feeds the readers mutated files, guided by the code they reach (atheris, libFuzzer), for a given time.
+"""Feed mutated files to the readers, guided by code coverage (atheris, libFuzzer), for a given time.
 
     python scripts/fuzz.py readers --seconds 60                     # checkpoints: zip, legacy, safetensors
-    python scripts/fuzz.py readers --seconds 36000 --corpus DIR     # goes on from DIR and adds to it
+    python scripts/fuzz.py readers --seconds 36000 --corpus DIR     # starts from DIR and adds to it
     python scripts/fuzz.py settings                                 # YAML files and merge recipes
     python scripts/fuzz.py prompts                                  # prompts.txt
 
 A reader may give values or raise EdgError. Any other exception, more than 200 MB or more than two seconds of
-processor time for one input is a crash: the input is kept, and the exit code is 5. The last line is JSON.
+CPU time for one input is a crash: the input is kept, and the exit code is 5. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -168,11 +168,11 @@ def child(target: str, counts: str, *flags: str) -> None:
 def parser() -> Parser:
     made = Parser(prog="fuzz.py", description=__doc__.splitlines()[0])
     made.add_argument("target", choices=TARGETS)
-    made.add_argument("--seconds", type=int, default=60, help="how long (60)")
-    made.add_argument("--corpus", help="a folder of inputs that is read and added to (default: none is kept)")
-    made.add_argument("--crashes", default="fuzz-crashes", help="where inputs that crash go (fuzz-crashes)")
-    made.add_argument("--json", help="a file for the line of figures")
-    made.add_argument("--seed", type=int, default=1, help="of libFuzzer (1)")
+    made.add_argument("--seconds", type=int, default=60, help="duration in seconds (60)")
+    made.add_argument("--corpus", help="folder of inputs, which is read and extended (default: none is kept)")
+    made.add_argument("--crashes", default="fuzz-crashes", help="folder for inputs that crash (fuzz-crashes)")
+    made.add_argument("--json", help="file for the figures, one line of JSON")
+    made.add_argument("--seed", type=int, default=1, help="seed of libFuzzer (1)")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Count figures of the code: size, dialect, types, sentences in tests. Two checkouts compare in one table.
+"""Count figures of the code: size, wording, types, sentences in tests. Several checkouts make one table.
 
 python scripts/house_figures.py                    # this checkout
 python scripts/house_figures.py ../other .         # two, side by side

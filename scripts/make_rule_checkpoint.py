@@ -1,10 +1,10 @@
-"""Write a complete checkpoint with weights by the rule of tests/reference: nothing to download.
+"""Write a complete checkpoint with weights from the rule of tests/reference; nothing is downloaded.
 
     python scripts/make_rule_checkpoint.py ckpt/dynamicrafter_512_v1/model.ckpt --seed 11
     python scripts/make_rule_checkpoint.py ckpt/dynamicrafter_cil_512_v1/timenoise.ckpt --seed 12
 
-Names, shapes and size are the published file's (10.4 GB, a few minutes); what it makes is noise. It stands
-for the real file wherever reading, merging, loading and memory are tried.
+Names, shapes and size are the published file's (10.4 GB, a few minutes); it makes noise, not videos. It
+replaces the real file in tests of reading, merging, loading and memory.
 """
 
 from __future__ import annotations

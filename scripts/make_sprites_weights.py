@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Remake the weights that come with the package: autoencoder, base and tuned model of the sprites world.
+"""Train the weights that come with the package again: autoencoder, base and tuned model of the sprites world.
 
     python scripts/make_sprites_weights.py --out edg/sprites/weights
 
-`edg train configs/train/sprites.yaml` (to resume, run the same command again), then both in 16 bits.
-On two CPU cores of their own: autoencoder 10 minutes, base an hour, tuned 13 minutes. docs/sprites.md has
+`edg train configs/train/sprites.yaml`, then base and tuned in 16 bits. To resume, run the same command again.
+On two idle CPU cores: autoencoder 10 minutes, base an hour, tuned 13 minutes. docs/sprites.md has
 the log of the shipped run.
 """
 

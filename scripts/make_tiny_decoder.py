@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Train the tiny decoder of the sprites world's previews: what TAESD is to Stable Diffusion's autoencoder.
+"""Train the tiny decoder for previews of sprites, like TAESD for Stable Diffusion's autoencoder.
 
     python scripts/make_tiny_decoder.py --out edg/sprites/weights/tiny_decoder.safetensors
 
 It learns to decode as the autoencoder in edg/sprites/weights does, from latents of random pictures of the
-world, drawn from their posterior, some of them blurred with others as a sampler's early guesses are. About 15
-minutes on two CPU cores. Ends with its error on held-out pictures beside that of the linear preview.
+world, drawn from their posterior, some blurred with others like a sampler's early predictions. About 15
+minutes on two CPU cores. The last line has its error on held-out pictures, and that of the linear preview.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=WEIGHTS / "tiny_decoder.safetensors")
-    parser.add_argument("--width", type=int, default=24, help="channels inside (24)")
-    parser.add_argument("--steps", type=int, default=3600, help="(3600)")
-    parser.add_argument("--batch", type=int, default=32, help="pictures in a step (32)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of Adam, falling to 0 as a cosine (2e-3)")
-    parser.add_argument("--seed", type=int, default=20, help="(20)")
+    parser.add_argument("--width", type=int, default=24, help="channels of the hidden layers (24)")
+    parser.add_argument("--steps", type=int, default=3600, help="training steps (3600)")
+    parser.add_argument("--batch", type=int, default=32, help="pictures per step (32)")
+    parser.add_argument(
+        "--lr", type=float, default=2e-3, help="learning rate of Adam, with cosine decay to 0 (2e-3)"
+    )
+    parser.add_argument("--seed", type=int, default=20, help="random seed (20)")
     args = parser.parse_args()
     fix_threads(usable_cores())
     keep_memory()
     network = load_model(SPRITES, open_weights(WEIGHTS / "base.safetensors"))
     decoder = train(network, args)
     tiny, linear = errors(network, decoder, args.seed + HELD_OUT)
-    print(f"mean error in levels of 255: {tiny:.2f}; a linear map fitted to each picture: {linear:.2f}")
+    print(f"mean error in levels of 255: {tiny:.2f}; of a linear map fitted to each picture: {linear:.2f}")
     metadata = {"spec": SPRITES.name, "made_by": "scripts/make_tiny_decoder.py", "seed": str(args.seed)}
     write_safetensors(args.out, {k: v.half() for k, v in decoder.state_dict().items()}, metadata)
     return 0
@@ -78,7 +80,10 @@ def train(network: LatentVideoModel, args: argparse.Namespace) -> TinyDecoder:
         average.update_parameters(decoder)
         if step % 500 == 499:
             levels_off = 127.5 * loss.item()
-            print(f"step {step + 1}: {levels_off:.2f} levels, {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}: error {levels_off:.2f} levels, {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     return average.module.eval()
 
 

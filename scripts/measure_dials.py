@@ -4,8 +4,8 @@
     python scripts/measure_dials.py            # over strength and T -> configs/dials/sprites.yaml
     python scripts/measure_dials.py --check    # over the dials, on other images -> docs/img/dials.png
 
-32 images, two seeds of the noise, 16 DDIM steps, no guidance. To resume, run it again: what is in OUT by
-the same settings is not made again. With --base, --tuned and --dials FILE: the dials of another fine-tune.
+32 images, two noise seeds, 16 DDIM steps, no guidance. To resume, run it again: results in OUT that have
+the same settings are kept. With --base, --tuned and --dials FILE: the dials of another fine-tune.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     for word in WORDS:
         dial = getattr(dials, word)
         ends = dial.range()
-        found = f"{ends[0].at:g} to {ends[-1].at:g}" if ends else "nothing certain"
+        found = f"{ends[0].at:g} to {ends[-1].at:g}" if ends else "no significant change"
         print(f"{word}: {dial.figure}, over {dial.moves}: {found}")
     print(f"{args.dials}, {args.out}/curves.md, curves.png")
     return 0
@@ -248,7 +248,8 @@ def turn(bench: Bench, args: argparse.Namespace) -> int:
     dials = find_dials(str(args.dials), "sprites")
     if dials.inputs != {name: sha256_file(getattr(bench, name)) for name in ("base", "tuned")}:
         raise UsageError(
-            f"{args.dials} is of other files", expected="the --base and --tuned of its measuring"
+            f"{args.dials} was measured with other files",
+            expected="the --base and --tuned it was measured with",
         )
     panels = check(bench, dials)
     write_text(args.out / "check.md", table(panels))
@@ -260,15 +261,15 @@ def turn(bench: Bench, args: argparse.Namespace) -> int:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--check", action="store_true", help="turn the dials instead of measuring their curves"
+        "--check", action="store_true", help="sample over the dials instead of measuring their curves"
     )
     parser.add_argument("--base", type=Path, default=WEIGHTS / "base.safetensors")
     parser.add_argument("--tuned", type=Path, default=WEIGHTS / "tuned.safetensors")
     parser.add_argument("--dials", type=Path, default=ROOT / "configs/dials/sprites.yaml")
     parser.add_argument("--out", type=Path, default=Path("output/dials"))
-    parser.add_argument("--figure", type=Path, default=ROOT / "docs/img/dials.png", help="of --check")
+    parser.add_argument("--figure", type=Path, default=ROOT / "docs/img/dials.png", help="plot of --check")
     parser.add_argument("--count", type=int, default=COUNT, help="held-out images (32)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="clips of every image (2)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="clips per image (2)")
     parser.add_argument("--steps", type=int, default=STEPS, help="DDIM steps (16)")
     return parser.parse_args(argv)
 

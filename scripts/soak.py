@@ -1,4 +1,4 @@
-"""Render many clips while things go wrong, run the command again as people do, and account for every clip.
+"""Render many clips while faults are injected, run the command again after each, and account for every clip.
 
     python scripts/soak.py --clips 2000 --json soak.json
 
@@ -68,7 +68,7 @@ def huge(image: Path) -> None:
 BAD: dict[str, Callable[[Path], object]] = {  # part of the reason that must be recorded -> how it comes about
     "truncated": cut,
     "is empty (0 bytes)": lambda image: image.write_bytes(b""),
-    "of no kind that is read": lambda image: image.write_text("<html>not found</html>"),
+    "not a supported image format": lambda image: image.write_text("<html>not found</html>"),
     "is not a file": folder_instead,
     "is too large": huge,
 }
@@ -198,8 +198,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--lot", type=int, default=250, help="clips in a prompt folder (250)")
-    parser.add_argument("--seed", type=int, default=0, help="of what goes wrong where (0)")
-    parser.add_argument("--json", metavar="FILE", help="the figures, also into a file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults (0)")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args(argv)
     found = soak(args.clips, args.lot, args.seed)
     for key, value in found.items():

@@ -4,8 +4,8 @@
     python scripts/sprites_experiment.py --quick     # 16 images, one seed, one fine-tune, 10 steps
     python scripts/sprites_experiment.py             # the table and the plots of docs/sprites.md
 
-fine-tunes -> merges -> clips -> OUT/table.md, table.json, *.png. To resume, run it again: what is
-made by the same settings is not made again. `--arms 'slow*' decoupled_500` makes some rows only.
+fine-tunes -> merges -> clips -> OUT/table.md, table.json, *.png. To resume, run it again: results with the
+same settings are kept. `--arms 'slow*' decoupled_500` makes some rows only.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def write_images(out: Path, chosen: list[SpriteClip]) -> None:
 def run_all(tasks: list[Task], jobs: int) -> None:
     """Do the tasks that are not done, `jobs` at a time: one core each is more than two on one."""
     todo = [task for task in tasks if judged(task) is None]
-    print(f"{len(tasks)} rows x seeds, {len(tasks) - len(todo)} done before", flush=True)
+    print(f"{len(tasks)} rows x seeds, {len(tasks) - len(todo)} already done", flush=True)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(do, task): task for task in todo}
         try:
@@ -271,7 +271,7 @@ def report(arms: Mapping[str, Arm], tasks: list[Task], out: Path) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="16 images, 1 seed, 10 steps, the shipped fine-tune alone"
+        "--quick", action="store_true", help="16 images, 1 seed, 10 steps, only the shipped fine-tune"
     )
     parser.add_argument("--base", type=Path, default=SHIPPED / "base.safetensors")
     parser.add_argument(
@@ -284,17 +284,21 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="settings of the fine-tunes, see configs/train/sprites_experiment.yaml",
     )
-    parser.add_argument("--out", type=Path, help="(output/sprites_experiment, with --quick ..._quick)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (output/sprites_experiment, with --quick ..._quick)"
+    )
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these rows, * and ? allowed")
     parser.add_argument("--count", type=int, help="held-out images (64)")
-    parser.add_argument("--seeds", type=int, help="clips of every image, with seeds 0, 1, ... (3)")
+    parser.add_argument("--seeds", type=int, help="clips per image, with seeds 0, 1, ... (3)")
     parser.add_argument(
-        "--images-seed", type=int, default=4000, help="of the held-out images; training has 20"
+        "--images-seed", type=int, default=4000, help="seed of the held-out images (4000); training has 20"
     )
     parser.add_argument("--steps", type=int, help="DDIM steps (16)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale, 1 is none (1)")
-    parser.add_argument("--batch", type=int, default=32, help="clips at a time (32)")
-    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes of one thread each")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is no guidance (1)")
+    parser.add_argument("--batch", type=int, default=32, help="clips per network call (32)")
+    parser.add_argument(
+        "--jobs", type=int, default=usable_cores(), help="number of processes, with one thread each"
+    )
     args = parser.parse_args(argv)
     small = {"count": 16, "seeds": 1, "steps": 10, "out": Path("output/sprites_experiment_quick")}
     full = {"count": 64, "seeds": 3, "steps": 16, "out": Path("output/sprites_experiment")}

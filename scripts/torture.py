@@ -1,4 +1,4 @@
-"""Kill a command again and again, at any moment, and look whether anything is torn or lost.
+"""Kill a command again and again, at any moment, and check that no file is torn or lost.
 
     python scripts/torture.py merge --kills 50           # sample, train; 3 to 10 minutes on two cores
     python scripts/torture.py sample --kills 50 --json torture.json
@@ -145,7 +145,7 @@ class Torture:
         code = kill(process)
         killed = code == -signal.SIGKILL
         if not killed and code:
-            raise SystemExit(f"a run that was let alone ended with {code}:\n{self.log.read_text()[-3000:]}")
+            raise SystemExit(f"an undisturbed run ended with {code}:\n{self.log.read_text()[-3000:]}")
         self._look(killed)
         return killed
 
@@ -315,10 +315,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=WORKS)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--signals", type=int, metavar="N", help="SIGTERM and SIGINT instead, so many")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--signals", type=int, metavar="N", help="send N times SIGTERM or SIGINT instead")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (0)")
     parser.add_argument("--size", type=int, help="MB of a checkpoint, clips, or steps of training")
-    parser.add_argument("--json", metavar="FILE", help="the figures, also into a file")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args(argv)
     if args.signals:
         found = signals(args.what, args.signals, args.seed, args.size)

@@ -42,7 +42,7 @@ def fail(capsys, *argv):
         (["sample", "--sets", "x"], 2, "usage", "--sets x"),
         (["sample", "--ddim_step", 3], 2, "usage", "unknown flag --ddim_step"),
         (["merge", "edgg"], 2, "usage", "no recipe edgg"),
-        (["score", "/nowhere"], 3, "bad_file", "/nowhere is no folder"),
+        (["score", "/nowhere"], 3, "bad_file", "/nowhere is not a folder"),
         (["demo", "--port", 99999], 2, "usage", "--port"),
     ],
 )

@@ -31,7 +31,7 @@ class Flag:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("shell", choices=tuple(SHELLS), help="the shell that is to read what this prints")
+    parser.add_argument("shell", choices=tuple(SHELLS), help="shell to print the script for")
 
 
 def completion(args: argparse.Namespace) -> int:

@@ -23,14 +23,18 @@ MAX_STEPS = 100
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--host", default=LOOPBACK, help=f"the address that it listens on ({LOOPBACK})")
-    parser.add_argument("--port", type=whole(0, 65535), default=7860, help="0: any that is free (7860)")
+    parser.add_argument("--host", default=LOOPBACK, help=f"address to listen on ({LOOPBACK})")
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=7860, help="port to listen on; 0: any free port (7860)"
+    )
     parser.add_argument(
         "--model", choices=("auto", *demo_setups()), default="auto",
-        help="auto: the first of these whose weights are there (auto)",
+        help="auto: the first of these whose weights exist (auto)",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16, bf16")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto (fp32 on cpu, fp16 on cuda), fp32, fp16 or bf16"
+    )
     parser.add_argument("--threads", type=whole(1, 4096), help="CPU threads (all cores)")
     parser.add_argument("--low-memory", action="store_true", help="for small GPUs, see edg sample")
 
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def ready(model: DemoModel, address: str) -> None:
-    print(f"edg demo: {model.name} at {address}  (Ctrl-C ends it)", flush=True)
+    print(f"edg demo: {model.name} at {address}  (Ctrl-C to stop)", flush=True)
 
 
 # ---- the model ---------------------------------------------------------------------------------------------

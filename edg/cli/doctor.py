@@ -27,7 +27,7 @@ PACKAGES = (
     "pytorch-lightning", "huggingface_hub", "tqdm", "pillow", "av", "opencv-python-headless", "decord",
 )  # fmt: skip
 TORCHVISION_FIX = (
-    "torch and torchvision come from different builds; take both from one index: "
+    "torch and torchvision come from different builds; install both from one index: "
     "pip uninstall -y torch torchvision && pip install torch torchvision"
 )
 
@@ -38,7 +38,7 @@ def add_arguments(parser: Parser, argv: Sequence[str] = ()) -> None:
         type=as_path,
         nargs="*",
         metavar="NAME|YAML",
-        help="what `edg sample` of these models with the flags below needs, and whether it fits (all known)",
+        help="estimate the memory of `edg sample` with these models (all) and the flags below",
     )
     add_sample_arguments(parser, argv)
 
@@ -103,11 +103,11 @@ def software(problems: list[str]) -> Iterator[str]:
 
 def _consequence(name: str, problems: list[str]) -> str:
     if name == "decord":
-        return " (PyAV reads training clips)"
+        return " (PyAV is used to read training clips)"
     if name in ("opencv-python-headless", "huggingface_hub", "pytorch-lightning"):
-        return " (needed by some commands: pip install -r requirements.txt)"
+        return " (required by some commands: pip install -r requirements.txt)"
     problems.append(f"{name} is not installed; pip install -r requirements.txt")
-    return " (needed: pip install -r requirements.txt)"
+    return " (required: pip install -r requirements.txt)"
 
 
 def check_torchvision() -> str:
@@ -145,10 +145,10 @@ def machine() -> Iterator[str]:
     total, free = memory()
     yield f"{os.cpu_count()} CPU cores, {total / GB:.1f} GB memory, {free / GB:.1f} GB of it free"
     if multiplies(dtype_for("bf16", "cpu")):
-        yield "the processor multiplies bfloat16: `edg sample --dtype bf16` can be faster than fp32"
+        yield "the CPU has bfloat16 matrix products: `edg sample --dtype bf16` can be faster than fp32"
     gpus = list(cuda_devices())
     if not gpus:
-        yield "no CUDA device: everything runs on the CPU, slowly at published sizes"
+        yield "no CUDA device: everything runs on the CPU, which is slow at the published sizes"
     for name, size, unused in gpus:
         yield f"{name}, {size / GB:.1f} GB memory, {unused / GB:.1f} GB of it free"
 
@@ -158,7 +158,7 @@ def disk(savedir: Path, problems: list[str]) -> Iterator[str]:
 
     for name, folder in (("CKPT_PATH", checkpoints()), ("results", savedir)):
         existed = folder.exists()
-        state = "can be written"
+        state = "writable"
         try:
             ensure_writable(folder)
             if not existed:
@@ -177,7 +177,7 @@ def checkpoint_files() -> Iterator[str]:
     found = present()
     if not found:
         folder, embedded = checkpoints(), systems.DEFAULT_MODEL
-        yield f"none of the published files under {folder} (edg fetch); the embedded {embedded} need none"
+        yield f"no published files under {folder} (see edg fetch); the embedded model {embedded} needs none"
     for name, path in found.items():
         yield f"{name}: {path}, {path.stat().st_size / GB:.2f} GB, {_sniffed(path)}"
 
@@ -188,13 +188,13 @@ def _sniffed(path: Path) -> str:
 
         weights = open_weights(path)
     except (ImportError, RuntimeError) as error:
-        return f"not looked at ({error})"
+        return f"not opened ({error})"
     except EdgError as error:
         return f"NOT READABLE: {error}"
     if "Expectation_X0" in weights:
         return "an initial noise for Analytic-Init"
     _, name, why = systems.identify(weights)
-    return f"{len(weights)} tensors, {name or 'unknown model'} by {why}"
+    return f"{len(weights)} tensors, " + (f"{name}, identified by {why}" if name else f"unknown model: {why}")
 
 
 def models(config: SampleConfig) -> Iterator[str]:
@@ -210,5 +210,5 @@ def models(config: SampleConfig) -> Iterator[str]:
                 fits = f"not estimated ({error})"
             yield f"{title}: {fits.strip()}"
         else:
-            lacks = "" if name in have else f"; its file is missing (edg fetch {name})"
+            lacks = "" if name in have else f"; its file is missing (get it with edg fetch {name})"
             yield f"{title}: edg doctor --plan --config {name} estimates its memory{lacks}"

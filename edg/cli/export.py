@@ -17,15 +17,19 @@ from edg.weights.tables import HELP as TABLE_HELP
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", type=as_path, help="a parameter set: of a merge, of a training run, a checkpoint, shards"
+        "file",
+        type=as_path,
+        help="a parameter set: of a merge or a training run, a checkpoint, or a folder of shards",
     )
     parser.add_argument(
-        "out", type=as_path, help="OUT.safetensors, OUT.pt or OUT.ckpt; the ending chooses the format"
+        "out", type=as_path, help="OUT.safetensors, OUT.pt or OUT.ckpt; the extension selects the format"
     )
-    parser.add_argument("--dtype", help="of the floating tensors: fp16, bf16 or float32 (as they are stored)")
+    parser.add_argument(
+        "--dtype", help="dtype of the floating-point tensors: fp16, bf16 or float32 (as stored)"
+    )
     parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def export_command(args: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ def published() -> dict[str, RemoteFile]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(published()))
-    parser.add_argument("--dry-run", action="store_true", help="only say what it would cost")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be downloaded")
 
 
 def fetch(args: argparse.Namespace) -> int:
@@ -39,12 +39,14 @@ def fetch(args: argparse.Namespace) -> int:
     for name in args.names:
         if name not in published():
             raise UsageError(
-                f"nothing is called {name!r}", expected=", ".join(published()), fix=nearest(name, published())
+                f"no download is called {name!r}",
+                expected=", ".join(published()),
+                fix=nearest(name, published()),
             )
     sources = []
     for source in (published()[name] for name in dict.fromkeys(args.names)):
         if is_complete(source):
-            print(f"{source.repo}/{source.file}: complete already ({source.path})")
+            print(f"{source.repo}/{source.file}: already complete ({source.path})")
         else:
             sources.append(source)
     if not sources:
@@ -75,7 +77,7 @@ def is_complete(source: RemoteFile) -> bool:
 
 def describe(size: int) -> str:
     if not size:
-        return "complete already"
+        return "already complete"
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
@@ -109,7 +111,7 @@ def _offline(endpoint: str, reason: str, sources: Sequence[RemoteFile]) -> Machi
     places = ", ".join(f"{endpoint}/{source.repo}: {source.file} to {source.path}" for source in sources)
     return MachineError(
         f"cannot reach {endpoint} ({reason})",
-        fix=f"fetch on a machine with a network and copy the files to their places ({places})",
+        fix=f"download the files on a machine with network access and copy them ({places})",
     )
 
 
@@ -138,7 +140,7 @@ def _download(source: RemoteFile) -> None:
 def _refused(source: RemoteFile, error: Exception) -> EdgError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return MachineError(
-        f"cannot fetch {source.repo}/{source.file}: {reason}", fix="run the same command again: it continues"
+        f"cannot fetch {source.repo}/{source.file}: {reason}", fix="run the same command again to resume"
     )
 
 
@@ -148,7 +150,7 @@ def need_room(size: int) -> None:
     if size > free:
         raise MachineError(
             f"{size / 1e9:.1f} GB to download and {free / 1e9:.1f} GB free under {checkpoints()}",
-            fix="set CKPT_PATH to a larger disk",
+            fix="set CKPT_PATH to a folder on a larger disk",
         )
 
 

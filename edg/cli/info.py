@@ -23,7 +23,7 @@ def add_info_arguments(parser: argparse.ArgumentParser) -> None:
         "--names", nargs="?", const="*", metavar="PATTERN", help="list tensors, e.g. '*cc_projection*'"
     )
     parser.add_argument("--table", default="", metavar="NAME", help=TABLE_HELP)
-    parser.add_argument("--verify", action="store_true", help="compare the data with its checksums")
+    parser.add_argument("--verify", action="store_true", help="compare the data with the recorded checksums")
 
 
 def info_command(args: argparse.Namespace, identify: Identify | None = None) -> int:
@@ -75,7 +75,7 @@ def clip_info_command(args: argparse.Namespace) -> int:
     if args.verify and info.changed:
         raise BadFileError(f"{args.file} has changed since its record was written")
     if args.verify:
-        print("its SHA-256 is the recorded one" if info.recorded else "there is no record to compare it with")
+        print("its SHA-256 matches the record" if info.recorded else "there is no record to compare it with")
     return 0
 
 

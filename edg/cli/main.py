@@ -64,7 +64,7 @@ COMMANDS = {
         "run what --dry-run prints, each under torchrun",
     ),
     "demo": Command(
-        "a page on this machine where images are made to move",
+        "a local web page that animates images",
         "edg.cli.demo:add_arguments",
         "edg.cli.demo:run",
         SINGLE,
@@ -105,7 +105,7 @@ COMMANDS = {
         polls_signals=False,
     ),
     "doctor": Command(
-        "what this machine can run, and why not",
+        "what this machine can run, and what is missing",
         "edg.cli.doctor:add_arguments",
         "edg.cli.doctor:doctor",
         reads_argv=True,
@@ -119,7 +119,7 @@ COMMANDS = {
         polls_signals=False,
     ),
     "completion": Command(
-        "a script with which bash, zsh or fish completes commands, flags and values",
+        "a script that lets bash, zsh or fish complete commands, flags and values",
         "edg.cli.completion:add_arguments",
         "edg.cli.completion:completion",
         polls_signals=False,
@@ -135,7 +135,7 @@ def info(args) -> int:
 
     def model_of(weights) -> str:
         _, name, why = systems.identify(weights)
-        return f"{name} (told by {why})" if name else f"unknown: {why}"
+        return f"{name} (identified by {why})" if name else f"unknown: {why}"
 
     return info_command(args, model_of)
 
@@ -158,16 +158,15 @@ def guard(call: Callable[[], int], program: str = "edg", debug: bool = False, as
     try:
         return call()
     except KeyboardInterrupt:
-        fix = "nothing is left half-written, the same command continues"
+        fix = "no file is left half-written; run the same command again to resume"
         return _report_error(_with_code(INTERRUPTED, "interrupted", fix), program, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Terminated:
         if as_json:
-            _report_error(
-                _with_code(TERMINATED, "terminated", "the same command continues"), program, as_json
-            )
+            fix = "run the same command again to resume"
+            _report_error(_with_code(TERMINATED, "terminated", fix), program, as_json)
         raise
     except Exception as error:
         known = error if isinstance(error, EdgError) else _machine_trouble(error)
@@ -201,7 +200,7 @@ def _run(argv: list[str], program: str) -> int:
         raise UsageError(f"edg has no command {name!r}", expected=", ".join(COMMANDS), fix=fix)
     if COMMANDS[name].single_process and world_from_environment().size > 1:
         fix = COMMANDS[name].single_process
-        raise UsageError(f"edg {name} in several processes", expected="one", fix=fix)
+        raise UsageError(f"edg {name} in several processes", expected="one process", fix=fix)
     check_working_directory()
     # before the command's module is imported, so that mistakes show at once
     args = parser_of(name, program, rest).parse_args(rest)
@@ -228,7 +227,7 @@ def check_working_directory() -> None:
         os.getcwd()
     except OSError as error:
         raise MachineError(
-            f"the working directory cannot be had: {error.strerror}", fix="cd to a folder that is there"
+            f"the working directory cannot be accessed: {error.strerror}", fix="cd to a folder that exists"
         ) from error
 
 
@@ -239,12 +238,12 @@ def parser_of(name: str, program: str = "edg", argv: Sequence[str] = ()) -> Pars
     more = (argv,) if command.reads_argv else ()
     load_part(command.add)(parser, *more)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--json", action="store_true", help="an error as one line of JSON on stderr")
+    parser.add_argument("--json", action="store_true", help="print an error as one line of JSON on stderr")
     return parser
 
 
 def _overview() -> str:
-    usage = "usage: edg COMMAND ...   (edg COMMAND --help tells its flags)"
+    usage = "usage: edg COMMAND ...   (edg COMMAND --help lists its flags)"
     lines = [f"  {name:<15}{command.help}" for name, command in COMMANDS.items()]
     codes = "exit codes: 0 ok, 2 usage, 3 bad input file, 4 machine, 5 some items failed, 130/143 signals"
     return "\n".join([usage, "", *lines, "", codes])
@@ -267,7 +266,7 @@ def _machine_trouble(error: Exception) -> EdgError | None:
     """The error to report for an exception that is the machine's, None for a defect of ours."""
     line = next(iter(str(error).splitlines()), "")
     if is_out_of_memory(error):
-        advice = "when sampling try --low-memory, --bs 1, no --resident, or --dtype fp16"
+        advice = "when sampling, try --low-memory, --bs 1, --dtype fp16 or no --resident"
         return MachineError("out of memory", fix=f"{advice}. {line}".rstrip(". "))
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("edg"):
         return MachineError(
@@ -280,7 +279,7 @@ def _machine_trouble(error: Exception) -> EdgError | None:
         return MachineError(given, fix=fix)
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return MachineError(
-            f"torch.compile failed ({line})", fix="it needs a C++ compiler, or leave out --compile"
+            f"torch.compile failed ({line})", fix="install a C++ compiler, or leave out --compile"
         )
     if isinstance(error, OSError):
         from pathlib import Path
@@ -331,8 +330,8 @@ def entry(argv: Sequence[str] | None = None, program: str = "edg") -> None:
 def _report_forced(number: int, program: str, as_json: bool) -> None:
     """The last line of a process that is ended; not where nobody takes it, for that could wait for ever."""
     code = CODES[signal.Signals(number)]
-    fix = "temporary files are removed at the next start, the same command continues"
-    error = _with_code(code, f"ended by {signal.Signals(number).name} while it did not answer", fix)
+    fix = "run the same command again to resume; it removes the temporary files"
+    error = _with_code(code, f"did not answer {signal.Signals(number).name} in time, and was ended", fix)
     line = json.dumps({"error": error.as_dict()}) if as_json else f"{program}: error: {error}"
     with suppress(OSError, ValueError):
         if select.select([], [2], [], 0)[1]:

@@ -39,6 +39,6 @@ def report_lines(config: SampleConfig) -> Iterator[str]:
     overhead = f"{estimate.overhead_bytes / GB:.1f} of it assumed, not counted"
     yield f"  needs {estimate.required_bytes / GB:.2f} GB{card(estimate, kind)}; {overhead}"
     if estimate.host_bytes:
-        yield f"  and {estimate.host_bytes / GB:.2f} GB of main memory for parameters off the device"
+        yield f"  and {estimate.host_bytes / GB:.2f} GB of main memory for parameters not on the device"
     yield f"  {estimate.note}"
     yield f"  {verdict(estimate, kind)}"

@@ -22,7 +22,7 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe",
         nargs="?",
         type=as_path,
-        help="a YAML file, or the name of one in configs/merge (edg, ties, ...); they are listed without it",
+        help="a YAML file, or the name of one in configs/merge (edg, ties, ...); omit it to list them",
     )
     parser.add_argument("--base", type=as_path, help="the input named base")
     parser.add_argument("--tuned", type=as_path, help="the input named tuned")
@@ -30,25 +30,33 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
         "--input", type=named_path, action="append", default=[], metavar="NAME=FILE", help="any other input"
     )
     parser.add_argument(
-        "--table", action="append", default=[], metavar="[INPUT=]NAME", help=f"{TABLE_HELP}, INPUT's or all"
+        "--table",
+        action="append",
+        default=[],
+        metavar="[INPUT=]NAME",
+        help=f"{TABLE_HELP}; for INPUT, or for every input",
     )
     parser.add_argument(
         "--out", "--outdir", type=as_path, default="merged", help="folder of the outputs (default: merged)"
     )
     parser.add_argument(
-        "--full", action="store_true", help="complete files, not only what differs from the base"
+        "--full",
+        action="store_true",
+        help="write complete files, not only the tensors that differ from the base",
     )
     parser.add_argument("--format", choices=("safetensors", "pt"), default="safetensors")
     parser.add_argument(
-        "--seed", type=whole(0, 2**64 - 1), help="of the random masks (default: the recipe's)"
+        "--seed", type=whole(0, 2**64 - 1), help="seed of the random masks (default: the recipe's)"
     )
-    parser.add_argument("--dtype", help="of the outputs: float32, float16, bfloat16 (default: the base's)")
-    parser.add_argument("--missing", help="names not in every input: identity, error or drop")
-    parser.add_argument("--strict", action="store_true", help="NaN or Inf in an input is an error")
-    parser.add_argument("--verify", action="store_true", help="compare the inputs with their checksums first")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--overwrite", action="store_true", help="merge again what is finished already")
+    parser.add_argument(
+        "--dtype", help="dtype of the outputs: float32, float16 or bfloat16 (default: the base's)"
+    )
+    parser.add_argument("--missing", help="for tensors that are not in every input: identity, error or drop")
+    parser.add_argument("--strict", action="store_true", help="treat NaN or Inf in an input as an error")
+    parser.add_argument("--verify", action="store_true", help="first compare the inputs with their checksums")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--overwrite", action="store_true", help="make finished outputs again")
 
 
 def merge_command(args: argparse.Namespace) -> int:
@@ -109,7 +117,7 @@ def merge_and_report(
     from edg.merging.provenance import is_made
 
     if not overwrite and is_made(recipe, Path(out), full, format, family_of):
-        print(f"{', '.join(recipe.outputs)}: finished already in {out} (--overwrite makes them again)")
+        print(f"{', '.join(recipe.outputs)}: already finished in {out} (--overwrite makes them again)")
         return 0
     began = time.monotonic()
     made = merge.run(
@@ -123,7 +131,7 @@ def merge_and_report(
     )
     seconds = time.monotonic() - began
     for item in made:
-        what = "complete" if full else f"{item.stored} of {item.tensors} tensors, the others in the base"
+        what = "complete" if full else f"{item.stored} of {item.tensors} tensors, the others are in the base"
         print(f"{item.path}  {item.nbytes / 1e9:.2f} GB, {what}")
     print(f"merged in {seconds:.1f} s")
     return 0

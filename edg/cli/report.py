@@ -13,9 +13,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "runs", nargs="+", type=as_path, metavar="RUN", help="folders of clips, with or without records"
     )
-    parser.add_argument("--out", type=as_path, default="report", metavar="FOLDER", help="(report)")
     parser.add_argument(
-        "--embed", action="store_true", help=f"everything in the one file, up to {LARGEST / 1e6:.0f} MB"
+        "--out", type=as_path, default="report", metavar="FOLDER", help="folder of the page (report)"
+    )
+    parser.add_argument(
+        "--embed", action="store_true", help=f"put everything into one file, at most {LARGEST / 1e6:.0f} MB"
     )
 
 

@@ -67,9 +67,9 @@ def sample(args: argparse.Namespace) -> int:
 
     ignored = [f"--{name}" for name in IGNORED if getattr(args, name) is not None]
     if ignored and here.is_first:
-        log(f"ignored, without meaning here: {' '.join(ignored)}")
+        log(f"ignored, because they have no effect: {' '.join(ignored)}")
     if (filled := suggested(args)) and here.is_first:
-        log(f"as measured for {args.config}: {shlex.join(filled)}")
+        log(f"settings of {args.config}, as measured: {shlex.join(filled)}")
     job = prepare(config_of(args), here)
     with world(job.placement.device.type) as here:
         run(job, here)

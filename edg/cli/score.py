@@ -15,35 +15,48 @@ from edg.runner.score_models import KINDS, ScoreConfig
 def add_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("folder", type=as_path, help="a folder of clips, such as output/1000; the scores are written into it")
-    add("--metrics", metavar="A,B", help="names, see docs/metrics.md (all that need no extra file)")
+    add(
+        "--metrics", metavar="A,B", help="names of metrics, see docs/metrics.md (all that need no extra file)"
+    )
     add(
         "--reference", type=as_path, metavar="DIR",
-        help="real clips: of the same names for reference_*, any for distances",
+        help="folder of real clips: for reference_* with the same names, for distances any",
     )  # fmt: skip
     kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
     add("--weights", type=named_path, action="append", default=[], metavar="NAME=PATH", help=kinds)
-    add("--sha256", action="append", default=[], metavar="NAME=HASH", help="what a file of --weights must be")
+    add(
+        "--sha256",
+        action="append",
+        default=[],
+        metavar="NAME=HASH",
+        help="required SHA-256 of a file of --weights",
+    )
     add(
         "--trust-sha256", action="append", default=[], metavar="HASH",
-        help="a TorchScript file is a program: it runs only if its sha256 is named here",
+        help="SHA-256 of a TorchScript file that may run: such a file is a program",
     )  # fmt: skip
     add(
         "--feature-size", type=whole(1, 4096), default=224,
-        help="px that frames are squeezed to for `features` (224)",
+        help="size S in px to which frames are resized for `features` (224)",
     )  # fmt: skip
-    add("--feature-range", default="-1,1", metavar="LOW,HIGH", help="what black and white become (-1,1)")
+    add(
+        "--feature-range",
+        default="-1,1",
+        metavar="LOW,HIGH",
+        help="values of black and white for `features` (-1,1)",
+    )
     add("--feature-frames", action="store_true", help="`features` takes frames (T, 3, S, S), not a clip")
     add("--feature-options", default="{}", metavar="JSON", help="keyword arguments of `features`")
     add(
         "--config", type=as_path, metavar="NAME|YAML",
-        help="the model of the towers (by default that of the record or the checkpoint)",
+        help="model of the CLIP towers (default: that of the record or the checkpoint)",
     )  # fmt: skip
     add(
         "--vbench-layout", type=as_path, metavar="OUT",
         help="only copy the clips to OUT/videos/{prompt}-{i}.mp4",
     )  # fmt: skip
     add("--device", default="auto", help="for networks: auto, cpu, cuda or cuda:N (auto)")
-    add("--seed", type=whole(0, 2**63 - 1), default=0, help="of the intervals' bootstrap (0)")
+    add("--seed", type=whole(0, 2**63 - 1), default=0, help="seed of the bootstrap of the intervals (0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,7 +117,7 @@ def pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
-        expected = f"NAME=..., NAME one of {', '.join(KINDS)}"
+        expected = f"NAME=..., with NAME one of {', '.join(KINDS)}"
         require(name in KINDS and value, f"{flag} {text!r}", expected, nearest(name, KINDS))
         found[name] = value
     return found

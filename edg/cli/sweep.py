@@ -49,15 +49,15 @@ def add_sweep_arguments(parser: Parser) -> None:
         "sweep",
         nargs="?",
         type=as_path,
-        help="a YAML file, or the name of one in configs/sweeps; they are listed without it",
+        help="a YAML file, or the name of one in configs/sweeps; omit it to list them",
     )
     parser.add_argument(
         "settings",
         nargs="*",
         metavar="KEY=VALUE",
-        help="over the file's: out=DIR grid.seed=[1,2] options.T=300",
+        help="settings that override the file's: out=DIR grid.seed=[1,2] options.T=300",
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the points, make nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the points, make nothing")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def sweep(args: argparse.Namespace) -> int:
         name, reason = next(iter(troubles.items()))
         raise SomeFailedError(
             f"{what if failed else 'all points are made'}, first failure {name}: {reason}",
-            fix="run the same command again when the cause is gone: finished clips stay",
+            fix="remove the cause and run the same command again: finished clips are kept",
             failed=troubles,
         )
     return 0
@@ -137,7 +137,9 @@ def read(name: str, settings: Sequence[str] = ()) -> Sweep:
         raise UsageError(f"{path} has an empty grid", expected="grid: {NAME: [values]}")
     for key in (*grid, *options):
         if key.replace("-", "_") in (*OWN, _system(options).dotted):
-            raise UsageError(f"{path}: {key}", expected="out: for the folder, NAME.SETTING for a setting")
+            raise UsageError(
+                f"{path}: {key}", expected="out for the folder, OUTPUT.SETTING for a setting of the recipe"
+            )
     return Sweep(plan.out, grid, options)
 
 

@@ -12,10 +12,14 @@ def add_arguments(parser: Parser) -> None:
         "config", type=as_path, metavar="CONFIG", help="a YAML file such as those in configs/train"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, dotted: train.lr=1e-5"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        default=[],
+        help="settings to change, by dotted name: train.lr=1e-5",
     )
     parser.add_argument("--stages", metavar="NAME,...", help="only these stages of the file")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(auto)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="device (auto)")
     parser.add_argument("--threads", type=whole(0, 4096), default=0, help="CPU threads (all cores)")
 
 

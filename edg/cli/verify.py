@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     parser.add_argument("--dtype", default="float32", help="float32, bf16 or fp16 (float32)")
     parser.add_argument(
-        "--only", nargs="+", metavar="CASE", help="only these cases or groups; patterns allowed"
+        "--only", nargs="+", metavar="CASE", help="only these cases or groups; patterns are allowed"
     )
 
 

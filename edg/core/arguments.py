@@ -86,7 +86,9 @@ def boolean(text: str) -> bool:
         "off": False,
     }
     if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a yes or no")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected 1 or 0 (also yes or no, on or off, true or false)"
+        )
     return known[text.lower()]
 
 
@@ -121,7 +123,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         except ValueError:
             value = None
         if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from {low} to {high}")
         return value
 
     return read
@@ -136,7 +138,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not low <= value <= high or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"{text!r}; expected a number, {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a number from {low:g} to {high:g}")
         return value
 
     return read

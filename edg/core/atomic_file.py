@@ -34,7 +34,7 @@ class AtomicFile:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if os.path.isdir(self.path):  # unlike Path.is_dir, False for a name that is too long
-            raise UsageError(f"{path} is a folder", expected="a file name to write to")
+            raise UsageError(f"{path} is a folder", expected="the name of a file to write")
         # the name must not be too long where the file's own is not
         name = self.path.name if len(os.fsencode(self.path.name)) < LONG else hash_value(self.path.name)
         self._prefix = f".{name}{OPEN}"
@@ -59,7 +59,8 @@ class AtomicFile:
             if time.monotonic() >= end:
                 holder = f"pid {busy.name.removeprefix(self._prefix)}"
                 raise MachineError(
-                    f"{self.path} is being written by another process, {holder}", fix="wait for it to end"
+                    f"{self.path} is being written by another process, {holder}",
+                    fix="wait until it has finished",
                 )
             stopping.check()
             time.sleep(0.2)
@@ -81,7 +82,9 @@ class AtomicFile:
                     os.close(handle)
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.temporary)
-        raise MachineError(f"{self.temporary} is removed as soon as it is made", fix="try again")
+        raise MachineError(
+            f"another program deletes {self.temporary} as soon as it is created", fix="try again"
+        )
 
     def expect(self, size: int, reserve: bool) -> None:
         """Prepare for about so many bytes; reserve: take the disk space now where the file system can (a full
@@ -153,7 +156,7 @@ def _is_locked(path: Path) -> bool:
 def machine_error(path: Path, error: OSError) -> MachineError:
     """The error to show for any failure to write."""
     return files.machine_error(error, path) or MachineError(
-        f"cannot write {path}: {error.strerror or error}", fix="choose a folder that can be written"
+        f"cannot write {path}: {error.strerror or error}", fix="choose a writable folder"
     )
 
 

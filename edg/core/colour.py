@@ -142,7 +142,7 @@ def _profile(image: Image.Image) -> tuple[bytes | None, str]:
     if not profile:
         return None, "it is incomplete"
     if len(profile) > LARGEST_PROFILE:
-        return None, f"it has over {LARGEST_PROFILE >> 20} MB"
+        return None, f"it is larger than {LARGEST_PROFILE >> 20} MB"
     return bytes(profile), ""
 
 
@@ -162,7 +162,7 @@ def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform |
         space = source.profile.xcolor_space.strip()
         own = MODES.get(space)
         if own is None or (own != mode and (own, mode) != ("RGB", "L")):
-            return None, f"it is for {space}, the picture is {'grey' if mode == 'L' else mode}"
+            return None, f"it is for {space} images, but this image is {'grey' if mode == 'L' else mode}"
         transform = ImageCms.ImageCmsTransform(
             source, srgb, own, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, flags=flags
         )
@@ -171,7 +171,7 @@ def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform |
     except (ImportError, ImageCms.PyCMSError, OSError, ValueError, TypeError, MemoryError) as error:
         return None, str(error) or type(error).__name__
     if (after == after[:1]).all():
-        return None, "all colours are one under it"
+        return None, "it maps all colours to the same one"
     if own != "CMYK" and np.abs(before - after).max() <= SAME:
         return None, ""
     return transform, ""

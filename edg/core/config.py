@@ -49,7 +49,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     except UnicodeDecodeError as error:
         raise BadFileError(f"cannot read {path}: {error}") from error
     except (YAMLError, OmegaConfBaseException, RecursionError, *MALFORMED) as error:
-        reason = " ".join(str(error).split())[:300] or "no mapping of settings"
+        reason = " ".join(str(error).split())[:300] or "it is not a mapping of settings"
         raise UsageError(f"{path} is not valid YAML: {reason}") from error
     if not isinstance(value, dict) or list(value.values()) == [None]:  # a bare word is a key without value
         word = scalars.restored(next(iter(value), None)) if isinstance(value, dict) else None
@@ -107,7 +107,9 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
             )
     missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
     if missing:
-        raise UsageError(f"{where or cls.__name__} has no {', '.join(missing)}", expected=f"a {cls.__name__}")
+        raise UsageError(
+            f"{where or cls.__name__} lacks {', '.join(missing)}", expected="every setting without a default"
+        )
     names = {key: fields[key].name for key in values}
     return cls(
         **{names[key]: convert(hints[names[key]], value, _join(where, key)) for key, value in values.items()}
@@ -205,7 +207,7 @@ def _convert_path(kind: type, value: Any, where: str) -> Any:
         raise UsageError(
             f"{where} is {shown}",
             expected="a path",
-            fix="a text that YAML takes for something else: '\"TEXT\"'",
+            fix="quote text that YAML would read as another type: '\"TEXT\"'",
         )
     return kind(user_path(value, where))
 

@@ -185,8 +185,8 @@ def out_of_memory(error: BaseException, device: torch.device) -> MachineError:
     return MachineError(
         f"out of memory on {device} ({total / 1e9:.1f} GB, {free / 1e9:.1f} GB free) with one clip and one "
         f"frame at a time: {line}",
-        fix="use --low-memory, --dtype fp16, no --resident, fewer pixels or --frames; "
-        "`edg doctor --plan` tells what fits",
+        fix="use --low-memory, --dtype fp16, a smaller --height and --width or fewer --frames, and no "
+        "--resident; `edg doctor --plan` shows what fits",
     )
 
 
@@ -196,5 +196,5 @@ def check_memory(size: int, device: torch.device, what: str) -> None:
     if total and size > total:
         raise MachineError(
             f"{what} need {size / 1e9:.1f} GB and {device} has {total / 1e9:.1f} GB",
-            fix="use --low-memory, --dtype fp16, or no --resident; `edg doctor --plan` tells what fits",
+            fix="use --low-memory, --dtype fp16, or no --resident; `edg doctor --plan` shows what fits",
         )

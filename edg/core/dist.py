@@ -82,7 +82,7 @@ def _others() -> Iterator[None]:
     except RuntimeError as error:
         raise MachineError(
             f"another process of this run does not answer: {next(iter(str(error).splitlines()), '')}",
-            fix="look at what it said; the same command continues",
+            fix="see its messages for the cause; run the same command again to resume",
         ) from error
 
 
@@ -146,8 +146,8 @@ def world(device: str = "cpu", timeout: timedelta = GROUP_TIMEOUT) -> Iterator[W
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise MachineError(
-            f"{here.size} processes cannot meet at {place}: {next(iter(str(error).splitlines()), '')}",
-            fix="start them with torchrun; where the port is in use, choose another by --master_port",
+            f"{here.size} processes cannot connect at {place}: {next(iter(str(error).splitlines()), '')}",
+            fix="start them with torchrun; if the port is in use, choose another with --master_port",
         ) from error
     try:
         yield here

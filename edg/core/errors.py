@@ -81,7 +81,7 @@ NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for an error of Python, of an accelerator, or of the CPU (a plain RuntimeError of torch) that
-    says that memory ran out."""
+    reports that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error) if isinstance(error, RuntimeError) else ""
@@ -100,16 +100,16 @@ def nearest(name: object, known) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` in one line: control characters, line ends and marks that turn the direction of writing, which
-    names of files and prompts may hold, as their escapes (`\\x1b`), so that no terminal obeys them. What is
-    long is shortened."""
+    """`text` in one line: control characters, line ends and marks that change the direction of writing, which
+    file names and prompts may contain, are shown as escapes (`\\x1b`), so that no terminal interprets them.
+    Long text is shortened."""
     text = shortened(text, 4 * LONGEST)
     return "".join(_escaped(letter) if _is_control(letter) else letter for letter in text)
 
 
 def shortened(text: str, most: int = LONGEST) -> str:
-    """`text`, or its beginning and its end where it has more than `most` characters: what was wrong with a
-    long name stands behind it."""
+    """`text`, or its beginning and its end if it has more than `most` characters: what is wrong with a long
+    name comes after it."""
     if len(text) <= most:
         return text
     head, tail = most * 2 // 3, most // 4

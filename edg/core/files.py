@@ -43,11 +43,11 @@ def machine_error(error: OSError, path: Path) -> MachineError | None:
     """The error to show for a write that the machine refused, or None when it is something else."""
     if error.errno in FULL_DISK:
         return MachineError(
-            f"no room left while writing {path}", fix="free some space or choose another folder"
+            f"no room left while writing {path}", fix="free some disk space or choose another folder"
         )
     if error.errno in _REFUSED:
         reason = os.strerror(error.errno)
-        return MachineError(f"cannot write {path}: {reason}", fix="choose a folder that can be written")
+        return MachineError(f"cannot write {path}: {reason}", fix="choose a writable folder")
     return None
 
 
@@ -224,7 +224,7 @@ def read_small(path: str | Path, most: int = SMALL) -> bytes:
     except ValueError as error:  # a NUL in the name
         raise BadFileError(f"cannot read {path}: {error}") from error
     if len(data) > most:
-        raise BadFileError(f"{path} has more than {most:,} bytes", expected="a small file of text")
+        raise BadFileError(f"{path} has more than {most:,} bytes", expected="a small text file")
     return data
 
 
@@ -247,7 +247,7 @@ def ensure_writable(folder: str | Path) -> Path:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise machine_error(error, folder) or MachineError(
-            f"cannot write {folder}: {reason}", fix="choose a folder that can be written"
+            f"cannot write {folder}: {reason}", fix="choose a writable folder"
         ) from error
     finally:
         with suppress(OSError):
@@ -272,10 +272,11 @@ def lock_folder(folder: str | Path, timeout: float | None = None) -> Iterator[Ca
             holder = file.read(200).strip() or "another process"
             if time.monotonic() >= end:
                 raise MachineError(
-                    f"{folder} is locked by {holder}", fix="wait for that run or choose another folder"
+                    f"{folder} is locked by {holder}",
+                    fix="wait until it has finished, or choose another folder",
                 )
             if not named:
-                log(f"{folder} is locked by {holder}; waiting up to {timeout:g} s for it to end")
+                log(f"{folder} is locked by {holder}; waiting up to {timeout:g} s for it to finish")
                 named = True
             stopping.check()
             time.sleep(0.2)
@@ -303,8 +304,8 @@ def same_folder(folder: str | Path) -> Iterator[Callable[[], None]]:
         def check() -> None:
             if _numbers(folder) != then:
                 raise MachineError(
-                    f"{folder} has been removed, or made again, while this run was writing to it",
-                    fix="run the same command again: what is gone is made again",
+                    f"{folder} was removed or replaced while this run was writing to it",
+                    fix="run the same command again: it makes the lost results again",
                 )
 
         yield check
@@ -331,12 +332,17 @@ def _open_lock(path: Path) -> IO[str]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise MachineError(f"{path} is a link", fix="remove it, or choose another folder") from error
+            raise MachineError(
+                f"{path} is a symbolic link", fix="remove it, or choose another folder"
+            ) from error
         raise machine_error(error, path) or error from error
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(handle)
-        raise MachineError(f"{path} is not a file of its own", fix="remove it, or choose another folder")
+        raise MachineError(
+            f"{path} is not a regular file, or has several hard links",
+            fix="remove it, or choose another folder",
+        )
     return open(handle, "r+", encoding="utf-8", errors="replace")
 
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 HD_LINES = 720
 WIDEST_PIXEL = 10
-FIELDS = "interlaced: its frames show two moments, line by line"
-HDR = "HDR: its frames are read without tone mapping, so they are paler than players show them"
+FIELDS = "interlaced: each frame mixes two moments in alternating lines"
+HDR = "HDR: its frames are read without tone mapping, so they look paler than in a video player"
 LOST = 4  # frames at the end of a file that was cut: a player shows the others
 _WEB_CODECS = {  # container, codec -> pixel formats that Chromium, Firefox and Safari all play
     (".mp4", "h264"): ("yuv420p", "yuvj420p"),
@@ -88,7 +88,7 @@ class Film:
         self._formatter = None
         self._call(self._index)
         if not self.frames:
-            raise BadFileError(f"{path} holds no frame")
+            raise BadFileError(f"{path} contains no frames")
 
     def _call(self, function, *args):
         import av
@@ -144,7 +144,7 @@ class Film:
             stream = container.streams[self._stream]
             there = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))
         if expected - there > min(LOST, expected // 10):
-            raise BadFileError(f"{self.path} is cut short: {there} of {expected} frames")
+            raise BadFileError(f"{self.path} is cut short: it has {there} of {expected} frames")
 
     def _set_rate(self, stream: VideoStream, lasts: int) -> None:
         """fps, times, steady, end. The container's rate counts where the frames keep it, to half a frame: it
@@ -197,9 +197,9 @@ class Film:
             found = self._call(self._decode, wanted, False)
         lost = next((i for i, place in zip(indices, places, strict=True) if place not in found), None)
         if lost is not None:
-            raise BadFileError(f"cannot read {self.path}: frame {lost} of {self.frames} does not decode")
+            raise BadFileError(f"cannot read {self.path}: frame {lost} of {self.frames} cannot be decoded")
         if len({picture.shape for picture in found.values()}) > 1:
-            raise BadFileError(f"{self.path} changes its size on the way")
+            raise BadFileError(f"the frames of {self.path} change their size partway through")
         return np.stack([found[place] for place in places])
 
     def _decode(self, wanted: set[int], seek: bool) -> dict[int, np.ndarray]:
@@ -294,7 +294,7 @@ def _candidates(container: InputContainer, path: Path) -> list[VideoStream]:
         beside += " and a cover picture" if beside and container.streams.video else ""
         raise BadFileError(f"{path} has no video stream" + (f", only {beside}" if beside else ""))
     if not known:
-        raise BadFileError(f"{path} is of a codec that PyAV does not know")
+        raise BadFileError(f"{path} uses a codec that PyAV does not support")
     return known
 
 

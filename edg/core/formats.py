@@ -50,7 +50,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in FORMATS:
             raise UsageError(
-                f"format {name!r}", expected=", ".join(FORMATS) + ", or several with commas",
+                f"format {name!r}", expected=", ".join(FORMATS) + ", or several separated by commas",
                 fix=nearest(name, FORMATS),
             )  # fmt: skip
     return tuple(dict.fromkeys(names))
@@ -235,7 +235,7 @@ def _check_replaceable(path: Path) -> None:
     if strange:
         raise UsageError(
             f"{path} has {strange} in it" if path.is_dir() else f"{path} is a file",
-            expected="a new name for the folder of frames, or that of one to be replaced",
+            expected="a new folder, or a folder of frames to replace",
         )
 
 
@@ -394,7 +394,7 @@ def _stacked(path: Path, pictures: Iterable[np.ndarray]) -> np.ndarray:
         check_clip_size(path, len(found), picture.shape[1::-1])
     sizes = {picture.shape for picture in found}
     if len(sizes) > 1:
-        raise BadFileError(f"the frames of {path} are of {len(sizes)} sizes", expected="one")
+        raise BadFileError(f"the frames of {path} are of {len(sizes)} sizes", expected="frames of one size")
     return np.stack(found)
 
 

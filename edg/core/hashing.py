@@ -36,7 +36,9 @@ def sha256_file(path: str | Path, block: int = 1 << 20) -> str:
                 digest.update(buffer[:count])
                 read += count
                 if read > size:
-                    raise BadFileError(f"{path} grows while it is read", expected=f"its {size} bytes")
+                    raise BadFileError(
+                        f"{path} is growing while it is being read", expected=f"its {size} bytes"
+                    )
     except (OSError, ValueError) as error:  # a NUL in the name
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     return digest.hexdigest()

@@ -250,7 +250,9 @@ def converted(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         field = declared(options)[known[name]]
-        require(field.name not in found, f"{key} beside another name of the same option", "one of them")
+        require(
+            field.name not in found, f"{key} together with another name of the same option", "one of them"
+        )
         found[field.name] = _convert(field, str(key), value)
     return found
 

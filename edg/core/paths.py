@@ -26,7 +26,7 @@ def user_path(given: Any, what: str = "the path") -> str:
         return os.path.abspath(text) if str(Path(text)).startswith("~") else text
     home = os.path.expanduser(text)
     if home.startswith("~"):
-        literal = f"./{text} for a file of that name"
+        literal = f"for a file of that name, write ./{text}"
         raise UsageError(f"{what} is {text!r}", expected="a user's home folder", fix=literal)
     check_name(home, what)
     return home
@@ -42,10 +42,11 @@ def check_name(given: str | os.PathLike, what: str = "the path") -> None:
     try:
         data = os.fsencode(text)
     except UnicodeEncodeError:
-        raise UsageError(f"{what} is {text!r}", expected="characters that can be in a file's name") from None
+        raise UsageError(f"{what} is {text!r}", expected="characters that a file name can contain") from None
     if len(data) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in data.split(b"/")):
         raise UsageError(
-            f"{what} is {text!r}", expected=f"names of at most {LONGEST_NAME} bytes, {LONGEST_PATH} in all"
+            f"{what} is {text!r}",
+            expected=f"names of at most {LONGEST_NAME} bytes, and {LONGEST_PATH} bytes in all",
         )
 
 
@@ -54,7 +55,9 @@ def file_stem(given: Any, what: str) -> str:
     empty, hidden, too long, with a separator or a control character."""
     good = isinstance(given, str) and given.strip() == given and not given.startswith(".")
     if not good or not given or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", given):
-        raise UsageError(f"{what} is {given!r}", expected="a plain name: no folder, not hidden, not empty")
+        raise UsageError(
+            f"{what} is {given!r}", expected="a plain file name: no folder, no leading dot, not empty"
+        )
     if len(given.encode()) > STEM:
         raise UsageError(f"{what} is {given!r}", expected=f"at most {STEM} bytes")
     return given

@@ -91,7 +91,9 @@ def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
         raise _too_large(path, "") from error
     except Exception as error:  # Pillow's readers raise nearly every kind for broken files
         unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "its content is of no kind that is read" if unknown else str(error) or type(error).__name__
+        reason = (
+            "its content is not a supported image format" if unknown else str(error) or type(error).__name__
+        )
         raise BadFileError(
             f"cannot read the image {path}: {reason}", expected="a jpg, png or webp file"
         ) from error
@@ -114,7 +116,7 @@ def picture_notes(path: str | Path, data: bytes | None = None) -> list[str]:
         notes.append(f"the image {name} is an animation of {count} pictures: its first is used")
     if reason:
         notes.append(
-            f"the image {name} has a colour profile that cannot be used ({reason}): it is read without"
+            f"the image {name} has a colour profile that cannot be used ({reason}), so the profile is ignored"
         )
     return notes
 
@@ -141,7 +143,7 @@ def _need_reasonable_size(path: Path, size: tuple[int, int]) -> None:
 
 def _too_large(path: Path, size: str) -> BadFileError:
     return BadFileError(
-        f"the image {path} is too large{size}", expected="at most 64 megapixels", fix="shrink it first"
+        f"the image {path} is too large{size}", expected="at most 64 megapixels", fix="make it smaller"
     )
 
 
@@ -383,7 +385,7 @@ def open_film(path: str | Path) -> Film:
         reason = getattr(error, "strerror", None) or error
         raise BadFileError(f"cannot read the video {path}: {reason}") from error
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        reason = "empty (0 bytes)" if stat.S_ISREG(status.st_mode) else "not a file"
+        reason = "it is empty (0 bytes)" if stat.S_ISREG(status.st_mode) else "it is not a file"
         raise BadFileError(f"cannot read the video {path}: {reason}")
     return Film(path)
 
@@ -399,14 +401,16 @@ def check_clip_size(path: str | Path, frames: int, size: tuple[int, int]) -> Non
     """Raise BadFileError when so many frames of (width, height) do not fit into memory."""
     _need_reasonable_size(Path(path), size)
     if frames * size[0] * size[1] * 3 > MAX_CLIP:
-        raise BadFileError(f"{path} holds over {MAX_CLIP >> 30} GB of frames", expected="a clip")
+        raise BadFileError(
+            f"{path} has more than {MAX_CLIP >> 30} GB of frames", expected="a shorter or smaller clip"
+        )
 
 
 def read_rate(path: str | Path) -> float:
     """Frames per second of a video file. Raises BadFileError when it has none."""
     rate = open_film(path).fps
     if not rate > 0:
-        raise BadFileError(f"the video {path} does not say its frames a second")
+        raise BadFileError(f"the video {path} does not state its frame rate")
     return rate
 
 

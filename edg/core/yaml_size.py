@@ -55,7 +55,7 @@ def check(text: str, overrides: Sequence[str], path: str | Path) -> None:
 
 def _need_at_most(most: int, count: int, what: str, path: str | Path) -> None:
     if count > most:
-        raise UsageError(f"{path} stands for more than {most:,} {what}", expected="settings")
+        raise UsageError(f"{path} expands to more than {most:,} {what}", expected="settings")
 
 
 def _values(node: Any, known: dict[int, int]) -> int:
@@ -80,7 +80,7 @@ def _find_places(loader: Any, node: Any, place: Place, places: dict[Place, Any],
         loader.flatten_mapping(node)  # `<<: *other` becomes what it stands for, before what is said here
         for key, _ in node.value:
             if key.id != "scalar" or str(loader.construct_object(key)) != key.value:  # 0x1 is another 1
-                raise ValueError("a key that is no plain text or number")
+                raise ValueError("a key that is neither plain text nor a number")
         node.value = list({(key.tag, key.value): (key, value) for key, value in node.value}.values())
         inner = ((key.value, value) for key, value in node.value)
     for name, value in inner:
@@ -93,7 +93,7 @@ def _check_names(text: str, path: str | Path) -> None:
     if (at := left.find("${")) >= 0:
         asked = left[at : at + 60].partition("}")
         given = f"{path} asks for {asked[0]}{asked[1]}"
-        raise UsageError(given, expected="values, and ${names} of other values")
+        raise UsageError(given, expected="values, or ${NAME} for another value of the file")
 
 
 def _parts(name: str) -> Place:
@@ -112,7 +112,7 @@ class _Sizes:
             self.known[place] = None
             self.known[place] = self._of(place)
         if (size := self.known[place]) is None:
-            raise UsageError(f"{self.path}: {'.'.join(place)} stands for itself", expected="a value")
+            raise UsageError(f"{self.path}: {'.'.join(place)} refers to itself", expected="a value")
         return size
 
     def _of(self, place: Place) -> tuple[int, int]:
@@ -146,4 +146,6 @@ class _Sizes:
             if beyond is None:
                 return None
             return self._target((), "", ".".join((*beyond, *target[len(head) :])))
-        raise UsageError(f"{self.path} asks for ${{{dots}{name}}}", expected="the name of another value")
+        raise UsageError(
+            f"{self.path} asks for ${{{dots}{name}}}", expected="the name of another value of the file"
+        )

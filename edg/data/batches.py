@@ -47,7 +47,7 @@ class ResumableBatchSampler:
         require(
             min(batch, ranks, accumulate, size) >= 1 and 0 <= rank < ranks,
             f"batch {batch}, rank {rank} of {ranks}, accumulate {accumulate}, {size} samples",
-            "numbers of at least 1, and a rank below their number",
+            "numbers of at least 1, and a rank below the number of ranks",
         )
         self.batch, self.ranks, self.rank, self.accumulate = batch, ranks, rank, accumulate
         self.size, self.seed, self.first_step = size, seed, first_step

@@ -88,7 +88,7 @@ def read_caption(files: Sequence[Path]) -> tuple[str, str]:
             continue
         if text:
             others = ", ".join(other.name for other in files if other is not file)
-            return text, f"{file.name} is read, {others} is not" if others else ""
+            return text, f"{file.name} is used, {others} is not" if others else ""
     if unread is not None:
         raise unread
     return "", f"{files[0].name} is empty" if files else ""
@@ -99,7 +99,7 @@ def _read(path: Path) -> str:
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         if "\x00" in text:
-            raise ValueError("it holds a NUL character, expected text in UTF-8")
+            raise ValueError("it contains a NUL character, expected text in UTF-8")
         if path.suffix.lower() != ".json":
             return " ".join(text.split())
         value = json.loads(text)
@@ -134,11 +134,11 @@ def file_remarks(videos: Sequence[CaptionedVideo]) -> list[str]:
     """Warnings about videos that are listed twice, and about those of the first ones that do not exist."""
     remarks, count = [], len(videos)
     if again := count - len({video.path for video in videos}):
-        remarks.append(f"{again} of {count} rows name a video that a row before them names")
+        remarks.append(f"{again} of {count} rows name a video that an earlier row names")
     looked = [video.path for video in videos[:FIRST] if not video.trouble]
     if gone := [path for path in looked if not path.exists()]:
         near = nearby(gone[0])
-        first = f"{gone[0]}, but {near} does" if near else gone[0]
+        first = f"{gone[0]}, but {near} exists" if near else gone[0]
         remarks.append(f"{len(gone)} of the first {len(looked)} videos do not exist, first {first}")
     return remarks
 
@@ -166,7 +166,11 @@ def _unpaired(video: Path) -> str:
     own = [name for name in others if re.match(rf"{re.escape(_folded(video.stem))}[^\w]", _folded(name))]
     texts = [name for name in others if name.lower().endswith((*ENDINGS, ".csv", ".tsv", ".jsonl"))]
     passed = list(dict.fromkeys([*own, *texts]))
-    return f"not read beside it: {', '.join(passed[:3])}{', ...' if passed[3:] else ''}" if passed else ""
+    return (
+        f"files beside it that are not read: {', '.join(passed[:3])}{', ...' if passed[3:] else ''}"
+        if passed
+        else ""
+    )
 
 
 def nearby(path: Path) -> str:

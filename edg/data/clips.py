@@ -127,7 +127,7 @@ class ClipDataset(torch.utils.data.Dataset):
         digests: bool = False,
     ):
         if not videos:
-            raise UsageError("there is no video to train on")
+            raise UsageError("there are no videos to train on")
         self.videos, self.clip, self.seed = videos, clip, seed
         self.skipped = SkippedVideos() if skipped is None else skipped
         self.tries, self.reader, self.digests = tries, reader, digests
@@ -145,12 +145,12 @@ class ClipDataset(torch.utils.data.Dataset):
                 return self._clip(video, epoch, index, attempt)
             except BadFileError as error:
                 near = "" if video.trouble or video.path.exists() else nearby(video.path)
-                reason = f"{error}; {near} does exist" if near else str(error)
+                reason = f"{error}; {near} exists" if near else str(error)
                 self.skipped.add(video.path, reason)
                 reasons.append(f"{video.path.name}: {reason}")
         raise BadFileError(
             f"{len(reasons)} videos in a row cannot be used, first {'; '.join(dict.fromkeys(reasons[:3]))}",
-            fix="look at the list of skipped videos" + (f" {self.skipped.file}" if self.skipped.file else ""),
+            fix="see the list of skipped videos" + (f", {self.skipped.file}" if self.skipped.file else ""),
         )
 
     def _warn(self, warnings: Sequence[str]) -> None:

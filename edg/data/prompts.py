@@ -119,7 +119,7 @@ def _read_texts(folder: Path, follow: bool) -> list[Pair]:
     for path in () if follow else texts:
         _require_inside(path, folder)
     if not texts:
-        raise UsageError(f"no prompt in {folder}", expected="a .txt with a prompt per line")
+        raise UsageError(f"no prompt in {folder}", expected="a .txt with one prompt per line")
     lines = [(text, prompt) for text in texts for prompt in read_prompts(text)]
     return [Pair(index, prompt, text=text) for index, (text, prompt) in enumerate(lines)]
 
@@ -181,7 +181,7 @@ def _read_pairs(
         names = ", ".join(path.name for path in texts[:10]) or "none"
         raise UsageError(
             f"{len(texts)} prompt files in {folder} ({names})",
-            expected="exactly one .txt with a prompt per line, or one .txt per image",
+            expected="exactly one .txt with one prompt per line, or one .txt per image",
         )
     prompts = read_prompts(texts[0])
     try:
@@ -245,7 +245,7 @@ def _require_inside(path: Path, folder: Path) -> None:
         raise UsageError(
             f"{path.name} in {folder} links to {path.resolve()}",
             expected="files of the folder itself",
-            fix="--follow_links where you trust the folder",
+            fix="give --follow_links if you trust the folder",
         )
 
 
@@ -279,7 +279,7 @@ def _read_single(path: Path) -> str:
     prompts = read_prompts(path)
     if len(prompts) != 1:
         raise UsageError(
-            f"{path} holds {len(prompts)} prompts", expected="one line, for the image of that name"
+            f"{path} holds {len(prompts)} prompts", expected="one line, the prompt of the image of that name"
         )
     return prompts[0]
 
@@ -301,7 +301,9 @@ def read_prompts(path: str | Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line:
             raise UsageError(
-                f"line {number} of {path} is blank", expected="a prompt", fix="remove or fill the line"
+                f"line {number} of {path} is blank",
+                expected="a prompt",
+                fix="remove the line, or write a prompt into it",
             )
         if "\x00" in line:
             raise UsageError(f"line {number} of {path} holds a NUL character", expected="text in UTF-8")
@@ -318,7 +320,7 @@ def _decode(path: Path) -> str:
         raise UsageError(
             f"line {number} of {path} is not valid {encoding[:6].rstrip('-').upper()}",
             expected="a text file in UTF-8",
-            fix="save it again as UTF-8",
+            fix="save it as UTF-8",
         ) from error
 
 
@@ -367,7 +369,7 @@ def _mismatch(what: str, prompts: Sequence[str], images: Sequence[Path], folder:
     return UsageError(
         f"{what}: {len(prompts)} prompts and {len(images)} images in {folder}",
         expected="one image per prompt",
-        fix="name the images by line (01.png, 02.png, ...) or make the counts agree",
+        fix="name the images by line (01.png, 02.png, ...) or make the numbers equal",
     )
 
 

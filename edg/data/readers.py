@@ -68,7 +68,7 @@ def open_video(path: str | Path, backend: Backend = "auto") -> Reader:
         raise MachineError("decord is not installed", fix="pip install decord, or use the reader pyav")
     film = open_film(path)
     if not (math.isfinite(film.fps) and film.fps > 0):
-        raise BadFileError(f"{path} has no frame rate")
+        raise BadFileError(f"{path} does not state its frame rate")
     if film.size[0] * film.size[1] > MAX_PIXELS:
         raise BadFileError(f"{path} is too large ({film.size[1]}x{film.size[0]})")
     return DecordReader(film) if backend == "decord" else film
@@ -107,7 +107,9 @@ class DecordReader:
         self.path, self.frames, self.fps = film.path, film.frames, film.fps
         self.times, self.steady, self.size, self.warnings = film.times, film.steady, film.size, film.warnings
         if not film.plain:
-            raise BadFileError(f"decord cannot read {self.path} as it is shown", fix="use the reader auto")
+            raise BadFileError(
+                f"decord does not read {self.path} as players show it", fix="use the reader auto"
+            )
         decord = _decord()
         self._video = self._call(lambda: decord.VideoReader(os.path.abspath(self.path), num_threads=1))
         shape = self.get([0]).shape[1:3]

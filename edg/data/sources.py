@@ -39,7 +39,7 @@ ALIASES = {
     "text": ("texts",),
     "prompt": ("prompts", "textprompt"),
 }
-TEMPLATE = "or say where a row's file lies, for instance columns='clips/{id}.mp4'"
+TEMPLATE = "or give a template for the path of a row's file, for instance columns='clips/{id}.mp4'"
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _LIST = re.compile(r"""\[\s*(['"]).*\1\s*\]$""", re.DOTALL)  # as Python and JSON write it
 
@@ -65,7 +65,7 @@ def read_videos(
     if csv_file is not None:
         videos = read_csv(csv_file, root, columns)
     elif root is None:
-        raise UsageError("no videos are named", expected="a folder of videos (root) or a csv")
+        raise UsageError("no videos are given", expected="a folder of videos (root) or a csv")
     else:
         videos = read_tree(root)
     if captions:
@@ -150,8 +150,8 @@ def _template(columns: str, header: Sequence[str], rows: Sequence[dict], root: P
         return _detect(header, rows, root, path)
     if columns not in LAYOUTS and "{" not in columns:
         raise UsageError(
-            f"{columns!r} is no known set of columns",
-            expected=f"auto, {', '.join(LAYOUTS)} or a template with {{column}}",
+            f"{columns!r} is not a known set of columns",
+            expected=f"auto, {', '.join(LAYOUTS)}, or a template with {{column}}",
             fix=nearest(columns, LAYOUTS),
         )
     template = LAYOUTS.get(columns, columns)
@@ -170,7 +170,8 @@ def _detect(header: Sequence[str], rows: Sequence[dict], root: Path, path: Path)
     first."""
     if named := [name for name in header if is_video(name)]:
         raise UsageError(
-            f"{path} begins with the row of {named[0][:200]}", expected="a header line, such as path,caption"
+            f"{path} has no header: its first line is the row of {named[0][:200]}",
+            expected="a header line, such as path,caption",
         )
     fits = [fit for text in LAYOUTS.values() if (fit := _fitted(text, header))]
     fitting = [text for _, text in sorted(fits, key=lambda fit: fit[0])]
@@ -181,7 +182,7 @@ def _detect(header: Sequence[str], rows: Sequence[dict], root: Path, path: Path)
         raise UsageError(
             f"{path} has the columns {_listed(header) or '(none)'}",
             expected="videoid (and page_dir), or path, file or video",
-            fix=f"{near[0]}: {near[1]}" if near else TEMPLATE,
+            fix=f"rename {near[0]} to {near[1]}" if near else TEMPLATE,
         )
     for template in fitting if len(fitting) > 1 else ():
         if any(_file(row, template, root).is_file() for row in rows if _filled(row, template)):
@@ -213,7 +214,7 @@ def _caption_columns(
             raise UsageError(
                 f"{path} has no column of captions among {_listed(header)}; {name[:40]!r} is the nearest",
                 expected=" or ".join(CAPTIONS),
-                fix="name it caption, or unlike these where it holds none",
+                fix="rename it to caption; if it holds no captions, give it a name unlike these",
             )
     return columns
 
@@ -254,7 +255,7 @@ def _videos(
         if _filled(row, template):
             text = _caption(row, captions, file := _file(row, template, root))
             if _LIST.match(text):
-                note = note or "has a list of texts as caption"
+                note = note or "has a list of texts as its caption"
             note = f"line {line} of {path.name} {note}" if note else ""
             yield CaptionedVideo(file, text, note=note if captions else none)
         else:

@@ -142,7 +142,7 @@ def _csv_rows(lines: _Lines, separator: str, path: Path) -> Iterator[Row]:
             header = [name.strip() for name in values]
         elif values:
             if surplus := sum(bool(value.strip()) for value in values[len(header) :]):
-                note = f"has {surplus} values more than columns"
+                note = f"has {surplus} more values than columns"
             yield lines.number, dict(zip(header, values, strict=False)), note
 
 
@@ -170,14 +170,14 @@ def _need_closed(record: Sequence[str], separator: str, path: Path, first: int) 
     row = re.compile(rf'\s*"?[^"{between}]*(?:{endings})"?\s*{between}', re.IGNORECASE)
     for after, line in enumerate(record[1:], 1):
         if row.match(line):
-            raise _open_quote(path, first, f"line {first + after} is a row of its own")
+            raise _open_quote(path, first, f"line {first + after} is a row itself")
 
 
 def _open_quote(path: Path, line: int, why: str) -> BadFileError:
     return BadFileError(
         f'line {line} of {path} opens a quote (") that swallows what follows ({why})',
         expected="quotes in pairs",
-        fix='close it; a quote within a caption is written twice ("")',
+        fix='close it; write a quote within a caption twice ("")',
     )
 
 
@@ -203,8 +203,8 @@ def _json_list(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]
     lists = [key for key, rows in value.items() if _is_rows(rows)] if isinstance(value, dict) else []
     if len(lists) > 1:
         raise BadFileError(
-            f"{path} holds several lists of objects: {', '.join(name[:40] for name in lists[:5])}",
-            expected="one list, an object for each video",
+            f"{path} has several lists of objects: {', '.join(name[:40] for name in lists[:5])}",
+            expected="one list, with an object for each video",
         )
     if lists:  # {"version": 1, "videos": [{"path": "clip.mp4", ...}, ...]}
         value = value[lists[0]]
@@ -212,7 +212,7 @@ def _json_list(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]
         rows = {name: row if isinstance(row, dict) else {"caption": row} for name, row in value.items()}
         value = [{"path": name, **row} for name, row in rows.items()]
     if not isinstance(value, list):
-        raise BadFileError(f"{path} holds no rows", expected='[{"path": "clip.mp4", "caption": "..."}, ...]')
+        raise BadFileError(f"{path} has no rows", expected='[{"path": "clip.mp4", "caption": "..."}, ...]')
     for number, row in enumerate(value, 1):
         yield number, _object(row, f"row {number} of {path}")
 
@@ -230,7 +230,7 @@ def _parsed(text: str, where: str) -> Any:
 
 def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadFileError(f"{where} is no object", expected='{"path": "clip.mp4", "caption": "..."}')
+        raise BadFileError(f"{where} is not an object", expected='{"path": "clip.mp4", "caption": "..."}')
     return value
 
 

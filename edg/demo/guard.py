@@ -112,7 +112,7 @@ class Guard:
         hosts, origins = found.get(b"host", []), found.get(b"origin", [])
         sites = found.get(b"sec-fetch-site", [])
         if len(hosts) != 1 or not self.is_ours(hosts[0]):
-            raise Refused("not a name of this page", 400)
+            raise Refused("not a host name of this page", 400)
         if origins and origins != [f"{scope['scheme']}://{hosts[0]}"]:
             raise Refused("from another page", 403)
         if scope["method"] not in ("GET", "HEAD"):
@@ -142,12 +142,12 @@ class Guard:
         visitors."""
         routes = {"GET": READ, "HEAD": READ, "POST": SENT}.get(scope["method"])
         if routes is None:
-            raise Refused("no such method", 405)
+            raise Refused("method not allowed", 405)
         path = scope["path"]
         if not routes.fullmatch(path):
             raise Refused("not found", 404)
         if path.startswith(FILE) and not self.uploads.is_shown(path.removeprefix(FILE)):
-            raise Refused("no file of this page", 403)
+            raise Refused("not a file of this page", 403)
 
     async def upload(self, scope: Scope, receive: Receive) -> Path:
         """Receive an upload and keep it. It has a name on the disk only when it is complete, so that
@@ -160,23 +160,23 @@ class Guard:
         try:
             return await in_time(self._keep(Request(scope, bounded(receive, length))))
         except OSError as error:
-            raise Refused("the upload cannot be kept", 507) from error
+            raise Refused("the upload cannot be stored", 507) from error
         finally:
             self.uploads.release(length)
 
     async def _keep(self, request: Request) -> Path:
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            raise Refused("an upload is a form with a file", 400)
+            raise Refused("expected a form with a file", 400)
         try:
             async with request.form(max_files=1, max_fields=1, max_part_size=MAX_FORM) as form:
                 file = form.get("files")
                 if not isinstance(file, UploadFile):
-                    raise Refused("an upload is a form with a file", 400)
+                    raise Refused("expected a form with a file", 400)
                 if (file.size or 0) > MAX_BYTES:
                     raise Refused(f"at most {MAX_BYTES // 10**6} MB at once", 413)
                 return await run_in_threadpool(self.uploads.put, file.filename or "", file.file)
         except (MultiPartException, HTTPException, ValueError, LookupError) as error:
-            raise Refused("an upload is a form with one file", 400) from error
+            raise Refused("expected a form with one file", 400) from error
 
 
 def names_of(*hosts: str) -> tuple[frozenset[str], bool]:
@@ -192,7 +192,9 @@ def length_of(scope: Scope, most: int) -> int:
     """Length of a body by its header, in bytes. Raises Refused for none, several, and more than `most`."""
     lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
     if len(lengths) != 1 or not re.fullmatch(rb"[0-9]{1,12}", lengths[0]) or int(lengths[0]) > most:
-        raise Refused(f"at most {MAX_BYTES // 10**6} MB at once, {MAX_FORM // 1000} kB beside a file", 413)
+        raise Refused(
+            f"at most {MAX_BYTES // 10**6} MB per upload, {MAX_FORM // 1000} kB besides the file", 413
+        )
     return int(lengths[0])
 
 
@@ -206,7 +208,7 @@ async def in_time(work: Awaitable[T]) -> T:
     try:
         return await asyncio.wait_for(work, BODY_SECONDS)
     except asyncio.TimeoutError as error:
-        raise Refused("too slow", 408) from error
+        raise Refused("the request is too slow", 408) from error
 
 
 def bounded(receive: Receive, most: int) -> Receive:
@@ -218,7 +220,7 @@ def bounded(receive: Receive, most: int) -> Receive:
         message = await receive()
         left -= len(message.get("body", b""))
         if left < 0:
-            raise Refused("more than was announced", 413)
+            raise Refused("the body is longer than its header states", 413)
         return message
 
     return counted
@@ -254,9 +256,9 @@ def checked_event(body: bytes, uploads: Uploads) -> bytes:
     try:
         sent = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused("an event is JSON", 400) from error
+        raise Refused("expected an event as JSON", 400) from error
     if not isinstance(sent, dict):
-        raise Refused("an event is an object", 400)
+        raise Refused("expected an event as a JSON object", 400)
     kept: dict[str, Any] = {}
     for name in ("session_hash", "event_id"):
         value = sent.get(name)
@@ -269,7 +271,7 @@ def checked_event(body: bytes, uploads: Uploads) -> bytes:
     if "data" in sent:
         data = sent["data"]
         if not isinstance(data, list):
-            raise Refused("data is a list", 400)
+            raise Refused("expected a list as data", 400)
         kept["data"] = [_value(value, uploads) for value in data]
     chosen = sent.get("event_data")
     if isinstance(chosen, dict) and "index" in chosen:  # of a gallery; what else it has nobody reads
@@ -277,12 +279,12 @@ def checked_event(body: bytes, uploads: Uploads) -> bytes:
     try:
         return json.dumps(kept, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # Gradio could not send it back
-        raise Refused("a text is Unicode", 400) from error
+        raise Refused("expected text in Unicode", 400) from error
 
 
 def _index(value: Any, name: str) -> int:
     if type(value) is not int or not 0 <= value < 10**6:
-        raise Refused(f"{name} is a number from 0", 400)
+        raise Refused(f"expected {name} as a number from 0", 400)
     return value
 
 
@@ -294,5 +296,5 @@ def _value(value: Any, uploads: Uploads) -> Any:
         return value
     path = value.get("path") if isinstance(value, dict) else None
     if not isinstance(path, str) or not uploads.is_upload(path):
-        raise Refused("no file that was uploaded here", 403)
+        raise Refused("not a file that was uploaded here", 403)
     return {"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}

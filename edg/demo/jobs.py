@@ -271,7 +271,7 @@ class GenerationJob:
     def begin(self, name: str) -> None:
         """Start the next model's clip. Raises Cancelled."""
         self.number += 1
-        self.name, self.text = name, f"{name}: getting ready"
+        self.name, self.text = name, f"{name}: preparing"
         self.send(Update(self.text, self.share))
         self._check()
 

@@ -39,7 +39,7 @@ def serve(
                 shutdown.now()
             ready(backend.model, f"http://{address}:{port}")
             if not address.startswith("127."):
-                warn(f"everyone who can reach {address}:{port} can use this machine; there is no password")
+                warn(f"there is no password: anyone who can reach {address}:{port} can use this machine")
             threading.Thread(target=_warm_up, args=(backend.model,), daemon=True).start()
             page.run(sockets=[listener])
 
@@ -100,7 +100,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         raise MachineError(
-            f"cannot listen on {host}:{port}: {error}", fix="another --port, 0 for any"
+            f"cannot listen on {host}:{port}: {error}", fix="choose another --port, or 0 for any free one"
         ) from error
 
 

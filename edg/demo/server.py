@@ -116,7 +116,7 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
 
     with gr.Blocks(title="edg: still images that move", analytics_enabled=False) as blocks:
         gr.Markdown("# edg: still images that move")
-        gr.Markdown(f"An image and a prompt become a short clip. Model: `{model.name}`. {model.about}")
+        gr.Markdown(f"Makes a short clip from an image and a prompt. Model: `{model.name}`. {model.about}")
         results = gr.State([], delete_callback=remove)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -130,7 +130,7 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
                 saved = gr.File(label="Clip and record", file_count="multiple", elem_id="files", **FIXED)
         inputs = [image, prompt, *_settings(model)]
         history = gr.Gallery(
-            label="History: a click brings a clip back with its settings",
+            label="History: click a clip to show it again with its settings",
             elem_id="history",
             elem_classes=[*small, "shelf"],
             columns=6,
@@ -139,7 +139,7 @@ def page(backend: DemoBackend, examples: Sequence[tuple[str, str]]) -> gr.Blocks
         )
         shelf = gr.Gallery(
             [*examples],
-            label="Images to begin with",
+            label="Example images",
             elem_id="examples",
             elem_classes=[*small, "shelf"],
             columns=8,
@@ -182,7 +182,11 @@ def _picture_and_prompt(image: str | None, prompt: str, classes: list[str]) -> t
         elem_classes=classes,
     )
     text = gr.Textbox(
-        prompt, label="Prompt", max_length=MAX_PROMPT, elem_id="prompt", placeholder="what moves, and how"
+        prompt,
+        label="Prompt",
+        max_length=MAX_PROMPT,
+        elem_id="prompt",
+        placeholder="Describe what moves, and how",
     )
     return picture, text
 
@@ -199,7 +203,7 @@ def _settings(model: DemoModel) -> list[Any]:
             for slider in model.sliders
         ]  # fmt: skip
     if measured := [f"**{s.label.capitalize()}**: {s.help}" for s in model.sliders if s.help]:
-        with gr.Accordion("? What the settings do, as measured", open=False, elem_id="measured"):
+        with gr.Accordion("What the settings do, as measured", open=False, elem_id="measured"):
             gr.Markdown("\n\n".join(measured))
     _, *others = model.animate
     beside = f"Compare with the {' and '.join(others)} model"
@@ -235,9 +239,9 @@ class Events:
     def enqueue(self, request: gr.Request):
         """Show that the request waits, and let it be stopped."""
         self.new_stop(request)
-        waiting = view.status_html(Update("waiting for its turn"))
+        waiting = view.status_html(Update("waiting to start"))
         busy = gr.Button(interactive=False), gr.Button(interactive=True)
-        return view.hint_html("The first preview comes after a few steps."), waiting, *busy
+        return view.hint_html("The first preview appears after a few steps."), waiting, *busy
 
     def generate(self, request: gr.Request, results: list[DemoResult], *inputs: Any) -> Iterator[Any]:
         """Yield (stage, status, files, history, results) until the clip is finished."""
@@ -260,13 +264,13 @@ class Events:
 
     def read_request(self, image: Any, prompt: Any, seed: Any, compare: Any, *values: Any) -> DemoRequest:
         """The request in the page's fields, as the browser sent them. Raises UsageError."""
-        require(isinstance(image, Mapping), "put in an image first")
+        require(isinstance(image, Mapping), "choose an image first")
         try:
             pairs = zip(self.backend.model.sliders, values, strict=True)
             settings = {slider.name: slider.convert(value) for slider, value in pairs}
             number = int(seed or 0)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError("a field is not a number", fix="load the page again") from error
+            raise UsageError("a field is not a number", fix="reload the page") from error
         return DemoRequest(Path(image["path"]), str(prompt or ""), number, settings, bool(compare))
 
     def ask_for_prompt(self, request: gr.Request, wanted: DemoRequest) -> None:
@@ -281,7 +285,9 @@ class Events:
             self.asked.pop(next(iter(self.asked)), None)
         self.asked[session] = None
         raise UsageError(
-            "the prompt is empty", expected="what moves, and how", fix="write it, or press Animate again"
+            "the prompt is empty",
+            expected="what moves, and how",
+            fix="write it, or press Animate again to go on without",
         )
 
     def new_stop(self, request: gr.Request) -> threading.Event:

@@ -1,7 +1,7 @@
 """Prediction types of a network (eps, v, x0), and the conversions between them.
 
 With signal s = sqrt(abar_t) and noise rate n = sqrt(1 - abar_t): x = s x0 + n eps and v = s eps - n x0
-(Salimans and Ho 2022, appendix D). Samplers know x0 alone: wrap the network once, before the loop.
+(Salimans and Ho 2022, appendix D). Samplers use x0 only: wrap the network once, before the loop.
 """
 
 from __future__ import annotations

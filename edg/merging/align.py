@@ -78,11 +78,11 @@ def align(
     _check_shapes(inputs, aligned)
     if not aligned:
         raise UsageError(
-            f"{' and '.join(inputs)} have no tensor name in common", expected="two files of one model"
+            f"{' and '.join(inputs)} have no tensor name in common", expected="files of the same model"
         )
-    notes = [f"{len(absent)} tensors that not all inputs have are left out"] if absent else []
+    notes = [f"{len(absent)} tensors that are not in every input are left out"] if absent else []
     notes += [
-        f"{', '.join(sorted(without[group]))}: no {group}, one that does nothing is used ({count} tensors)"
+        f"{', '.join(sorted(without[group]))}: no {group}; one that has no effect is used ({count} tensors)"
         for group, count in replaced.items()
         if count
     ]
@@ -97,7 +97,7 @@ def _names_differ(inputs: Mapping[str, Weights], unmatched: list[str], family: F
         if only:
             more = f" and {len(only) - 10} more" if len(only) > 10 else ""
             parts.append(
-                f"{len(only)} not in every input but in {name}: " + ", ".join(map(repr, only[:10])) + more
+                f"{len(only)} in {name}, but not in every input: " + ", ".join(map(repr, only[:10])) + more
             )
     hint = ""
     tables = list(inputs.values())
@@ -106,11 +106,12 @@ def _names_differ(inputs: Mapping[str, Weights], unmatched: list[str], family: F
         second = [n for n in unmatched if n in other]
         hint = hint or keys.prefix_hint(first, second)
     groups = {family.component(name) for name in unmatched}
-    fix = "missing: drop leaves them out"
+    fix = "set missing: drop to leave them out"
     if groups <= family.optional.keys():
-        fix = f"missing: identity uses {' and '.join(sorted(groups))} that do nothing, drop leaves them out"
-    given = f"{' and '.join(str(w.path) for w in tables)} hold different names: " + "; ".join(parts)
-    return UsageError(given, expected="equal names", fix=hint or fix)
+        neutral = " and ".join(sorted(groups))
+        fix = f"set missing: identity to use a neutral {neutral}, or drop to leave them out"
+    given = f"{' and '.join(str(w.path) for w in tables)} have different tensor names: " + "; ".join(parts)
+    return UsageError(given, expected="the same names", fix=hint or fix)
 
 
 def _check_shapes(inputs: Mapping[str, Weights], aligned: list[Aligned]) -> None:
@@ -124,5 +125,5 @@ def _check_shapes(inputs: Mapping[str, Weights], aligned: list[Aligned]) -> None
         raise UsageError(
             f"{len(wrong)} shapes differ: " + "; ".join(wrong[:10]) + more,
             expected="files of the same model",
-            fix="check that both belong to one model family and resolution",
+            fix="check that they belong to the same model family and resolution",
         )

@@ -141,7 +141,7 @@ def _report_bad_values(found: Mapping[str, int], warn: Callable[[str], None], st
     for what, count in list(found.items())[:10]:
         warn(f"warning: {what} holds {count} values that are NaN or infinite")
     if len(found) > 10:
-        warn(f"warning: so do {len(found) - 10} more tensors")
+        warn(f"warning: {len(found) - 10} more tensors hold such values")
     if found and strict:
         raise BadFileError(
             f"{len(found)} tensors hold NaN or Inf, first {next(iter(found))}",

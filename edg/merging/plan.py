@@ -107,7 +107,7 @@ def _stored(tensor: Aligned, recipe: Recipe) -> TensorInfo:
 
 def _idle_steps(plan: MergePlan) -> list[str]:
     """A note for every optional step that has no effect. Raises UsageError for a step, or a pattern of its
-    `where`, that meets no tensor and is not optional: a slip in a name would leave the output as it was."""
+    `where`, that matches no tensor and is not optional: a slip in a name would leave the output as it was."""
     names = [tensor.name for index, tensor in enumerate(plan.aligned) if plan.is_float(index)]
     notes = []
     for output in plan.outputs:
@@ -118,13 +118,13 @@ def _idle_steps(plan: MergePlan) -> list[str]:
             if lost := [pattern for pattern in unmet if not step.may_lack(pattern)]:
                 raise _meets_nothing(plan, place, lost, names)
             if unmet:
-                notes.append(f"{place}: {_listed(unmet)} meets no tensor, which is optional there")
+                notes.append(f"{place}: {_listed(unmet)} matches no tensor, which the step allows")
             if id(step) in reached or len(unmet) == len(step.where) > 0 or step.optional is True:
                 continue
             raise UsageError(
-                f"{place} meets no tensor" + (f" of where {list(step.where)}" if step.where else ""),
-                expected="a tensor that no earlier step takes",
-                fix="put it before the others or remove it; optional: true if it may meet none",
+                f"{place} matches no tensor" + (f" of where {list(step.where)}" if step.where else ""),
+                expected="a tensor that no earlier step changes",
+                fix="put it before the others, or remove it; set optional: true if it may match none",
             )
     return notes
 
@@ -138,15 +138,15 @@ def _meets_nothing(plan: MergePlan, place: str, patterns: list[str], names: list
     others = [tensor.name for tensor in plan.aligned if plan.family.matches(tensor.name, patterns)]
     if others:
         return UsageError(
-            f"{place}: where {listed} meets only tensors that are not floating, such as {others[0]}",
-            expected="floating tensors: the others are copied from the base",
-            fix="remove it; optional: true if this is meant",
+            f"{place}: where {listed} matches only tensors that are not floating-point, such as {others[0]}",
+            expected="floating-point tensors: the others are copied from the base",
+            fix="remove it; set optional: true if this is intended",
         )
     near = next(filter(None, (near_names(pattern, names, plan.family) for pattern in patterns)), "")
     return UsageError(
-        f"{place}: where {listed} meets no tensor of the inputs",
+        f"{place}: where {listed} matches no tensor of the inputs",
         expected="a kind of modules, or a pattern that matches names (edg info FILE --names)",
-        fix="; ".join(filter(None, [near, "optional: true if it may meet none"])),
+        fix="; ".join(filter(None, [near, "set optional: true if it may match none"])),
     )
 
 
@@ -185,7 +185,9 @@ def _check_space(plan: MergePlan, out: Path, warn: Callable[[str], None]) -> Non
     if needed > free and plan.full:
         raise MachineError(
             f"the outputs need {needed / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB left",
-            fix="free some space or choose another folder",
+            fix="free some disk space or choose another folder",
         )
     if needed > free:
-        warn(f"note: {free / 1e9:.2f} GB are left, the outputs may need up to {needed / 1e9:.2f} GB")
+        warn(
+            f"note: {free / 1e9:.2f} GB of disk space left, the outputs may need up to {needed / 1e9:.2f} GB"
+        )

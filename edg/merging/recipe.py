@@ -7,8 +7,8 @@
       con: [{op: consistent, alpha: 1.0, beta: 0.25, where: [temporal, "*.bias"]}]
 
 Of the steps of an output the first whose `where` matches a tensor is applied; what no step matches is the
-base's. A step or a pattern that meets no tensor of the inputs is an error when they are opened (`plan`),
-unless the step says `optional: true`, or names the patterns that may meet none.
+base's. A step or a pattern that matches no tensor of the inputs is an error when they are opened (`plan`),
+unless the step says `optional: true`, or names the patterns that may match none.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Recipe:
             if name not in self.inputs or not isinstance(table, str) or not table:
                 raise UsageError(
                     f"tables: {name}: {table!r}",
-                    expected=f"INPUT: NAME of {', '.join(self.inputs)}",
+                    expected=f"INPUT: NAME, with INPUT one of {', '.join(self.inputs)}",
                     fix=nearest(name, self.inputs),
                 )
         _choice("missing", self.missing, MISSING)
@@ -93,7 +93,7 @@ class Recipe:
         return Copy()
 
     def check_kinds(self, family: Family) -> None:
-        """Raise UsageError for a slip in a module kind that some `where` names."""
+        """Raise UsageError for a misspelt module kind in a `where`."""
         for output, steps in self.outputs.items():
             for where in (where for step in steps for where in step.where):
                 if (
@@ -102,7 +102,7 @@ class Recipe:
                     and nearest(where, family.kind_help)
                 ):
                     raise UsageError(
-                        f"{output}: where: {where!r} is no module kind",
+                        f"{output}: where: {where!r} is not a module kind",
                         expected="one of " + ", ".join(family.kind_help) + " or a pattern with * in it",
                         fix=nearest(where, family.kind_help),
                     )
@@ -170,8 +170,8 @@ def remarks(recipe: Recipe) -> list[str]:
     """Remarks on a valid recipe that may not do what its numbers suggest."""
     steps = [(output, step) for output, steps in recipe.outputs.items() for step in steps]
     scaled = [
-        f"{output}: alpha {step.alpha:g} scales the whole network, schedule included; "
-        "--con anchored (form: anchored) makes it a strength"
+        f"{output}: alpha {step.alpha:g} scales the whole network, including the schedule buffers; "
+        "--con anchored (form: anchored) makes it a strength instead"
         for output, step in steps
         if isinstance(step, Consistent) and step.form == "released" and step.alpha != 1 and not step.where
     ]
@@ -237,7 +237,7 @@ def to_dict(recipe: Recipe) -> dict:
 def from_dict(data: object, place: str = "recipe") -> Recipe:
     """A recipe from plain data. Raises UsageError for anything unknown, naming the nearest."""
     if not isinstance(data, dict):
-        raise UsageError(f"{place} is no table", expected="inputs, outputs, seed, ...")
+        raise UsageError(f"{place} is not a mapping", expected="inputs, outputs, seed, ...")
     known = {f.name: f for f in dataclasses.fields(Recipe)}
     for key in data:
         if key not in known:
@@ -251,13 +251,13 @@ def from_dict(data: object, place: str = "recipe") -> Recipe:
     if isinstance(inputs, dict):
         inputs = {name: text_of(path) for name, path in inputs.items()}
     if not isinstance(inputs, dict) or not all(isinstance(v, (str, type(None))) for v in inputs.values()):
-        raise UsageError(f"{place}: inputs", expected="a table NAME: PATH")
+        raise UsageError(f"{place}: inputs", expected="a mapping NAME: PATH")
     if not isinstance(outputs, dict):
-        raise UsageError(f"{place}: outputs", expected="a table NAME: [steps]")
+        raise UsageError(f"{place}: outputs", expected="a mapping NAME: [steps]")
     values["inputs"] = {str(k): v or "" for k, v in inputs.items()}
     tables = values.get("tables") or {}
     if not isinstance(tables, dict):
-        raise UsageError(f"{place}: tables", expected="a table INPUT: NAME")
+        raise UsageError(f"{place}: tables", expected="a mapping INPUT: NAME")
     values["tables"] = {str(k): v for k, v in tables.items()}
     values["outputs"] = {
         str(name): tuple(

@@ -91,7 +91,7 @@ class MergeStep:
                 raise UsageError(f"{self.op}: {key} {value}", expected="a whole number, 0 or more")
         if not isinstance(self.optional, bool) and (strange := sorted({*self.optional} - {*self.where})):
             raise UsageError(
-                f"{self.op}: optional: {strange[0]!r}", expected="true, or some of the patterns in where"
+                f"{self.op}: optional: {strange[0]!r}", expected="true, or patterns that are in where"
             )
 
     def may_lack(self, pattern: str) -> bool:
@@ -332,7 +332,7 @@ def ties_statistics(step: Ties, numel: int, blocks: Callable[[], Iterable[MergeB
 def make_step(data: object, place: str) -> MergeStep:
     """A step from its YAML table {op: name, ...}. Raises UsageError naming the place and the nearest key."""
     if not isinstance(data, dict) or not isinstance(data.get("op"), str):
-        raise UsageError(f"{place}: {data!r}"[:200], expected="a table with `op: ...`")
+        raise UsageError(f"{place}: {data!r}"[:200], expected="a mapping with `op: ...`")
     kind = STEPS.get(data["op"])
     if kind is None:
         raise UsageError(

@@ -246,7 +246,7 @@ def _check_overflow(output: Output, tensor: Aligned, result: Tensor, narrow: Ten
         kind = dtype_name(narrow.dtype)
         raise UsageError(
             f"{output.name}: {int(lost)} values of {tensor.name} are too large for {kind}",
-            fix="write float32 or bfloat16 (--dtype)",
+            fix="write them as float32 or bfloat16 (--dtype)",
         )
 
 

@@ -51,8 +51,8 @@ def global_motion(flow: Flow) -> GlobalMotion:
 def similarity(flow: Float[np.ndarray, "h w 2"]) -> tuple[complex, complex]:
     """(m, c) with flow = m + c z, all complex: z the place from the picture's centre in px, m the shift in
     px/frame, c growth + i turn (radians) a frame. Least median of squares (Rousseeuw 1984) over pairs of
-    places, then least squares reweighted by Tukey's biweight: what moves on less than half of the picture
-    does not pull it. Raises UsageError below 3 px."""
+    places, then least squares reweighted by Tukey's biweight: motion in less than half of the picture
+    does not bias it. Raises UsageError below 3 px."""
     height, width = flow.shape[:2]
     rows, columns = (
         np.unique(np.linspace(0.05 * n, 0.95 * n - 1, SAMPLES).astype(int)) for n in (height, width)
@@ -87,8 +87,8 @@ def _best_of_pairs(z: np.ndarray, w: np.ndarray) -> tuple[complex, complex]:
 
 def tracks(flow: Flow) -> Tracks:
     """(T, 10, 10, 2): x and y of a grid of points in every frame, which start W/64 inside the picture and go
-    where the flow takes them. VBench has them from CoTracker2; here a point that is covered goes with what
-    covers it."""
+    where the flow takes them. VBench has them from CoTracker2; here an occluded point moves on with what
+    occludes it."""
     import cv2
 
     _, height, width, _ = flow.shape
@@ -123,7 +123,7 @@ LEFT_RIGHT = {**SAME, ("left", "right"): "zoom_in", ("right", "left"): "zoom_out
 
 def camera_motions(tracks: Tracks, height: int, width: int) -> list[str]:
     """VBench's classes of a clip from the middles of the four edges, first to last frame, in whole pixels:
-    top and bottom, left and right, joined; static only where both stand. Empty: none of the classes."""
+    top and bottom, left and right, joined; static only if both are. Empty: none of the classes."""
     ways = tracks[-1].astype(int) - tracks[0].astype(int)
     top, bottom, left, right = (
         directions(way, height, width)

@@ -116,10 +116,11 @@ METRICS = {
         lambda c: float(motion.top_motion(c.flow).mean()), range=FROM_0,
     ),
     "dynamic_degree": Metric(
-        "share", "higher", "VBench's rule: does enough of it move enough", ClipFeatures.dynamic, range=UNIT
+        "share", "higher", "VBench's rule: enough pixels move far enough in enough frames",
+        ClipFeatures.dynamic, range=UNIT,
     ),
     "motion_smoothness": Metric(
-        "share", "higher", "odd frames against what flow makes of the even ones",
+        "share", "higher", "odd frames against the even ones, warped by the flow",
         lambda c: motion.smoothness(c.frames, c.extractors.flow), range=UNIT,
     ),
     "temporal_flickering": Metric(
@@ -128,10 +129,10 @@ METRICS = {
     ),
     "camera_x": Metric("px/frame", "", "global motion to the right", lambda c: c.global_motion.x),
     "camera_y": Metric("px/frame", "", "global motion down", lambda c: c.global_motion.y),
-    "camera_zoom": Metric("%/frame", "", "global growth", lambda c: c.global_motion.zoom),
-    "camera_roll": Metric("degrees/frame", "", "global turn, clockwise", lambda c: c.global_motion.roll),
+    "camera_zoom": Metric("%/frame", "", "global zoom, positive for growth", lambda c: c.global_motion.zoom),
+    "camera_roll": Metric("degrees/frame", "", "global rotation, clockwise", lambda c: c.global_motion.roll),
     "camera_motion": Metric(
-        "share", "higher", "VBench's rule: the camera does what the prompt asks of it",
+        "share", "higher", "VBench's rule: the camera moves as the prompt asks",
         ClipFeatures.asked_camera, ("prompt",), UNIT,
     ),
     "first_frame_psnr": Metric(
@@ -151,7 +152,7 @@ METRICS = {
         lambda c: consistency.subject_consistency(c.subject), ("subject",), UNIT,
     ),
     "text_alignment": Metric(
-        "cosine", "higher", "text and frames in CLIP's space", ClipFeatures.alignment,
+        "cosine", "higher", "similarity of prompt and frames in CLIP's space", ClipFeatures.alignment,
         ("prompt", "picture", "text"), SIGNED,
     ),
     "reference_psnr": Metric(
@@ -165,7 +166,7 @@ METRICS = {
 }  # fmt: skip
 
 SETS = {
-    "frechet_distance": "of the Gaussians through the features of both sets (FVD with video features)",
+    "frechet_distance": "distance of Gaussians fitted to the features of both sets (FVD with video features)",
     "kernel_distance": "unbiased squared maximum mean discrepancy of the features, polynomial kernel (KVD)",
 }
 

@@ -41,7 +41,9 @@ def subject_consistency(frames: Embeddings) -> float:
 
 
 def _steps(frames: Embeddings) -> np.ndarray:
-    require(len(frames) >= 2, f"a clip of {len(frames)} frames", "at least 2: neighbours are compared")
+    require(
+        len(frames) >= 2, f"a clip of {len(frames)} frames", "at least 2: neighbouring frames are compared"
+    )
     return cosines(frames[:-1], frames[1:])
 
 
@@ -66,7 +68,7 @@ def ssim(a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]) -> float:
 
     check_shapes(a, b)
     height, width = a.shape[:2]
-    expected = f"at least {WINDOW} px a side"
+    expected = f"at least {WINDOW} px on each side"
     require(min(height, width) >= WINDOW, f"SSIM of pictures of {width}x{height}", expected)
 
     def blurred(x: np.ndarray) -> np.ndarray:

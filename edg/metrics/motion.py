@@ -1,5 +1,5 @@
 """Motion of a clip by optical flow, without any weights. Frames are uint8 (T, H, W, 3), flow is float32
-(T-1, H, W, 2) in px/frame: what stands at (y, x) in frame t stands at (y + flow[t, y, x, 1],
+(T-1, H, W, 2) in px/frame: what is at (y, x) in frame t is at (y + flow[t, y, x, 1],
 x + flow[t, y, x, 0]) in frame t + 1.
 """
 
@@ -27,7 +27,9 @@ def flow(frames: Frames) -> Flow:
     one colour axis of the clip along which its edges are strongest. Raises UsageError below two frames."""
     import cv2
 
-    require(len(frames) >= 2, f"a clip of {len(frames)} frames", "at least 2: flow is between two")
+    require(
+        len(frames) >= 2, f"a clip of {len(frames)} frames", "at least 2: flow is computed between two frames"
+    )
     height, width = frames.shape[1:3]
     scale = -(-SMALLEST // min(height, width))
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -85,7 +87,7 @@ def top_motion(flow: Flow, share: float = SHARE) -> np.ndarray:
     that moves counts as much as a large one."""
     lengths = speed(flow).reshape(len(flow), -1)
     count = int(share * lengths.shape[1])
-    require(count, f"{lengths.shape[1]} pixels", f"at least {round(1 / share)}")
+    require(count, f"{lengths.shape[1]} pixels", f"at least {round(1 / share)} pixels per frame")
     return np.partition(lengths, -count, axis=1)[:, -count:].mean(axis=1, dtype=np.float64)
 
 
@@ -110,7 +112,7 @@ def dynamic(frames: Frames, fps: float, flow: Callable[[Frames], Flow] = flow) -
     """VBench's dynamic degree of one clip (Huang et al. 2024), which it computes with RAFT's flow."""
     kept = frames[:: frame_step(fps)]
     given = f"{len(frames)} frames at {fps:g} a second, of which {len(kept)} is kept"
-    require(len(kept) >= 2, given, "2 kept frames")
+    require(len(kept) >= 2, given, "at least 2 kept frames")
     return is_dynamic(flow(kept), *frames.shape[1:3])
 
 
@@ -123,15 +125,15 @@ def flicker(frames: Frames) -> float:
         np.abs(frames[t + 1].astype(np.int16) - frames[t]).mean(dtype=np.float64)
         for t in range(len(frames) - 1)
     ]
-    require(changes, "a clip of one frame", "at least 2")
+    require(changes, "a clip of one frame", "at least 2 frames")
     return float((255 - np.mean(changes)) / 255)
 
 
 def smoothness(frames: Frames, flow: Callable[[Frames], Flow] = flow) -> float:
-    """(255 - mean |g_i - f_i|) / 255 over the odd frames f_i, g_i what flow makes of their even neighbours:
-    VBench's motion smoothness with flow warping in the place of its network (AMT-S)."""
+    """(255 - mean |g_i - f_i|) / 255 over the odd frames f_i, g_i warped by the flow from the even ones:
+    VBench's motion smoothness with warping in the place of its network (AMT-S)."""
     even, odd = frames[::2], frames[1::2]
-    require(len(even) >= 2, f"a clip of {len(frames)} frames", "at least 3")
+    require(len(even) >= 2, f"a clip of {len(frames)} frames", "at least 3 frames")
     flows = flow(even)
     differences = [
         np.abs(midway(even[i], even[i + 1], flows[i]).astype(np.float32) - odd[i]).mean(dtype=np.float64)
@@ -141,8 +143,8 @@ def smoothness(frames: Frames, flow: Callable[[Frames], Flow] = flow) -> float:
 
 
 def midway(before: np.ndarray, after: np.ndarray, flow: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture between two: the mean of `before` half the way along the flow and of `after` half the way
-    back, both looked up with the flow of the place itself."""
+    """The picture between two: the mean of `before` halfway along the flow and of `after` halfway
+    back, both sampled with the flow at the pixel itself."""
     import cv2
 
     height, width = flow.shape[:2]

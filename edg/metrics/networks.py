@@ -50,7 +50,7 @@ class Network:
             raise BadFileError(f"cannot read {path}: {error.strerror}") from error
         self.sha256 = hashlib.sha256(program).hexdigest()
         known = {name.lower() for name in trusted}
-        fix = "if you trust its author: --trust-sha256 with that value"
+        fix = "if you trust its author, give --trust-sha256 with that value"
         require(self.sha256 in known, f"{path} is a program, with sha256 {self.sha256}", fix=fix)
         try:
             self.module = torch.jit.load(io.BytesIO(program), map_location=device).eval()

@@ -74,7 +74,7 @@ class Raft:
         if min(height + more, width + wider) < LEAST or len(frames) < 2:
             raise UsageError(
                 f"RAFT on {len(frames)} frames of {width}x{height}",
-                expected=f"at least 2, and {LEAST} px a side",
+                expected=f"at least 2 frames, and {LEAST} px on each side",
             )
         pads = (wider // 2, wider - wider // 2, more // 2, more - more // 2)
         with torch.inference_mode():

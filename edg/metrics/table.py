@@ -68,7 +68,7 @@ def interval(
 
 
 def bootstrap(values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of independent values (N,), drawn again (Efron 1979)."""
+    """The 95 % percentile interval of the mean of independent values (N,), resampled (Efron 1979)."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
     low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
     return float(low), float(high)
@@ -77,7 +77,7 @@ def bootstrap(values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> tuple
 def paired_interval(differences: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
     """The mean over groups (prompts) of each one's mean difference, with the 95 % interval of a paired t test
     over groups (Student 1908). Without two groups low and high are None, and where fewer than ALIKE groups
-    differ by one number only: their variance of 0 cannot be believed."""
+    differ by one number only: their variance of 0 is not credible."""
     grouped = by_group(differences, groups)
     found: dict[str, Any] = {"mean": None, "low": None, "high": None}
     found |= {"pairs": len(differences), "prompts": len(grouped)}

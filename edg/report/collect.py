@@ -72,7 +72,7 @@ def collect(folders: Sequence[Path], problems: dict[str, str]) -> list[ReportRun
     """
     folders = [_clip_folder(Path(folder)) for folder in folders]
     unique = len({folder.resolve() for folder in folders}) == len(folders)
-    require(unique, "a run is given twice", fix="name every folder once")
+    require(unique, "a run is given twice", fix="give every folder once")
     points = [_point(folder, problems) for folder in folders]
     names = _names(folders, points)
     return [_run(*one, problems) for one in zip(names, folders, points, strict=True)]
@@ -81,7 +81,7 @@ def collect(folders: Sequence[Path], problems: dict[str, str]) -> list[ReportRun
 def _clip_folder(folder: Path) -> Path:
     """The folder that holds the clips: the given one, or the only one inside it that does (`output/1000`)."""
     if not folder.is_dir():
-        raise BadFileError(f"{folder} is no folder", expected="a run's folder of clips")
+        raise BadFileError(f"{folder} is not a folder", expected="the folder of a run, with its clips")
     links: dict[str, str] = {}
     if _stems(folder, links):
         return folder
@@ -89,7 +89,11 @@ def _clip_folder(folder: Path) -> Path:
     inside = [path for path in below if _is_near(path, links, path) and _stems(path, links)]
     if len(inside) == 1:
         return inside[0]
-    fix = f"give them one by one, such as {inside[0]}" if inside else "the folder that edg sample wrote into"
+    fix = (
+        f"give its folders, such as {inside[0]}"
+        if inside
+        else "give the folder of clips that edg sample wrote"
+    )
     fix = next(iter(links.values())) if links and not inside else fix
     raise BadFileError(f"{folder} holds no clips", expected="videos or records of edg sample", fix=fix)
 
@@ -113,7 +117,7 @@ def _is_ours(path: Path, problems: dict[str, str]) -> bool:
 def _is_near(path: Path, problems: dict[str, str], *parts: Path) -> bool:
     out = next((part for part in parts if leads_out(part, path.parent)), None)
     if out:
-        problems[str(path)] = f"{out} is a link out of its folder: copy what it leads to into the folder"
+        problems[str(path)] = f"{out} is a link out of its folder: copy its target into the folder"
     return out is None
 
 
@@ -139,7 +143,7 @@ def _shallow(value: Any, path: Path) -> Any:
     for _ in range(DEEPEST):
         level = [part for one in level if isinstance(one, (dict, list)) for part in _parts(one)]
     if level:
-        raise BadFileError(f"cannot read {path}: it is nested too deep", expected=f"up to {DEEPEST} levels")
+        raise BadFileError(f"cannot read {path}: it is nested too deep", expected=f"at most {DEEPEST} levels")
     return value
 
 
@@ -226,7 +230,7 @@ def _scores_of_clips(path: Path, problems: dict[str, str]) -> dict[str, tuple[di
         return found
     try:
         if path.stat().st_size > LONGEST:
-            raise ValueError(f"it has more than {LONGEST / 1e6:.0f} MB")
+            raise ValueError(f"it is larger than {LONGEST / 1e6:.0f} MB")
         for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
             row = _shallow(json.loads(line), path)
             values = {str(k): float(v) for k, v in row["scores"].items() if is_number(v)}

@@ -143,9 +143,9 @@ function tradeOff(plot, others) {
   parts.push(svg("text.axis", { x: (left + W - right) / 2, y: H - 8, "text-anchor": "middle" }, titleOf(mx)),
     svg("text.axis", { transform: `translate(15 ${(above + H - below) / 2}) rotate(-90)`, "text-anchor": "middle" }, titleOf(my)));
   return el("figure.plot", {},
-    svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${plot.x} against ${plot.y}, the values are in the table` }, ...parts),
-    el("figcaption", {}, "Each run's mean with the 95 % confidence ellipse of the mean, over prompts, as far as it lies in the metrics' range.",
-      marked ? " * other settings, or not known, see the table." : ""));
+    svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${plot.x} against ${plot.y}, values as in the table` }, ...parts),
+    el("figcaption", {}, "Mean of each run with its 95 % confidence ellipse over prompts, clipped to the range of the metrics.",
+      marked ? " * other or unknown settings, see the table." : ""));
 }
 
 function titleOf(metric) {
@@ -162,7 +162,7 @@ function flowKey() {
   const side = cell ? Math.min(cell.w, cell.h) : 0, floor = data.key.floor * Math.max(1, side / data.key.side);
   const rim = cell ? ` (${Number((data.key.limit * side).toPrecision(2))} px at ${cell.w}×${cell.h})` : "";
   return [el("img", { src: data.key.wheel, width: 64, height: 64, alt: "colour wheel: red right, green down left, blue up left" }),
-    el("figcaption", {}, el("b", {}, "Optical flow. "), "Colour is where it goes: a place on the disc has the colour of motion ",
-      `from the middle to it. The rim is ${100 * data.key.limit} % of the shorter side per frame${rim} and above. Black is slower than `,
-      `${Number(floor.toPrecision(2))} px per frame: that is noise, which a clip that stands still has too once it is compressed.`)];
+    el("figcaption", {}, el("b", {}, "Optical flow. "), "The colour shows the direction and speed: a point on the disc has the colour of motion from the ",
+      `centre to it. The rim stands for ${100 * data.key.limit} % of the shorter side per frame${rim} or more. Motion below `,
+      `${Number(floor.toPrecision(2))} px per frame is black: it is noise, which compression adds even to a still clip.`)];
 }

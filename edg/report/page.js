@@ -110,11 +110,11 @@ function makeCell(cell, run) {
   const poster = background(frame, cell.strip, Math.min(cell.n, STRIP));
   poster(0);
   video.addEventListener("loadeddata", () => video.classList.add("ready"));
-  video.addEventListener("error", () => video.hasAttribute("src") && frame.replaceChildren(el("div.empty", {}, "this browser cannot play it")));
+  video.addEventListener("error", () => video.hasAttribute("src") && frame.replaceChildren(el("div.empty", {}, "this browser cannot play this clip")));
   const flow = el("div.flow", { role: "img", "aria-label": "optical flow" });
   flow.style.aspectRatio = `${cell.w} / ${cell.h}`;
   const paint = cell.flow ? background(flow, cell.flow, cell.cells) : () => {};
-  const now = el("span.now", { title: "motion into this frame, mean over its pixels" });
+  const now = el("span.now", { title: "mean motion from the previous frame to this one" });
   caption.append(now);
   if (cell.record) caption.append(recordLink(cell));
   box.append(frame, ...(cell.flow ? [flow] : []), caption, ...(cell.note ? [el("p.note", {}, cell.note)] : []));
@@ -137,7 +137,7 @@ function background(box, name, count) {
 }
 
 function recordLink(cell) {
-  const link = el("a.record", { href: at(cell.record), title: "everything needed to make this clip again" }, "record");
+  const link = el("a.record", { href: at(cell.record), title: "all settings, to make this clip again" }, "record");
   if (data.media) link.download = "record.json";
   else link.target = "_blank";
   return link;
@@ -203,7 +203,7 @@ function leave(block) {
 /** Filter, order, layers and size. */
 function tools(blocks) {
   const filter = byId("filter"), order = byId("order"), rows = byId("rows");
-  const none = el("p", { hidden: true }, "No prompt or id has all these words.");
+  const none = el("p", { hidden: true }, "No prompt or ID contains all these words.");
   rows.after(none);
   const count = () => {
     const shown = blocks.filter((block) => !block.box.hidden).length;
@@ -216,8 +216,8 @@ function tools(blocks) {
     count();
   });
   const kinds = [["highest", (v) => v.reduce((a, b) => a + b, 0) / v.length]];
-  if (data.runs.length > 1) kinds.push(["runs differ most in", (v) => Math.max(...v) - Math.min(...v)]);
-  order.append(el("option", { value: "" }, "as made"));
+  if (data.runs.length > 1) kinds.push(["largest difference between runs in", (v) => Math.max(...v) - Math.min(...v)]);
+  order.append(el("option", { value: "" }, "default order"));
   kinds.forEach(([word], kind) => order.append(...data.metrics.map((metric, m) =>
     el("option", { value: `${kind}/${m}` }, `${word} ${metric.name.replaceAll("_", " ")}`))));
   order.addEventListener("change", () => {
@@ -276,9 +276,9 @@ function recipes() {
     box.append(el("h2", {}, "What differs"), different.length
       ? el("div.wide", {}, el("table.settings", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "setting"), ...data.runs.map((_, r) => el("th", { scope: "col" }, nameOf(r))))),
         el("tbody", {}, ...different.map((name) => el("tr", {}, el("th", { scope: "row" }, name), ...flat.map((one) => el("td", {}, text(one, name))))))))
-      : el("p.quiet", {}, "The records say nothing."));
+      : el("p.quiet", {}, "The records show no difference."));
   }
-  box.append(el("h2", {}, "Everything"), ...data.runs.map(recipe));
+  box.append(el("h2", {}, "All settings"), ...data.runs.map(recipe));
 }
 
 function recipe(run, r) {
@@ -286,8 +286,8 @@ function recipe(run, r) {
     ? [el("h3", {}, title), el("pre", { tabindex: 0 }, JSON.stringify(value, null, 2))] : []);
   const settings = Object.entries(run.settings ?? {});
   return el("details", { open: data.runs.length === 1 }, el("summary", {}, nameOf(r)),
-    el("p.quiet", {}, `${run.folder}, ${run.clips} clips; this page was made ${data.made}`),
-    ...(settings.length ? [] : [el("p.quiet", {}, "No records: nothing is known of how these clips were made.")]),
+    el("p.quiet", {}, `${run.folder}, ${run.clips} clips; page made ${data.made}`),
+    ...(settings.length ? [] : [el("p.quiet", {}, "No records: it is not known how these clips were made.")]),
     ...part("Point of the sweep", run.point),
     ...(settings.length ? [el("h3", {}, "Settings"), el("dl", {}, ...settings.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, words(value))]))] : []),
     ...part("Parameter sets and how they were merged", run.sets),

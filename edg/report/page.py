@@ -67,7 +67,7 @@ def write_report(runs: Sequence[Path], out: Path, embed: bool = False) -> Path:
             _remove_old(media, lambda path: path.name not in names)
     fresh = sum(name.endswith(".facts.json") for name in names - before)
     count = sum(len(run.clips) for run in found)
-    log(f"{count} clips, {fresh} of them new to {out}, in {time.monotonic() - began:.1f} s")
+    log(f"{count} clips, {fresh} of them new in {out}, in {time.monotonic() - began:.1f} s")
     if problems:
         given = f"{len(problems)} file(s) could not be shown, first: {next(iter(problems.values()))}"
         raise SomeFailedError(given, fix=f"{out / PAGE} shows the rest", failed=problems)
@@ -135,7 +135,7 @@ def _without_stale_means(run: ReportRun, cells: Mapping[str, Mapping[str, Any]])
     scored = [clip for clip in run.clips.values() if clip.scores]
     if run.rows == sum(clip.scores.items() <= cells[clip.id]["scores"].items() for clip in scored):
         return run
-    log(f"{run.folder}: clips have changed since they were scored; edg score measures them again")
+    log(f"{run.folder}: clips have changed since they were scored; run edg score again to measure them")
     about = {name: {key: one[key] for key in one if key != "mean"} for name, one in run.scores.items()}
     return replace(run, scores=about)
 
@@ -195,10 +195,10 @@ def _request(
         expected = pictured.settings["image_sha256"]
         for clip, cell in zip(clips, row["cells"], strict=True):
             if clip and clip.settings.get("image_sha256", expected) != expected:
-                _note(cell, "from another input image")
+                _note(cell, "made from another input image")
     for cell in filter(None, row["cells"]):
         if cell.pop("prompt") not in ("", row["prompt"]):
-            _note(cell, "from another prompt, see its record")
+            _note(cell, "made with another prompt, see its record")
     return row
 
 
@@ -211,10 +211,10 @@ def _image(clip: ReportClip, media: Path) -> dict[str, str]:
 
     try:
         if clip.image is None:
-            return {"image_error": "the input image is not where the record says"}
+            return {"image_error": "the input image is not at the path in the record"}
         check_picture(clip.image)
         if not is_unchanged(clip.image, str(clip.settings["image_sha256"])):
-            return {"image_error": f"{clip.image} has changed since"}
+            return {"image_error": f"{clip.image} has changed since then"}
         return {"image": image_media(clip.image, media)}
     except BadFileError as error:
         return {"image_error": str(error)}
@@ -276,7 +276,7 @@ def _embedded(media: Path, names: set[str]) -> dict[str, str]:
         size <= LARGEST,
         f"the page with its media inside would have {size / 1e6:.1f} MB",
         f"at most {LARGEST / 1e6:.0f} MB",
-        "leave out --embed, or report fewer clips",
+        "leave out --embed, or report on fewer clips",
     )
     return {name: _data_url(name, (media / name).read_bytes()) for name in wanted}
 

@@ -11,7 +11,7 @@ function scoresPart() {
     for (const run of runs) marks[run].replaceChildren(...unlike(run, reference));
     byId("paired").replaceChildren(pairedTable(reference));
     byId("plots").replaceChildren(...data.plots.map((plot) => tradeOff(plot, runs.filter((run) => unlike(run, reference).length))));
-    if (!data.plots.length) byId("plots").append(el("p.quiet", {}, "The trade-off plot needs scores of consistency or alignment: run ", el("code", {}, "edg score RUN"), " and report again."));
+    if (!data.plots.length) byId("plots").append(el("p.quiet", {}, "The trade-off plot needs scores of consistency or alignment. Run ", el("code", {}, "edg score RUN"), " and make the report again."));
   };
   choice.addEventListener("change", compare);
   compare();
@@ -86,12 +86,12 @@ function differenceOf(run, reference) {
 function unlike(run, reference) {
   if (run === reference) return [];
   const { settings } = differenceOf(run, reference);
-  if (!settings) return [el("small.unlike", {}, "settings not known: no records")];
+  if (!settings) return [el("small.unlike", {}, "unknown settings: no records")];
   const plain = (value) => (value === null ? "–" : shorten(words(value), 24));
   const all = Object.entries(settings).map(([name, [ours, theirs]]) => `${name.replace(/^options\./, "")} ${plain(ours)}, not ${plain(theirs)}`);
   if (!all.length) return [];
-  const shown = [...all.slice(0, 3), ...(all.length > 3 ? [`${all.length - 3} more, see Recipes`] : [])];
-  return [el("small.unlike", { title: all.join("\n") }, `other settings than ${data.runs[reference].name}:`, ...shown.map((text) => el("span", {}, text)))];
+  const shown = [...all.slice(0, 3), ...(all.length > 3 ? [`and ${all.length - 3} more, see Recipes`] : [])];
+  return [el("small.unlike", { title: all.join("\n") }, `differs from ${data.runs[reference].name} in:`, ...shown.map((text) => el("span", {}, text)))];
 }
 
 function pairedTable(reference) {
@@ -110,7 +110,7 @@ function pairedTable(reference) {
 function pairedCell(entry, score, better, low, high, run) {
   if (score.mean === null) return el("td.none", {}, "–");
   const sign = score.mean > 0 ? "+" : score.mean < 0 ? "−" : "", minus = (value) => (value < 0 ? "−" : "") + number(Math.abs(value));
-  const between = score.low !== null ? `${minus(score.low)} to ${minus(score.high)}` : score.prompts < 2 ? "one prompt" : "no interval: all alike";
+  const between = score.low !== null ? `${minus(score.low)} to ${minus(score.high)}` : score.prompts < 2 ? "one prompt" : "no interval: all equal";
   const up = score.mean > 0, good = { higher: up, lower: !up }[better];
   const said = !score.sure ? "" : good === undefined ? (up ? "higher" : "lower") : good ? "better" : "worse";
   return el(score.sure ? "td.sure" : "td", {}, el("b", {}, sign + number(Math.abs(score.mean)), ...(said ? [el("mark", {}, said)] : [])),

@@ -136,7 +136,7 @@ def _completed(folder: ClipFolder, request: Request, record: dict[str, Any], the
         write_json(folder.record(request), record | parts)
     except UsageError:  # a size that this format cannot have: made again, it fails with its reason
         return False
-    log(f"made {', '.join(missing)} of the frames in {clip_path(folder.outdir, request.id, 'png')}")
+    log(f"made {', '.join(missing)} from the frames in {clip_path(folder.outdir, request.id, 'png')}")
     return True
 
 

@@ -43,7 +43,7 @@ class ClipInfo:
         if self.clip.settings:
             return [*found, *self._making()]
         found += [f"{name:<11} {_one_line(text)}" for name, text in self.tags.items() if name in KNOWN_TAGS]
-        return [*found, "made by     another program: no record beside it, no settings of edg inside"]
+        return [*found, "made by     another program: it has no record, and contains no settings of edg"]
 
     def _making(self) -> Iterator[str]:
         clip = self.clip
@@ -64,11 +64,11 @@ class ClipInfo:
         record = self.clip.record
         if not self.recorded:
             by = self.tags.get("software") or "edg"
-            yield f"record      none beside it: the lines above are from the file itself, written by {by}"
+            yield f"record      none: the lines above are from the file itself, written by {by}"
             return
         version = record.get("versions")
         version = version.get("edg", "unknown") if isinstance(version, Mapping) else "unknown"
-        changed = "it has changed since: its SHA-256 is another" if self.changed else "unchanged since"
+        changed = "changed since then: its SHA-256 differs" if self.changed else "unchanged since then"
         yield f"record      {record_path(self.clip.path)}"
         yield f"  made      {record.get('made_at', 'at an unknown time')} by edg {version}"
         yield f"  file      {changed}"
@@ -113,7 +113,7 @@ def describe_shape(path: Path) -> str:
         size = sum(file.stat().st_size for file in files)
     except OSError as error:
         raise BadFileError(f"cannot read {path}: {error.strerror}") from error
-    speed = f"{fps:g} frames/s, {frames / fps:.3g} s" if fps > 0 else "it does not say its frames a second"
+    speed = f"{fps:g} frames/s, {frames / fps:.3g} s" if fps > 0 else "frame rate unknown"
     plural = "" if frames == 1 else "s"
     return f"{kind}, {frames} frame{plural}, {width}x{height} (width x height), {speed}, {size / 1e6:.2f} MB"
 

@@ -54,7 +54,9 @@ class WeightsConfig:
         paths: dict[str, Path] = {}
         for text in self.sets:
             name, equals, path = text.partition("=")
-            require(name and equals and path and name not in paths, f"--sets {text}", "NAME=FILE, names once")
+            require(
+                name and equals and path and name not in paths, f"--sets {text}", "NAME=FILE, each NAME once"
+            )
             paths[name] = Path(path)
         return WeightFiles(paths, self.table)
 

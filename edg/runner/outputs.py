@@ -153,7 +153,7 @@ def check_picture(path: Path) -> None:
     size = path.stat().st_size if path.is_file() and path.suffix.lower() in PICTURES else 0
     if not 0 < size <= LARGEST_PICTURE:
         raise BadFileError(
-            f"the record's image {path} is no picture's file",
+            f"the record's image {path} is not an image file",
             expected=f"a png, jpg, webp, ... of at most {LARGEST_PICTURE / 1e6:.0f} MB",
         )
 
@@ -217,13 +217,13 @@ class ClipFile:
             raise BadFileError(f"no record beside {self.path.name} names its input image")
         path = find_named(name, self.path.parent)
         if path is None:
-            raise BadFileError(f"the input image {name!r} of {self.path.name} is not there")
+            raise BadFileError(f"the input image {name!r} of {self.path.name} does not exist")
         check_picture(path)
         data = picture_bytes(path)
         picture = read_image(path, data)
         expected = self.settings.get("image_sha256")
         if expected and hashlib.sha256(data).hexdigest() != expected:
-            raise BadFileError(f"{path} is not the image any more that {self.path.name} was made from")
+            raise BadFileError(f"{path} is no longer the image from which {self.path.name} was made")
         options = self.settings.get("options")
         crop, pad = (isinstance(options, Mapping) and options.get(fit) is True for fit in ("crop", "pad"))
         pixels = fit_image(picture, height, width, crop, pad and not crop).permute(1, 2, 0).numpy()
@@ -234,7 +234,7 @@ def find_clips(folder: Path) -> list[ClipFile]:
     """The clips of a folder by name, in one format each. Raises BadFileError when there is no such folder,
     UsageError when it has no clip."""
     if not folder.is_dir():
-        raise BadFileError(f"{folder} is no folder", expected="a folder of clips, such as output/1000")
+        raise BadFileError(f"{folder} is not a folder", expected="a folder of clips, such as output/1000")
     found = [
         ClipFile(path, record)
         for name, paths in clips_by_name(folder).items()
@@ -254,12 +254,16 @@ def find_clips(folder: Path) -> list[ClipFile]:
 def _hint(folder: Path) -> str:
     """A guess at what was meant by a folder that has no clip."""
     if is_clip(folder.resolve()):
-        return f"{folder} is itself a clip of frames: name the folder above it"
+        return f"{folder} is itself a clip of frames: give the folder above it"
     below = next((path.parent for path in sorted(folder.rglob("*")) if is_clip(path)), None)
     if below:
-        return f"there are some in {below}"
+        return f"there are clips in {below}"
     picture = next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in STILLS), None)
-    return f"{picture} is no frame of several that differ in a number" if picture else ""
+    return (
+        f"{picture} is a single picture: the frames of a clip have names that differ in a number"
+        if picture
+        else ""
+    )
 
 
 def clips_by_name(folder: Path) -> dict[str, list[Path]]:

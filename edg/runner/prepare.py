@@ -169,7 +169,7 @@ def prepare(
         keep_memory()
         if not multiplies(dtype):
             name = dtype_name(dtype)
-            note(f"this processor has no {name} matrix products: likely slower than --dtype fp32")
+            note(f"this CPU has no {name} matrix products: this is probably slower than --dtype fp32")
     parameters = selection.open(note)
     requests = [
         request_for(config.prompts, spec, selection.options, pair, f"{pair.name}_sample{i}")
@@ -232,8 +232,9 @@ def check_files(pairs: Sequence[Pair], system: System, selection: Selection) -> 
         for name in ("image", "last_image", "video"):
             given, need = getattr(pair, name) is not None, getattr(inputs, name)
             label = name.replace("_", " ")
-            require(given or need != "required" or name == "last_image", f"no {label}", f"a {label}")
-            require(not given or need != "no", f"a {label}", f"a request that {system.name} can use")
+            enough = given or need != "required" or name == "last_image"
+            require(enough, f"{pair.name} has no {label}", f"one, which {system.name} needs")
+            require(not given or need != "no", f"{pair.name} with {label}", f"none: {system.name} uses none")
 
 
 def default_prompts(system: System, spec: Spec) -> Path:
@@ -275,7 +276,7 @@ def frame_size(
     if config.size is None:
         sizes = config.height or spec.height, config.width or spec.width
     elif config.height is not None or config.width is not None:
-        raise UsageError("--size with --height or --width", expected="one way")
+        raise UsageError("--size with --height or --width", expected="one of them")
     elif config.size == "auto":
         return bucket(spec, *image()) if image else (spec.height, spec.width)
     else:
@@ -305,7 +306,7 @@ def check_numbers(config: SampleConfig, spec: Spec) -> None:
     check_speed(parse_formats(output.format), fps, output.crf)
     require(
         not (place.compile and place.low_memory),
-        "--compile with --low-memory", "one of them: layers that move stay as they are",
+        "--compile with --low-memory", "one of them: layers that are moved are not compiled",
     )  # fmt: skip
 
 

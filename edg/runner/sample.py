@@ -90,7 +90,7 @@ def make_clips(
         name, reason = next(iter(failures.items()))
         raise SomeFailedError(
             f"{len(failures)} of {len(folder.requests)} clips failed, first {name}: {reason}",
-            fix="run the same command again when the cause is gone: only these are made again",
+            fix="remove the cause and run the same command again: only these clips are made again",
             failed=failures,
         )
     return summary
@@ -105,14 +105,14 @@ def _prepare(folder: ClipFolder, stack: ExitStack) -> list[int]:
     stack.enter_context(lock_folder(folder.outdir, folder.patience))
     pending = [i for i, request in enumerate(folder.requests) if not is_finished(folder, request)]
     if len(pending) < len(ids):
-        log(f"{len(ids) - len(pending)} of {len(ids)} clips are finished already in {folder.outdir}")
+        log(f"{len(ids) - len(pending)} of {len(ids)} clips are already finished in {folder.outdir}")
     return pending
 
 
 def _gone(folder: ClipFolder, requests: Sequence[Request]) -> dict[str, str]:
     """Finished clips whose files are not there any more, with that reason."""
     return {
-        request.id: f"its files were removed from {folder.outdir} while this run went on"
+        request.id: f"its files were removed from {folder.outdir} during this run"
         for request in requests
         if not all(clip_path(folder.outdir, request.id, format).exists() for format in folder.formats)
         or not folder.record(request).exists()
@@ -198,7 +198,7 @@ def _save(folder: ClipFolder, result: Result, seconds: float, together: int) -> 
     """Write a result's video, then its record; returns the reason when that failed."""
     request = result.request
     if result.frames is None:
-        return result.error or "the system gave no frames and no reason"
+        return result.error or "the system returned neither frames nor a reason"
     warnings = warnings_of(result)
     former = outputs.read_record(folder.record(request))
     others = outputs.verified_files(folder.outdir, request.id, former)

@@ -62,7 +62,7 @@ def choose_metrics(
 
     missing = dict(models.missing)
     if not any(clip.prompt for clip in found):
-        missing["prompt"] = "no record tells a prompt"
+        missing["prompt"] = "no record contains a prompt"
     if not any(clip.has_image for clip in found):
         missing["image"] = "no record names an input image"
     if not config.reference:
@@ -144,7 +144,7 @@ def load_clip(
 
     frames, fps = read_timed(file.path)
     given: dict[str, Any] = {}
-    missing = {} if file.prompt else {"prompt": "no record tells its prompt"}
+    missing = {} if file.prompt else {"prompt": "no record contains its prompt"}
     readers = {
         "image": lambda: file.image(*frames.shape[1:3]),
         "reference": lambda: read_timed(_same_name(reference, file.path))[0],
@@ -236,7 +236,7 @@ def write_scores(
     for name, entry in sets.items():
         log(f"{name:22}{'failed' if entry['value'] is None else format(entry['value'], '10.4g')}")
     for name, why in left_out.items():
-        log(f"{name:22} left out: {why}")
+        log(f"{name:22} not measured: {why}")
     log(f"{len(rows)} clips: {config.folder / 'scores.json'}")
 
 

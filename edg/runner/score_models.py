@@ -158,22 +158,30 @@ def load_embedder(
 
     run = next((clip for clip in found if clip.set_paths), None)
     if path is None and run is None:
-        raise UsageError("no record names the parameter sets", fix="--weights clip=CHECKPOINT")
+        raise UsageError("no record names the parameter sets", fix="give --weights clip=CHECKPOINT")
     recorded = path or next(iter(run.set_paths.values()))
     file = Path(path) if path else find_named(recorded, run.path.parent)
     if file is None or not file.exists():
-        raise BadFileError(f"the run's parameter set {recorded} is gone", fix="--weights clip=CHECKPOINT")
+        raise BadFileError(
+            f"the run's parameter set {recorded} is gone", fix="give --weights clip=CHECKPOINT"
+        )
     model = {} if path else run.model
     weights = open_weights(file)
     name = config or model.get("name")
     if name is None:
         _, name, why = systems.identify(weights)
-        require(name is not None, f"cannot tell which model {file} is ({why})", "--config NAME or YAML")
+        require(
+            name is not None,
+            f"cannot tell which model {file} is ({why})",
+            "--config with a name or a YAML file",
+        )
     system, spec = systems.find(name, model.get("system"))
     if path is None and config is None:
         same = hash_value(to_dict(spec)) == model.get("spec_sha256")
         require(
-            same, f"the run's model is another {spec.name} than the known one", fix="--config with its YAML"
+            same,
+            f"the run's model differs from the known {spec.name}",
+            fix="give --config with its YAML file",
         )
     origin = {
         "file": str(file),

@@ -70,7 +70,7 @@ def _train(run: Training, ranks: World, device: str) -> str:
     """Train a run unless it is finished, and describe the outcome."""
     trainer = trainer_of(run)
     if ranks.first(lambda: trainer.is_finished(run, ranks)):
-        return "is there already" + ranks.first(lambda: _data_change(run, trainer))
+        return "is already trained" + ranks.first(lambda: _data_change(run, trainer))
     with ExitStack() as stack:
         ranks.first(lambda: _lock(run, stack))
         trainer.run_training(run, open_data(run), ranks, device)
@@ -84,8 +84,8 @@ def _data_change(run: Training, trainer: Trainer) -> str:
     try:
         change = trainer.data_change(run, open_data(run))
     except EdgError as error:
-        return f"; its data cannot be compared with what it was trained on: {error}"
-    return f"; {change} since it was trained: train again with another out=FOLDER" if change else ""
+        return f"; its data cannot be compared with those it was trained on: {error}"
+    return f"; {change} since it was trained: to train again, set another out=FOLDER" if change else ""
 
 
 def check_starts(runs: Sequence[Training]) -> None:
@@ -96,7 +96,7 @@ def check_starts(runs: Sequence[Training]) -> None:
             if path is not None and path not in results and not Path(path).exists():
                 raise BadFileError(
                     f"the {key} of {run.name} is {path!r}, which does not exist",
-                    expected="a file, or the name of a stage before it",
+                    expected="a file, or the name of an earlier stage",
                     fix=nearest(path, results.values()),
                 )
         results[str(run.result)] = run.name
@@ -111,8 +111,9 @@ def _check_later_stages(runs: Sequence[Training], ranks: World) -> None:
         if not begun or not there or trainer_of(run).is_finished(run, ranks):
             continue
         raise UsageError(
-            f"more train.steps for {run.name}, from whose result {begun[0].name} began",
-            fix=f"--stages {run.name}; or remove {begun[0].result} and {begun[0].folder}, to train it again",
+            f"train.steps of {run.name} was increased, but {begun[0].name} began from its earlier result",
+            fix=f"train {run.name} alone (--stages {run.name}), or remove {begun[0].result} and "
+            f"{begun[0].folder} to train {begun[0].name} again, too",
         )
 
 

@@ -47,7 +47,7 @@ def copy_clips(found: Sequence[ClipFile], out: Path) -> int:
     failed: dict[str, str] = {}
     for clip in found:
         if not clip.prompt or clip.path.suffix.lower() != ".mp4":
-            failed[clip.path.name] = "is no .mp4" if clip.prompt else "has no record with a prompt"
+            failed[clip.path.name] = "is not an .mp4" if clip.prompt else "has no record with a prompt"
             continue
         prompt = safe_prompt(clip.prompt)
         clips[f"{prompt}-{counts.setdefault(prompt, 0)}.mp4"] = clip

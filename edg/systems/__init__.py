@@ -67,7 +67,7 @@ def find(model: str, system: str | None = None) -> tuple[System, Spec]:
 
 def identify(weights: Mapping[str, Any]) -> tuple[System | None, str | None, str]:
     """(system, model's name or None, reason) of a parameter set, from names and shapes."""
-    reason = "no system knows it"
+    reason = "no system recognises it"
     for system in all_systems():
         if system.identify is None:
             continue

@@ -221,7 +221,7 @@ class MemoryEstimate:
 
 
 class Embedder(Protocol):
-    """Texts and pictures in one space. note: why cosines between the two mean nothing, "" where they do."""
+    """Texts and pictures in one space. note: why cosines of the two have no meaning, "" if they have one."""
 
     note: str
 
@@ -230,7 +230,7 @@ class Embedder(Protocol):
         ...
 
     def text_remarks(self, prompts: Sequence[str]) -> Sequence[str]:
-        """Lines on prompts that are not read to their end."""
+        """Warnings about prompts that are not read to their end."""
         ...
 
     def embed_image(self, frames: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class DemoSlider:
-    """An option that visitors of `edg demo` may change. title: in the words of a person. help: its effect, as
+    """An option that visitors of `edg demo` may change. title: its label for visitors. help: its effect, as
     measured."""
 
     low: float
@@ -272,11 +272,11 @@ class DemoSetup:
     others: options of models for comparison.
     one_network: all of them share the memory of one.
     sliders: option -> its DemoSlider.
-    steps: at first.
+    steps: their number at first.
     about: a sentence or two for visitors, Markdown.
     small: clips are enlarged without smoothing.
     warm_up: imports that take seconds.
-    doubt: (image) -> why the model does not understand this picture, "" where it may.
+    doubt: (image) -> why the model cannot represent this picture, "" if it may.
     """
 
     model: str
@@ -368,8 +368,8 @@ class Trainer(Protocol):
 class System:
     """A family of models with one way of sampling, as data.
 
-    Each part is "module:attribute", imported when it is used, so that `--help` costs nothing. A part that is
-    None is something the system does not do, and `part` says so.
+    Each part is "module:attribute", imported when it is used, so that `--help` stays fast. A part that is
+    None is something the system does not do; `part` then raises UsageError.
     """
 
     name: str
@@ -418,14 +418,14 @@ class System:
 
 
 PARTS = {
-    "identify": "a model by its name: this system does not identify it by the weights",
+    "identify": "the name of a model: this system does not detect models from their weights",
     "estimate": "a system that estimates its memory",
     "plan_options": "a system that estimates its memory",
     "train": "a system that can be trained",
     "train_config": "a system that can be trained",
     "embed": "a system with text and image towers",
     "verify": "a system with reference cases",
-    "read_spec": "a model by its name: this system reads none from YAML",
+    "read_spec": "the name of a model: this system reads no YAML files",
 }
 
 

@@ -88,7 +88,7 @@ class LogCallback(pl.Callback):
         if not torch.isfinite(sums).all():
             raise UsageError(
                 f"the loss is not finite, in or shortly before step {step}",
-                fix="a lower train.lr, or train.precision=fp32, and another out=FOLDER",
+                fix="set a lower train.lr, or train.precision=fp32, and another out=FOLDER",
             )
         if not trainer.is_global_zero:
             return
@@ -170,7 +170,7 @@ class CheckpointCallback(pl.Callback):
                 remove_old_checkpoints(self.folder, self.keep)
         if stop:
             if trainer.is_global_zero:
-                log(f"stopped after step {step}; the same command continues")
+                log(f"stopped after step {step}; run the same command again to resume")
             raise SystemExit(stop[0])
 
     def teardown(self, trainer: pl.Trainer, module: TrainingModule, stage: str) -> None:
@@ -215,7 +215,7 @@ def set_aside_damaged(folder: Path) -> None:
         last.rename(aside)
         before = last_checkpoint(folder)
         start = "the beginning" if before is None else before.name
-        warn(f"{last} is damaged ({damage}), now {aside.name}; continuing from {start}")
+        warn(f"{last} is damaged ({damage}) and was renamed to {aside.name}; resuming from {start}")
 
 
 def _damage(path: Path) -> str:
@@ -229,7 +229,7 @@ def _damage(path: Path) -> str:
         raise BadFileError(f"cannot read {path}: {getattr(error, 'strerror', '') or error!r}") from error
     except Exception as error:  # zipfile and zlib raise many kinds for a damaged directory
         return str(error)
-    return f"checksum of {record}" if record else ""
+    return f"wrong checksum of {record}" if record else ""
 
 
 class SampleCallback(pl.Callback):

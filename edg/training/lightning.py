@@ -153,7 +153,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> tor
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
             raise MachineError(
-                "train.optimizer=adamw_8bit needs bitsandbytes", fix="pip install bitsandbytes, or adamw"
+                "train.optimizer=adamw_8bit needs bitsandbytes",
+                fix="pip install bitsandbytes, or set train.optimizer=adamw",
             ) from error
         return AdamW8bit(groups, lr=config.lr, betas=config.betas)
     fused = True if config.optimizer == "adamw_fused" else None
@@ -191,7 +192,7 @@ def fit(
     MachineError when `folder` is removed meanwhile.
     """
     config, world = module.config, world or World()
-    require(len(data) > 0, "no sample to learn from", fix="see data in the configuration")
+    require(len(data) > 0, "the data has no samples", fix="see `data` in the configuration")
     world.first(lambda: _prepare(folder, config.keep))
     last = last_checkpoint(folder)
     first = 0 if last is None else step_of(last)

@@ -94,11 +94,9 @@ class Case:
             return self.stored_inputs[name].to(self.device)
         listed = (self.raw.get("inputs") or {}).get(name)
         if listed is not None and "rule" not in str(listed.get("source", "rule")):
-            raise BadFileError(
-                f"{self.path} holds no tensor in/{name}", expected="every input that has no rule"
-            )
+            raise BadFileError(f"{self.path} has no tensor in/{name}", expected="every input without a rule")
         if shape is None and listed is None:
-            raise BadFileError(f"case {self.name} has no input {name!r}", expected="it in index.json")
+            raise BadFileError(f"case {self.name} has no input {name!r}", expected="the input in index.json")
         return rules.input_tensor(self.input_seed, name, listed["shape"] if shape is None else shape).to(
             self.device
         )
@@ -147,7 +145,7 @@ def load_cases(
     index_path = Path(folder) / "index.json"
     if not index_path.is_file():
         raise UsageError(
-            f"{folder} holds no index.json", expected="a reference folder", fix="see tests/reference"
+            f"{folder} has no index.json", expected="a reference folder, such as tests/reference"
         )
     try:
         entries = json.loads(index_path.read_text())["cases"]
@@ -250,7 +248,12 @@ def judge(case: Case, got: Mapping[str, Tensor]) -> Verdict:
     lost = sorted(set(limits) - set(expected))
     if lost:
         return Verdict(
-            case.name, case.group, "FAIL", lost[0], float("inf"), note="expected output not in the file"
+            case.name,
+            case.group,
+            "FAIL",
+            lost[0],
+            float("inf"),
+            note="the expected output is not in the file",
         )
     if not expected:
         return Verdict(case.name, case.group, "FAIL", error=float("inf"), note="nothing was compared")
@@ -289,7 +292,7 @@ def _compare(
         torch.nan_to_num(got[~finite], nan=0.5), torch.nan_to_num(want[~finite], nan=0.5)
     )
     if not same:
-        return infinite, 0.0, "NaN or infinite values in other places"
+        return infinite, 0.0, "NaN or infinite values at other positions"
     if not finite.any():
         return 0.0, 0.0, ""
     difference = (got - want)[finite]
@@ -306,5 +309,5 @@ def _compare_levels(got: Tensor, want: Tensor) -> tuple[float, float, str]:
     """8-bit frames: at most one level, on at most 0.1 % of the values."""
     difference = (got.long() - want.long()).abs()
     share = float((difference > 0).double().mean())
-    note = f"{share:.2%} of the values differ, at most 0.1 % may" if share > 1e-3 else ""
+    note = f"{share:.2%} of the values differ, at most 0.1 % are allowed to" if share > 1e-3 else ""
     return float(difference.max()), 1.0, note

@@ -70,7 +70,7 @@ def complete(
         )
         joined.records = [*weights.records, *found.records]
         return joined
-    what = f"its base {tried[0]} has changed" if tried else f"its base {base['path']} is not there"
+    what = f"its base {tried[0]} has changed" if tried else f"its base {base['path']} does not exist"
     raise BadFileError(
         f"{weights.path} holds only what a merge changed, and {what}",
         expected=f"the base with SHA-256 {base['sha256'][:16]}...",

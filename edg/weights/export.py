@@ -50,9 +50,11 @@ def export(
     for note in weights.notes:
         warn(f"note: {note}")
     if any(out.resolve() == file.path.resolve() for file in weights.files):
-        raise UsageError(f"{out} is one of the files to be read", fix="choose another name")
+        raise UsageError(f"{out} is one of the input files", fix="choose another name")
     if out.exists() and not overwrite:
-        raise UsageError(f"{out} is there already", fix="choose another name or give --overwrite")
+        raise UsageError(
+            f"{out} already exists", fix="choose another name, or give --overwrite to replace it"
+        )
     computed = weights.family.buffers
     plan = {
         name: info

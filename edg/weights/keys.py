@@ -61,7 +61,7 @@ def normalise(names: Iterable[str], family: Family = UNKNOWN) -> tuple[dict[str,
             renamed[old] += old in fixed
             fixed = fixed.replace(old, new)
         if fixed in result:
-            raise ValueError(f"{result[fixed]!r} and {name!r} both mean {fixed!r}")
+            raise ValueError(f"{result[fixed]!r} and {name!r} both become {fixed!r}")
         result[fixed] = name
     notes += [f"{n} keys renamed from {old} to {family.renames[old]}" for old, n in renamed.items() if n]
     return result, notes

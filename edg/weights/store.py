@@ -120,7 +120,7 @@ class Weights(Mapping):
 
     @property
     def provenance(self) -> dict:
-        """The record that `edg merge` wrote into this file ({} for foreign files)."""
+        """The record that `edg merge` wrote into this file ({} for other files)."""
         try:
             found = json.loads(self.metadata.get("edg", "{}"))
         except (ValueError, RecursionError):
@@ -143,7 +143,7 @@ class Weights(Mapping):
             if not check_crc(file, entry):
                 raise BadFileError(
                     f"{file.path}: {self._tensor_in(file, entry)} does not match its CRC-32",
-                    expected="unaltered bytes",
+                    expected="unchanged bytes",
                     fix="download the file again",
                 )
         return len(self.records)
@@ -233,15 +233,17 @@ def _open(path: Path, family: FamilyOf, table: str = "") -> Weights:
 
 def _check_one_table(path: Path, table: str) -> None:
     if table:
-        raise UsageError(f"--table {table}: {path} is one table", expected="no --table for this file")
+        raise UsageError(f"--table {table}: {path} has only one table", expected="no --table for this file")
 
 
 def _name_note(path: Path, kind: str) -> list[str]:
     suffix = path.suffix.lower()
     if kind == "safetensors" and suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        return [f"named {suffix} but is a safetensors file"]
+        return [f"named {suffix}, but it is a safetensors file"]
     return (
-        ["named .safetensors but is a torch checkpoint"] if kind == "zip" and suffix == ".safetensors" else []
+        ["named .safetensors, but it is a torch checkpoint"]
+        if kind == "zip" and suffix == ".safetensors"
+        else []
     )
 
 
@@ -252,7 +254,7 @@ def _open_sharded(path: Path, family: FamilyOf) -> Weights:
     if not folder.is_dir() or (not index and path.name.endswith(".index.json")):
         raise BadFileError(f"{path} does not exist", fix=MISSING)
     if len(index) > 1:
-        raise BadFileError(f"{folder} holds {len(index)} index files", fix="give one of them by name")
+        raise BadFileError(f"{folder} has {len(index)} index files", fix="give the path of one of them")
     weight_map = _weight_map(index[0]) if index else None
     if weight_map is not None:
         names = sorted(set(weight_map.values()))
@@ -263,16 +265,16 @@ def _open_sharded(path: Path, family: FamilyOf) -> Weights:
         if any(n.startswith(("zero_pp_rank", "mp_rank", "bf16_zero_pp_rank")) for n in names):
             raise BadFileError(f"{folder} holds DeepSpeed ZeRO shards", fix="run zero_to_fp32.py in it first")
         if not names:
-            raise BadFileError(f"{folder} holds no weights", expected="a checkpoint or *.index.json in it")
+            raise BadFileError(f"{folder} has no weights", expected="a checkpoint or *.index.json in it")
         if len(names) > 1 and any(not n.endswith(".safetensors") for n in names):
-            raise BadFileError(f"{folder} holds {len(names)} checkpoints", fix="give one of them by name")
+            raise BadFileError(f"{folder} has {len(names)} checkpoints", fix="give the path of one of them")
     shards = {}
     for name in names:
         shard = folder / name
         if not shard.is_file() or name.endswith(".index.json"):
             raise BadFileError(f"{index[0] if index else folder} names the shard {name}, which is missing")
         if index and not _is_inside(shard, folder):
-            raise BadFileError(f"{index[0]}: its weight_map names files outside the folder, as {name}")
+            raise BadFileError(f"{index[0]}: its weight_map names files outside the folder, such as {name}")
         shards[name] = _open(shard, family)
     tensors = _gather_shards(path, shards, weight_map)
     notes = [note for shard in shards.values() for note in shard.notes]
@@ -303,7 +305,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         found = json.loads(read_small(path, MAX_INDEX))["weight_map"]
         good = all(_is_relative(value) for value in found.values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadFileError(f"{path} is no index of shards ({error})"[:300]) from error
+        raise BadFileError(f"{path} is not an index of shards ({error})"[:300]) from error
     if not good:
         raise BadFileError(f"{path}: its weight_map names files outside the folder")
     return found
@@ -330,5 +332,5 @@ def refuse_lora(weights: Weights) -> None:
         raise BadFileError(
             f"{weights.path} looks like a LoRA, which is a change to a model and not a model",
             expected="a whole model",
-            fix="add it to its model with the tool that trained it, and give the file of the result",
+            fix="merge it into its model with the tool that trained it, and give the resulting file",
         )

@@ -27,7 +27,7 @@ BESIDE = {
     "optim", "optims", "optimizer", "optimizers", "opt", "scheduler", "schedulers", "sched", "scaler", "rng",
     "hyper", "hparams", "args", "config", "cfg", "callbacks", "loops", "metrics", "history", "step", "epoch",
 }  # fmt: skip
-HELP = "of several tables in the file, e.g. ema_state_dict (default: the raw weights)"
+HELP = "table to read from a file with several, e.g. ema_state_dict (default: the raw weights)"
 TOP = "."  # what --table calls the outermost table
 MAX_TENSORS = 100_000
 MAX_DEPTH = 32
@@ -80,12 +80,12 @@ def choose_table(path: Path, top: object, asked: str = "") -> tuple[dict, dict[s
         raise BadFileError(f"{path} holds {table.tensors} tensors", expected=f"at most {MAX_TENSORS}")
     found = {key: value for key, value in table.inside.items() if isinstance(value, TensorRef)}
     ignored = sum(isinstance(key, str) for key in table.inside) - len(found)
-    notes = [f"{ignored} entries that are no tensors ignored"] if ignored else []
+    notes = [f"{ignored} entries that are not tensors were ignored"] if ignored else []
     if not asked and table.averaged:
-        notes.append(f"{table} is read: there are no raw weights")
+        notes.append(f"{table} is read, since there are no raw weights")
     shown = [other for other in others if not other.beside]
     if shown:
-        notes.append(f"{table} is read, not {_listed(shown)}: --table NAME chooses another")
+        notes.append(f"{table} is read, not {_listed(shown)}; choose another with --table NAME")
     metadata = {
         key: repr(value)
         for key, value in table.inside.items()
@@ -103,14 +103,15 @@ def _check_top(path: Path, top: object, asked: str) -> None:
         raise BadFileError(
             f"{path} is a step of a training run, not a model",
             expected=f"the run's result, {folder.parent / folder.name}.safetensors",
-            fix="the same edg train command writes it at the end",
+            fix="run the same edg train command to the end, which writes it",
         )
     if not isinstance(top, dict) and not asked:
         tables = list(_tables(top))
         raise BadFileError(
-            f"{path} holds no table of tensors at its top" + f", but in it {_listed(tables)}" * bool(tables),
+            f"{path} has no table of tensors at its top level"
+            + f", only {_listed(tables)} inside" * bool(tables),
             expected="a state dict",
-            fix="give --table NAME" if tables else "save model.state_dict()",
+            fix="give --table NAME" if tables else "save it as model.state_dict()",
         )
 
 
@@ -164,7 +165,7 @@ def _asked(path: Path, tables: list[Table], name: str) -> Table:
     found = found or [table for table in tables if table.path and str(table.path[-1]) == name]
     if len(found) != 1:
         raise UsageError(
-            f"--table {name}: {path} holds {len(found) or 'no'} such table{'s' * (len(found) > 1)}",
+            f"--table {name}: {path} has {len(found) or 'no'} such table{'s' * (len(found) > 1)}",
             expected=_listed(found or tables) or "a file with tables",
             fix=nearest(name[:200], [table.name[:200] for table in tables[:100]]),
         )
@@ -186,7 +187,9 @@ def _choose(path: Path, top: dict, tables: list[Table]) -> Table:
     if large.numel >= MUCH_LARGER * next_large.numel or all(_within(table, large) for table in pool):
         return large
     raise BadFileError(
-        f"{path} holds several tables of tensors: {_listed(pool)}", expected="one of them", fix="--table NAME"
+        f"{path} holds several tables of tensors: {_listed(pool)}",
+        expected="one of them",
+        fix="give --table NAME",
     )
 
 
@@ -202,9 +205,9 @@ def _nothing(path: Path, top: dict) -> BadFileError:
             fix="run zero_to_fp32.py first",
         )
     way = first_tensor(top)
-    where = f"; those it has lie in {_dotted(way)!r}, which is no table" if way is not None else ""
+    where = f"; there are some in {_dotted(way)!r}, but that is not a table" if way is not None else ""
     return BadFileError(
-        f"{path} holds no tensors by name{where}", expected="a state dict", fix="save model.state_dict()"
+        f"{path} has no named tensors{where}", expected="a state dict", fix="save it as model.state_dict()"
     )
 
 
@@ -223,10 +226,10 @@ def _check_readable(path: Path, table: Table, asked: bool) -> None:
             way = () if isinstance(value, Stub) else first_tensor(value) or ()
             raise BadFileError(
                 f"{path}: {_dotted((key, *way))!r} is {kind}",
-                expected="plain tensors by name",
+                expected="plain named tensors",
                 fix="save it again as such, for instance with tensor.to_dense() or tensor.dequantize()"
                 if isinstance(value, (TensorRef, Stub))
-                else f"--table {table.name[:MAX_SHOWN]} reads the others",
+                else f"give --table {table.name[:MAX_SHOWN]} to read the others",
             )
 
 
@@ -259,7 +262,5 @@ def by_input(texts: Sequence[str], names: Iterable[str]) -> dict[str, str]:
         elif text and not every and not (equals and name in found):
             every = text
         else:
-            raise UsageError(
-                f"--table {text}", expected="[INPUT=]NAME, every input once: " + ", ".join(names)
-            )
+            raise UsageError(f"--table {text}", expected="[INPUT=]NAME, each input once: " + ", ".join(names))
     return (dict.fromkeys(names, every) if every else {}) | found

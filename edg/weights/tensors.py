@@ -74,7 +74,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 #: What to do about a file that is not there.
-MISSING = "check the path; edg fetch gets the published files, run_merge.py makes dyn.pt and con.pt"
+MISSING = "check the path; edg fetch downloads the published files, run_merge.py makes dyn.pt and con.pt"
 
 
 class InputFile:
@@ -107,10 +107,12 @@ class InputFile:
                 count = os.preadv(self.fd, [buffer[done : done + (1 << 30)]], offset + done)
             except OSError as error:
                 if error.errno in (errno.EINVAL, errno.EOVERFLOW):  # an offset that no file has
-                    raise BadFileError(f"{self.path} is damaged: it names byte {offset}") from error
+                    raise BadFileError(
+                        f"{self.path} is damaged: it refers to byte {offset}, which does not exist"
+                    ) from error
                 raise MachineError(f"reading {self.path} failed: {error.strerror}") from error
             if not count:
-                raise BadFileError(f"{self.path} ends at byte {offset + done}", expected="more data there")
+                raise BadFileError(f"{self.path} ends at byte {offset + done}", expected="more data")
             done += count
 
     def read(self, offset: int, count: int) -> bytes:

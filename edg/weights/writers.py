@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMATS = ("safetensors", "pt")
-AS_PT = "choose a .pt file: edg export FILE OUT.pt, edg merge --format pt"
+AS_PT = "write a .pt file: edg export FILE OUT.pt, or edg merge --format pt"
 SLACK = 4096  # bytes of header kept free for metadata that is known only at the end
 ALIGNMENT = 64
 LIMIT32 = 0xFFFFFFFF

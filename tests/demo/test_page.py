@@ -321,7 +321,7 @@ def test_what_is_no_image(page, tmp_path, name):
     assert status(page, "image") and page.title() != "caught"
     assert page.locator("#status b").count() == 0 and "/" not in page.inner_text("#status")
     page.click("#go")
-    status(page, "put in an image first")
+    status(page, "choose an image first")
     page.wait_for_selector("#go:enabled")
 
 

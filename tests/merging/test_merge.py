@@ -484,7 +484,7 @@ def test_a_finished_merge_is_not_made_again(tmp_path, files, capsys):
     def merge(recipe, **options):
         capsys.readouterr()
         merge_and_report(recipe, tmp_path / "out", full=True, format="pt", quiet=True, **options)
-        return "finished already" in capsys.readouterr().out
+        return "already finished" in capsys.readouterr().out
 
     assert not merge(recipe)
     assert merge(recipe)

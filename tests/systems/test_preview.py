@@ -133,7 +133,7 @@ def test_another_decoder_is_refused(taesd, tmp_path, change, wrong):
 @pytest.mark.parametrize("value", [torch.full((64,), torch.nan), torch.zeros(64, dtype=torch.int8)])
 def test_weights_that_are_no_numbers_are_refused(taesd, tmp_path, value):
     save_file(taesd | {"1.bias": value}, tmp_path / "x.safetensors")
-    with pytest.raises(BadFileError, match="1.bias holds what is no finite number"):
+    with pytest.raises(BadFileError, match="1.bias holds values that are not finite"):
         read_tiny_decoder(tmp_path / "x.safetensors", SD)
 
 

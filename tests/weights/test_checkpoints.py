@@ -102,14 +102,14 @@ def test_c05_gzip(refused):
 def test_c06_safetensors_named_ckpt(tmp_path, state, command):
     safetensors.torch.save_file(state, tmp_path / "x.ckpt")
     assert command(["info", tmp_path / "x.ckpt"])[0] == 0
-    assert "named .ckpt but is a safetensors file" in command.out
+    assert "named .ckpt, but it is a safetensors file" in command.out
     assert open_weights(tmp_path / "x.ckpt").names() == sorted(state)
 
 
 def test_c07_zip_named_safetensors(tmp_path, state, command):
     torch.save(state, tmp_path / "x.safetensors")
     assert command(["info", tmp_path / "x.safetensors"])[0] == 0
-    assert "named .safetensors but is a torch checkpoint" in command.out
+    assert "named .safetensors, but it is a torch checkpoint" in command.out
 
 
 @pytest.mark.parametrize("left", [9, 30, -4])

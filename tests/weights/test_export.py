@@ -80,9 +80,9 @@ def test_mistakes(tmp_path, files, capsys):
         ((base, tmp_path / "x.bin"), 2, "ends in .safetensors, .pt or .ckpt"),
         ((base, out, "--dtype", "fp61"), 2, "did you mean 'fp16'?"),
         ((base, out, "--dtype", "auto"), 2, "fp16, bf16 or float32"),
-        ((base, base), 2, "one of the files to be read"),
+        ((base, base), 2, "one of the input files"),
         ((tmp_path / "no.ckpt", out), 3, "does not exist"),
-        ((base, files[1]), 2, "is there already"),
+        ((base, files[1]), 2, "already exists"),
     ):
         assert run(*argv) == code
         assert text in capsys.readouterr().err

@@ -112,7 +112,7 @@ MISTAKEN = {
     b"\xfd7zXZ\x00rest of it": "xz",
     b"\x89PNG\r\n\x1a\n": "PNG",
     b'{"a": 1}': "JSON",
-    b"nothing that we know": "no file we know",
+    b"nothing that we know": "not a file of a known kind",
     b"PK\x05\x06" + bytes(18): "nothing in it",
     b"PK\x03\x04" + bytes(50): "truncated",
     b"\x80\x02": "damaged",

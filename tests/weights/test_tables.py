@@ -255,7 +255,7 @@ def test_what_is_no_tensor_is_ignored(opened):
     }
     weights = opened({"state_dict": {**RAW, **odd, 7: "x"}})
     assert set(weights) == set(RAW) and weights.metadata["n"] == "3"
-    assert any(f"{len(odd)} entries that are no tensors" in note for note in weights.notes)
+    assert any(f"{len(odd)} entries that are not tensors" in note for note in weights.notes)
 
 
 def test_other_tables_may_hold_what_is_not_read(opened):

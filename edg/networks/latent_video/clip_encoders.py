@@ -153,7 +153,7 @@ def cut_remarks(texts: Sequence[str], spec: TextSpec, what: str) -> list[str]:
         return []
     first, length = cut[0], spec.clip.text.context_length
     return [
-        f"{len(cut)} of {len(texts)} {what} are longer than {length} tokens: the end is not read, first "
+        f"{len(cut)} of {len(texts)} {what} are longer than {length} tokens, so the end is not used; first "
         f"{_shown(texts[first], 60)}; lost: {_shown(lost[first])}"
     ]
 

@@ -125,7 +125,7 @@ def load_diffusers(unet: UNet, weights: Mapping[str, Tensor]) -> None:
         raise BadFileError(
             f"{getattr(weights, 'path', 'the UNet')}: {len(strange)} names are missing or unknown",
             expected=f"the {len(names)} tensors of this UNet in diffusers' layout",
-            fix=f"look at {strange[0]}",
+            fix=f"the first one is {strange[0]}",
         )
     with torch.no_grad():
         for name, target in targets.items():

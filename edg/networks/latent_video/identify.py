@@ -88,17 +88,17 @@ def guess(weights: Mapping[str, Tensor]) -> str:
     if any_with("transformer_blocks.") and not any_with("input_blocks."):
         return "it looks like a diffusion transformer, another family"
     if all_with("text_model.", "transformer.text_model.", "cond_stage_model."):
-        return "it looks like a text encoder alone"
+        return "it looks like a text encoder only"
     if all_with("visual.", "vision_model.", "embedder.") or any_with("vision_model."):
-        return "it looks like an image encoder alone"
+        return "it looks like an image encoder only"
     if all_with("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "first_stage_model."):
-        return "it looks like an autoencoder alone"
+        return "it looks like an autoencoder only"
     if all_with(
         "input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out.", "init_attn.", "fps_"
     ):
-        return "it looks like the denoiser alone, without its prefix"
+        return "it looks like the denoising UNet only, without its prefix"
     if all_with(UNET):
-        return "it looks like the denoiser alone; autoencoder and encoders are missing"
+        return "it looks like the denoising UNet only; the autoencoder and the encoders are missing"
     if any_with("input_blocks.") and not any_with("temopral_conv"):
         return "it looks like Stable Diffusion (images), another family"
     if any_with("temopral_conv") and not any_with("image_proj_model."):
@@ -112,5 +112,7 @@ def _nearest_spec(weights: Mapping[str, Tensor]) -> str:
             return f"it has the main shapes of {spec.name}"
     if f"{UNET}input_blocks.0.0.weight" in weights:
         width = _shape(weights, f"{UNET}input_blocks.0.0.weight")[0]
-        return f"it is of this family, with {width} channels; give the configuration it was trained with"
+        return (
+            f"it is of this family, with {width} channels; give the configuration with which it was trained"
+        )
     return ""

@@ -250,7 +250,9 @@ def unet_spec(params: Mapping[str, Any], text_tokens: int = 77) -> UNetSpec:
     }
     taken = [key for key in ours if key in given]
     if taken:
-        raise UsageError(f"unknown key unet_config.{taken[0]}", expected="the published constructor's names")
+        raise UsageError(
+            f"unknown key unet_config.{taken[0]}", expected="an argument of the published constructor"
+        )
     if given.get("context_dim", 0) is None:
         raise UsageError("unet_config.context_dim is null", expected="the width of the context tokens")
     return build(UNetSpec, {**UNET_DEFAULTS, **ours, **given}, "unet_config")

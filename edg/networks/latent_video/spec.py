@@ -1,8 +1,8 @@
 """Model specs as frozen dataclasses: every number in which two checkpoints could differ is a field here.
 
 The published values are in `presets.py`; the published YAML files are read by `published_yaml.py`. A
-dataclass that cannot be built (widths that do not divide, an option nobody implements) raises UsageError at
-once.
+dataclass that cannot be built (widths that do not divide, an option that is not implemented) raises
+UsageError at once.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class UNetSpec:
         require(fixed or self.num_heads > 0, "neither num_heads nor num_head_channels", "one of them")
         require(
             fixed or not self.addition_attention,
-            "addition_attention with num_heads alone",
+            "addition_attention with num_heads only",
             "num_head_channels",
         )
         for level, mult in enumerate(self.channel_mult):
@@ -195,7 +195,7 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The image tower; its output are all tokens after the last block."""
+    """The image tower; its output is all tokens after the last block."""
 
     clip: ClipModelSpec
 
@@ -293,7 +293,9 @@ class ModelSpec:
         image, resampler, unet = self.image, self.resampler, self.unet
         if image is None or resampler is None:
             both = image is resampler and not unet.image_cross_attention
-            require(both, "an image tower, a resampler or image cross-attention alone", "all of them or none")
+            require(
+                both, "only some of image tower, resampler and image cross-attention", "all of them or none"
+            )
             return
         vision = image.clip.vision.width
         require(

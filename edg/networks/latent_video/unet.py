@@ -39,7 +39,7 @@ def sinusoid(position_B: Tensor, width: int) -> Tensor:
 
 
 def layout(device: torch.device) -> torch.memory_format:
-    """Memory format of the activations: channels last on a GPU, whose convolutions want it. On a CPU group
+    """Memory format of the activations: channels last on a GPU, where convolutions are faster. On a CPU group
     norms are several times slower that way, and convolutions no faster."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 

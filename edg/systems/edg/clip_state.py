@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edg.systems.edg.parameter_sets import ParameterSets
 
 TEXTS = {"prompt": "the prompt", "negative_prompt": "the negative prompt"}
-SMALLER = "the memory was too small: made one clip and one frame at a time"
+SMALLER = "out of memory at first: made one clip and one frame at a time instead"
 
 
 @dataclass

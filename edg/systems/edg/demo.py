@@ -19,10 +19,10 @@ from edg.systems.base import DemoSetup, DemoSlider
 from edg.systems.edg.dials import Dials, find_dials
 from edg.systems.edg.files import SPRITES_DEFAULTS
 
-OWN_PICTURES = "Pictures of your own need the published weights: `edg fetch dynamicrafter-512 cil-512`."
+OWN_PICTURES = "For your own pictures, get the published weights: `edg fetch dynamicrafter-512 cil-512`."
 ABOUT_SPRITES = (
-    "It ships with `edg` and knows nothing but its own small world: one shape on grey, "
-    f"{SPRITES.height}x{SPRITES.width}, moving "
+    "It comes with `edg` and was trained on synthetic clips only: one coloured shape on grey, "
+    f"{SPRITES.height}x{SPRITES.width}, with prompts "
     f"like *a red circle moves left*. {OWN_PICTURES}"
 )
 PUBLISHED = {
@@ -32,7 +32,7 @@ PUBLISHED = {
 STARTS = {"motion": 0.7, "hold": 0.85}  # first values of the dials
 WORDS = {  # title of a dial, what its figure says
     "motion": ("More motion", "how fast things move"),
-    "hold": ("Keep the picture", "how far the first frame is from the picture; less is better"),
+    "hold": ("Keep the picture", "error of the first frame against the picture; lower is better"),
 }
 STEPS = 50
 
@@ -120,8 +120,8 @@ def doubt_of_sprites(image: Path) -> str:
     if any(sight and max(sight.overlap.values()) > MIN_OVERLAP for sight in seen):
         return ""
     return (
-        "This model knows one coloured shape on grey, and nothing of what this picture shows: the clip will "
-        f"not resemble it. {OWN_PICTURES}"
+        "This model was trained only on one coloured shape on grey. The clip will not resemble this picture. "
+        f"{OWN_PICTURES}"
     )
 
 

@@ -46,7 +46,7 @@ class Dial:
     def __post_init__(self):
         places = [point.at for point in self.points]
         if places != sorted(set(places)) or not all(map(math.isfinite, places)):
-            raise UsageError(f"points of {self.moves} at {places}", expected="rising, each place once")
+            raise UsageError(f"points of {self.moves} at {places}", expected="rising values, each once")
 
     def range(self) -> tuple[Point, ...]:
         """The monotone stretch of the points, () where there is none."""
@@ -68,7 +68,7 @@ class Dial:
             raise UsageError(
                 f"over {self.moves} {self.points[0].at:g} to {self.points[-1].at:g} no step of the measured "
                 f"curve is certain ({self.figure}: {low:.4g} to {high:.4g})",
-                fix="there is nothing to turn: docs/dials.md shows the curve",
+                fix="without it the dial has no scale; docs/dials.md shows the curve",
             )
         ends = sorted((stretch[0], stretch[-1]), key=lambda point: point.mean, reverse=self.wants == "less")
         if turned in (0, 1):
@@ -117,7 +117,7 @@ class Dials:
                 found[dial.moves] = dial.strength(turned)
             except UsageError as error:
                 raise UsageError(
-                    f"--{word}: {error.given}", expected="a measured effect", fix=error.fix
+                    f"--{word}: {error.given}", expected="a measured change", fix=error.fix
                 ) from None
         return {name: round(value) if name == "T" else value for name, value in found.items()}
 
@@ -145,5 +145,5 @@ def unmeasured(word: str, model: str, why: str, base: object = "FILE", tuned: ob
     if model == "sprites":
         command = f"python scripts/measure_dials.py --base {base} --tuned {tuned} --dials FILE"
     return UsageError(
-        f"--{word}: {why}", expected="a measured curve (--dials FILE)", fix=f"measure: {command}"
+        f"--{word}: {why}", expected="a measured curve (--dials FILE)", fix=f"measure one with: {command}"
     )

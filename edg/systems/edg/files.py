@@ -48,7 +48,7 @@ def decoder_file(name: str | None) -> str | None:
     fetched first."""
     taesd = FILES["taesd"].path
     if name == "taesd" and not taesd.exists():
-        raise UsageError(f"--preview_decoder taesd, and no {taesd}", fix="edg fetch taesd")
+        raise UsageError(f"--preview_decoder taesd, and no {taesd}", fix="run edg fetch taesd")
     if name == "":
         raise UsageError("--preview_decoder is empty", expected="sprites, taesd or a file")
     known = {"sprites": str(WEIGHTS / "tiny_decoder.safetensors"), "taesd": str(taesd)}

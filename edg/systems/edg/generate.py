@@ -1,6 +1,6 @@
 """The method: high noise with the first parameter set, low noise with the next, one network in memory.
 
-Encode, noise, denoise, decode. Read `generate` first; it is the whole way.
+The stages are encode, noise, denoise, decode; `generate` runs all of them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def denoise_all(
     options: SamplingOptions,
     progress: ProgressCounter | None = None,
 ) -> None:
-    """Take the clips' latents from noise to clean, phase by phase: one swap of parameters for all of them.
-    In each, the encoders have the device first, for all clips, and then the denoiser.
+    """Denoise the latents of the clips, phase by phase, with one swap of parameters for all of them.
+    In each phase the encoders are on the device first, for all clips, and then the denoiser.
     """
     for use, steps in schedule_of_sets(sets, options):
         name = "+".join(sets.names[index] for index in use)
@@ -74,7 +74,7 @@ def advance(
     name: str,
     progress: ProgressCounter | None = None,
 ) -> None:
-    """Take a batch of clips through `steps`; a clip whose latent is no longer finite is marked as failed."""
+    """Run `steps` for a batch of clips; a clip whose latent is no longer finite is marked as failed."""
     options: SamplingOptions = batch[0].request.options
     x = torch.cat([clip.x_1CTHW for clip in batch])
 
@@ -110,6 +110,8 @@ def _decoded(sets: ParameterSets, clips: Sequence[ClipState], progress: Progress
                         frames = to_frames(video, options)
                     else:
                         name = sets.names[last]
-                        clip.error = f"the latent is finite, its frames decoded with {name} are not"
+                        clip.error = (
+                            f"the latent is finite, but the frames decoded from it with {name} are not"
+                        )
             progress.step("decode", done + 1, len(clips), clip.request)
             yield result(clip, frames, sets.spec, shrunk=sets.shrunk)

@@ -187,9 +187,9 @@ def attention_note(spec: ModelSpec, stored: int, few: bool) -> str:
     if stored:
         return f"{stored} attention calls store their weights"
     if spec.unet.use_relative_position:
-        return "attention over frames, with relative positions, stores its weights; over space it never does"
+        return "attention over frames, with relative positions, stores its weights; that over space does not"
     if few:
-        return f"attention to at most {MAX_SHORT_KV} keys stores its weights, to more it never does"
+        return f"attention to at most {MAX_SHORT_KV} keys stores its weights; attention to more keys does not"
     return "attention is never stored (fused kernels)"
 
 

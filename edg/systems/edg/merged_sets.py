@@ -87,7 +87,7 @@ def _adjusted(typed: SamplingOptions, dials: Dials | None) -> tuple[str, Recipe,
     strengths = dials.strengths(typed.motion, typed.hold) if dials else {}
     given = _strengths(typed.strength)
     if twice := sorted(strengths.keys() & given.keys()):
-        raise UsageError(f"--strength {twice[0]} beside the dial that moves it", expected="one of them")
+        raise UsageError(f"--strength {twice[0]} together with the dial that sets it", expected="one of them")
     for place, value in {**strengths, **given}.items():
         recipe = recipe if place == "T" else recipes.adjusted(recipe, place, value)
     return name, recipe, strengths
@@ -100,7 +100,7 @@ def open_sets(merging: Merging, note: Callable[[str], None]) -> dict[str, Any]:
     from edg.networks import family_of
 
     parts = dict(merging.notes["merged_in_memory"])
-    note(f"merges {parts.pop('recipe')} in memory, of {' and '.join(parts.values())}")
+    note(f"merging {parts.pop('recipe')} in memory, from {' and '.join(parts.values())}")
     if turned := merging.notes.get("dials"):
         words = ", ".join(f"--{word} {turned[word]:g}" for word in WORDS if word in turned)
         note(f"  {words}: {', '.join(f'{name} = {value:g}' for name, value in turned['stand_for'].items())}")
@@ -116,11 +116,10 @@ def remarks(merging: Merging, settle: Settle, request: Request) -> list[str]:
     if "T" not in turned["stand_for"]:
         measured.setdefault("T", dials.T)
     if other := _differing(merging.spec, settle(measured), "T" in measured, request):
-        lines.append(f"  the curve was measured with {' '.join(other)}")
+        lines.append(f"  the curve was measured with other settings: {' '.join(other)}")
     T, start = merging.given.get("T"), request.options.start
     if T is not None and 1000 > start <= T + 1:
-        reason = f"the start M = {start} is not above T = {T}: no step is dyn's"
-        lines.append(f"  con alone makes the clip: {reason}")
+        lines.append(f"  dyn is not used: sampling starts at M = {start}, and con takes over at T = {T}")
     return lines
 
 
@@ -154,14 +153,16 @@ def _check_together(typed: SamplingOptions, given: Mapping[str, Any], weights: W
     _strengths(typed.strength)
     for name in ("sets", *FILES):
         here = weights.files if name == "sets" else getattr(typed, name)
-        require(not here, f"{asking} with --{name}", "sets merged in memory, or files of them")
+        require(not here, f"{asking} with --{name}", "sets merged in memory, or files of sets, not both")
     require(
         not (turned and typed.recipe), f"{next(iter(turned), '')} with --recipe",
-        "a dial turns the recipe it was measured with",
+        "one of them: a dial uses the recipe that it was measured with",
     )  # fmt: skip
     if typed.hold is not None:
         for name in ("T", "switch_at"):
-            require(name not in given, f"--hold with --{name}", "one of them: hold chooses the switch")
+            require(
+                name not in given, f"--hold with --{name}", "one of them: --hold sets the switch timestep"
+            )
         require(typed.blend != "soft", "--hold with --blend soft, which has no switch", "one or the other")
 
 
@@ -208,7 +209,7 @@ def _strengths(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             number = None
         if not equals or number is None or place in found:
-            raise UsageError(f"--strength {text}", expected="OUTPUT.SETTING=NUMBER, every place once")
+            raise UsageError(f"--strength {text}", expected="OUTPUT.SETTING=NUMBER, each OUTPUT.SETTING once")
         found[place] = number
     return found
 
@@ -217,5 +218,7 @@ def _files_of(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, str]:
     """The recipe's inputs with base and tuned filled in. Raises UsageError where another has no file."""
     inputs = {name: str(paths.get(name, path)) for name, path in recipe.inputs.items()}
     if empty := [name for name, path in inputs.items() if not path]:
-        raise UsageError(f"the recipe wants {empty[0]}", expected="a recipe of base and tuned")
+        raise UsageError(
+            f"the recipe needs the input {empty[0]}", expected="a recipe with no inputs but base and tuned"
+        )
     return inputs

@@ -22,7 +22,7 @@ _merging = partial(option, group="or parameter sets merged in memory (docs/dials
 class SamplingOptions:
     """Options that are neither a request's own (prompt, image, seed, size) nor in the weights.
 
-    switch_at: timesteps at which the next set takes over, falling: set k acts while t > switch_at[k].
+    switch_at: timesteps at which the next set takes over, decreasing: set k is used while t > switch_at[k].
     crop, pad: how an image of another shape is fitted (see `fit_image`); interp: the last frame is given too
     (the first image where a request has no other); loop: the last frame is the first image.
     blend: "hard" swaps at switch_at, "soft" weights dyn by t/1000 and con by 1 - t/1000 at every step.
@@ -87,9 +87,11 @@ class SamplingOptions:
         "prompt", "prompt of con under guidance; released: empty"
     )
     image_latent: Literal["mode", "shared_sample", "sample_per_set"] = _defect(
-        "shared_sample", "the image's latent; released: sample_per_set"
+        "shared_sample", "latent of the image; released: sample_per_set"
     )
-    timesteps: Literal["clean", "released"] = _defect("clean", "released can visit timestep -1")
+    timesteps: Literal["clean", "released"] = _defect(
+        "clean", "released: as published, which can visit timestep -1"
+    )
     solver: Literal["ddim", "dpmpp", "unipc"] = _faster(
         "ddim", "dpmpp: DPM-Solver++(2M), unipc: UniPC-2; deterministic, for few steps"
     )
@@ -111,9 +113,9 @@ class SamplingOptions:
         "images of another shape: stretch (as released), crop, pad with black (stretch; --size auto: crop)",
         pixels=False,
     )
-    img_crop: bool = _image(False, "the released name of --fit crop", pixels=False)
+    img_crop: bool = _image(False, "same as --fit crop, under its released name", pixels=False)
     preview_decoder: PathText | None = option(
-        None, "--preview at full size by a tiny decoder: sprites, taesd (`edg fetch taesd`), or a file",
+        None, "tiny decoder for a --preview at full size: sprites, taesd (`edg fetch taesd`), or a file",
         group="files", metavar="FILE", pixels=False,
     )  # fmt: skip
     dynamic_path: PathText | None = _sets(
@@ -169,8 +171,8 @@ class SamplingOptions:
         for t in self.switch_at:
             require(0 <= t <= 1000, f"T is {t}", "0 <= T <= 1000")
         falling = all(a > b for a, b in zip(self.switch_at, self.switch_at[1:], strict=False))
-        require(falling, f"switch timesteps {self.switch_at}", "falling values")
-        require(0 <= self.eta <= 1000, f"eta is {self.eta}", "eta >= 0, at most 1000")
+        require(falling, f"switch timesteps {self.switch_at}", "decreasing values")
+        require(0 <= self.eta <= 1000, f"eta is {self.eta}", "0 <= eta <= 1000")
         low, high = self.guidance_interval or (0, 1000)
         require(0 <= low <= high <= 1000, f"guidance interval {low} {high}", "0 <= LO <= HI <= 1000")
         require(not (self.crop and self.pad), "crop and pad", "one of them")

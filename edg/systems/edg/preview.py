@@ -117,13 +117,15 @@ def read_tiny_decoder(path: str | Path, spec: ModelSpec, device: torch.device | 
         wrong = next(key for key in sorted(wanted.keys() | given) if wanted.get(key) != given.get(key))
         raise BadFileError(
             f"{path}: no tiny decoder for {spec.name}, {wrong} is {given.get(wrong, 'missing')}",
-            expected=f"TAESD's names, {spec.latent_channels} channels, {levels} levels",
-            fix="--preview_decoder sprites" if spec.name == "sprites" else "edg fetch taesd",
+            expected=f"TAESD's tensor names, {spec.latent_channels} channels, {levels} levels",
+            fix="use --preview_decoder sprites" if spec.name == "sprites" else "run edg fetch taesd",
         )
     tensors = {ours: weights[key] for ours, key in stored.items()}
     odd = [key for key, t in tensors.items() if not (t.is_floating_point() and torch.isfinite(t).all())]
     if odd:
-        raise BadFileError(f"{path}: {odd[0]} holds what is no finite number", expected="a trained decoder")
+        raise BadFileError(
+            f"{path}: {odd[0]} holds values that are not finite numbers", expected="a trained decoder"
+        )
     decoder.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
     return decoder.to(device).eval().requires_grad_(False)
 

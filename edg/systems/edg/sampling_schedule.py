@@ -39,7 +39,7 @@ def sampling_schedule(
     if len(options.switch_at) != count - 1:
         raise UsageError(
             f"{count} parameter sets and {len(options.switch_at)} switch timesteps",
-            expected=f"{count - 1} of them (one between each two sets)",
+            expected=f"{count - 1} switch timesteps, one between each two sets",
         )
     if options.blend == "soft" and count != 2:
         raise UsageError(f"a soft blend of {count} parameter sets", expected="exactly two")
@@ -55,8 +55,8 @@ def sampling_schedule(
 
 
 def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request]) -> list[str]:
-    """Raise EdgError for whatever would stop `generate` with these sets and requests, and return warnings on
-    what of the requests has no effect. Reads names and shapes only, but for a preview decoder."""
+    """Raise EdgError for anything that would stop `generate` with these sets and requests, and return
+    warnings about options without effect. Reads names and shapes only, except for a preview decoder."""
     spec = with_adapter_of(spec, sets.values())
     network = build(spec)
     for weights in sets.values():
@@ -74,7 +74,7 @@ def check(spec: ModelSpec, sets: Mapping[str, Any], requests: Sequence[Request])
 
 
 def remarks(spec: ModelSpec, requests: Sequence[Request]) -> list[str]:
-    """Lines on prompts and negative prompts that are longer than the text tower reads."""
+    """Warnings about prompts and negative prompts that are longer than the text encoder reads."""
     prompts = list({r.prompt: None for r in requests if r.options.text_input})
     negative = list({r.options.negative_prompt: None for r in requests if r.options.guided})
     return [
@@ -84,9 +84,9 @@ def remarks(spec: ModelSpec, requests: Sequence[Request]) -> list[str]:
 
 
 def check_length(spec: ModelSpec, frames: int) -> None:
-    """Raise UsageError where the network has no place for so many frames."""
+    """Raise UsageError if the network cannot take so many frames."""
     unet = spec.unet
     if (unet.use_causal_attention or unet.use_relative_position) and frames > unet.temporal_length:
         raise UsageError(
-            f"{frames} frames", expected=f"at most {unet.temporal_length}, the reach of {spec.name}"
+            f"{frames} frames", expected=f"at most {unet.temporal_length}, the temporal length of {spec.name}"
         )

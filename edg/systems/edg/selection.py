@@ -158,7 +158,7 @@ def _initial_noise(typed: SamplingOptions) -> str | None:
     path = typed.analytic_init or checkpoints() / "dynamicrafter_analytic_init/initial_noise_512.pt"
     require(
         Path(path).exists(),
-        f"no initial noise at {path}", "--analytic_init_path", "edg fetch analytic-init",
+        f"no initial noise at {path}", "a file", "run edg fetch analytic-init, or give --analytic_init_path",
     )  # fmt: skip
     return str(path)
 
@@ -170,7 +170,7 @@ def set_paths(typed: SamplingOptions, named: Mapping[str, Path]) -> dict[str, Pa
     """Parameter sets by name, in their order of use. Raises UsageError."""
     dyn, con = typed.dynamic_path, typed.consistency_path
     if named:
-        require(not (dyn or con), "--sets together with --dynamic_path or --consistency_path", "one way")
+        require(not (dyn or con), "--sets together with --dynamic_path or --consistency_path", "one of them")
         return dict(named)
     if bool(dyn) != bool(con):
         alone = "--dynamic_path" if dyn else "--consistency_path"

@@ -34,15 +34,15 @@ SYSTEM = System(
     subfolder=f"{HERE}.options:subfolder",
     commands={
         "encode": Command(
-            "videos -> a folder of latents and tokens, so that training runs the frozen networks once",
+            "videos -> a folder of latents and tokens, so that training need not run the frozen networks",
             f"{HERE}.training.encode_flags:add_encode_arguments",
             f"{HERE}.training.encode_flags:run_encode",
         ),
         "analytic-init": Command(
-            "videos -> the file that sampling from M < 1000 starts from",
+            "videos -> a file of the initial noise, for sampling from M < 1000",
             f"{HERE}.training.encode_flags:add_analytic_arguments",
             f"{HERE}.training.encode_flags:run_analytic_init",
-            "run it as one; or `torchrun ... -m edg encode` first and give its folder as --data",
+            "run one process, or first `torchrun ... -m edg encode`, and give its folder as --data",
         ),
     },
 )

@@ -38,20 +38,24 @@ def open_legacy(file: InputFile) -> tuple[object, dict[str, ZipEntry], list[str]
     except PickleError as error:
         raise _damaged(file, str(error)) from error
     entries = _entries(file, found[4], storages, stream.tell())
-    return found[3], entries, ["an old pickle, read as data", *([foreign_note(foreign)] if foreign else [])]
+    return (
+        found[3],
+        entries,
+        ["a pickle of an old format, read as data", *([foreign_note(foreign)] if foreign else [])],
+    )
 
 
 def _damaged(file: InputFile, reason: str) -> BadFileError:
     return BadFileError(
         f"{file.path} is a pickle that is damaged or no checkpoint: {reason}"[:300],
         expected="a checkpoint made by torch.save",
-        fix="we never run code from a file; save it again as a plain state dict",
+        fix="code in a file is never run; save it again as a plain state dict",
     )
 
 
 def _check_system(file: InputFile, magic: object, protocol: object, system: object) -> None:
     if (magic, protocol) != (MAGIC, PROTOCOL):
-        raise _damaged(file, "it does not begin with torch's number")
+        raise _damaged(file, "it does not begin with torch's magic number")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise BadFileError(
             f"{file.path} was written on a big-endian machine", expected="little-endian tensors"
@@ -66,7 +70,7 @@ def _entries(
     entries: dict[str, ZipEntry] = {}
     for key in order if isinstance(order, list) else ():
         if not isinstance(key, str):
-            raise _damaged(file, f"a storage called by a {type(key).__name__}")
+            raise _damaged(file, f"a storage whose key is a {type(key).__name__}")
         name, storage = f"data/{key}", storages.get(key)
         if storage is None or name in entries or storage.dtype not in SIZES:
             raise _damaged(file, f"an unexpected storage {key!r:.60}")

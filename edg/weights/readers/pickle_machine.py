@@ -169,7 +169,7 @@ class PickleMachine:
             raise
         except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
             raise PickleError(f"malformed ({type(error).__name__}: {error})"[:200]) from error
-        raise PickleError("no end")
+        raise PickleError("it does not end")
 
     def spend(self, count: int) -> None:
         """Count work: an opcode, and every item that an opcode walks over or copies once more (a list in the
@@ -189,7 +189,7 @@ class PickleMachine:
         elif name in MEMO_PUT:
             place = len(self.memo) if arg is None else int(arg)
             if not is_key(place):
-                raise PickleError("a place in the memo that no pickle needs")
+                raise PickleError("an index of the memo that no pickle needs")
             self.memo[place] = stack[-1]
         elif name in MEMO_GET:
             stack.append(self.memo[int(arg)])
@@ -300,7 +300,7 @@ class PickleMachine:
     def op_stack_global(self, _):
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise PickleError("a class name that is no text")
+            raise PickleError("a class name that is not text")
         if len(name) + len(module) > MAX_NAME:
             raise PickleError(f"a class name of {len(name) + len(module)} characters")
         self.spend(len(name) + len(module))  # three bytes make a new text of two from the memo
@@ -344,7 +344,7 @@ class PickleMachine:
             and pid[0] == "storage"
             and isinstance(pid[1], Global)
         ):
-            raise PickleError("a persistent id that is no torch storage")
+            raise PickleError("a persistent id that is not a torch storage")
         if len(pid) == 6 and pid[5] is not None:  # the legacy format of torch before 0.4
             raise PickleError("a storage that is a view of another")
         kind = pid[1].name.rsplit(".", 1)[-1]

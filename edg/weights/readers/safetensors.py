@@ -42,7 +42,7 @@ def open_safetensors(file: InputFile) -> tuple[dict[str, FileTensor], dict[str, 
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # as safetensors itself reads `null`
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise BadFileError(f"{path}: its __metadata__ is not a table of texts")
+        raise BadFileError(f"{path}: its __metadata__ is not a mapping of strings")
     spans = sorted((_span(path, name, entry), name) for name, entry in header.items())
     tensors, at = {}, 0
     for (begin, end, info), name in spans:
@@ -69,7 +69,7 @@ def _parse(file: InputFile, text: bytes) -> dict:
         if len(table) != len(pairs):
             raise ValueError("a name occurs twice")
         if not all(map(is_text, table)):
-            raise ValueError("a name is no Unicode")
+            raise ValueError("a name is not valid Unicode")
         return table
 
     try:
@@ -80,7 +80,7 @@ def _parse(file: InputFile, text: bytes) -> dict:
     except (ValueError, RecursionError) as error:
         raise BadFileError(f"{file.path}: its safetensors header cannot be read ({error})"[:300]) from error
     if not isinstance(header, dict) or text[:1] != b"{":
-        raise BadFileError(f"{file.path}: its safetensors header is not a table")
+        raise BadFileError(f"{file.path}: its safetensors header is not a mapping")
     return header
 
 

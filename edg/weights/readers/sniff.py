@@ -51,7 +51,7 @@ def sniff(file: InputFile) -> str:
     if text.startswith((b"{", b"[")):
         raise BadFileError(f"{path} is a JSON text", expected=EXPECTED)
     raise BadFileError(
-        f"{path} is no file we know ({file.size} bytes, begins with {head[:8]!r})",
+        f"{path} is not a file of a known kind ({file.size} bytes, begins with {head[:8]!r})",
         expected=EXPECTED,
         fix="if it was downloaded, download it again",
     )

@@ -71,11 +71,11 @@ def read_directory(file: InputFile) -> dict[str, ZipEntry]:
     count, size, offset = _end_record(file)
     if size > MAX_DIRECTORY:
         raise BadFileError(
-            f"{file.path}: a zip directory of {size} bytes", expected=f"at most {MAX_DIRECTORY}"
+            f"{file.path}: its zip directory has {size} bytes", expected=f"at most {MAX_DIRECTORY}"
         )
     if count > MAX_ENTRIES:
         raise BadFileError(
-            f"{file.path}: a zip archive of {count} entries", expected=f"at most {MAX_ENTRIES}"
+            f"{file.path}: its zip archive has {count} entries", expected=f"at most {MAX_ENTRIES}"
         )
     found = _central_entries(file, file.read(offset, size), count)
     ends = [entry.header for entry in sorted(found, key=lambda entry: entry.header)] + [offset]
@@ -100,7 +100,7 @@ def _two_ways(file: InputFile, what: str) -> BadFileError:
     return BadFileError(
         f"{file.path}: a zip archive that can be read in two ways: {what}"[:500],
         expected="a file as torch.save writes it",
-        fix="load it with the program it is from, and save it again",
+        fix="load it with the program that wrote it, and save it again",
     )
 
 
@@ -116,7 +116,7 @@ def _end_record(file: InputFile) -> tuple[int, int, int]:
         )
     disk, first_disk, here, count, size, offset, comment = struct.unpack_from("<4H2LH", tail, at + 4)
     if at + 22 + comment != len(tail) or any(sign in tail[at + 4 :] for sign in (END64, LOCATOR64)):
-        raise _two_ways(file, "other bytes than a comment after its end record")
+        raise _two_ways(file, "bytes after its end record that are not its comment")
     if disk or first_disk or here != count:
         raise _two_ways(file, "several disks")
     end = file.size - tail_size + at  # where the directory ends, if no zip64 record stands between
@@ -128,9 +128,9 @@ def _end_record(file: InputFile) -> tuple[int, int, int]:
                 raise _two_ways(file, "two end records that differ")
         count, size, offset = wide
     elif count == FULL16 or FULL32 in (size, offset):
-        raise _two_ways(file, "an end record that names another, which is not there")
+        raise _two_ways(file, "an end record that refers to another, which does not exist")
     if offset + size != end:
-        raise _two_ways(file, "a directory that is not where its end record says")
+        raise _two_ways(file, "a directory that is not where its end record states")
     return count, size, offset
 
 
@@ -170,7 +170,7 @@ def _central_entries(file: InputFile, data: bytes, count: int) -> list[_Central]
         found.append(_Central(name, flags, method, crc, packed, full, header))
         at += 46 + n + x + c
     if at != len(data):
-        raise _two_ways(file, "a directory of more entries than its end record says")
+        raise _two_ways(file, "a directory with more entries than its end record states")
     return found
 
 
@@ -280,7 +280,8 @@ def foreign_note(foreign: dict[str, int]) -> str:
 def _record(file: InputFile, entry: ZipEntry) -> bytes:
     if not entry.stored:
         raise BadFileError(
-            f"{file.path}: {entry.name} is compressed", expected="uncompressed records (torch.save)"
+            f"{file.path}: {entry.name} is compressed",
+            expected="uncompressed records, as torch.save writes them",
         )
     if entry.size > MAX_PICKLE:
         raise BadFileError(

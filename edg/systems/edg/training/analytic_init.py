@@ -45,13 +45,13 @@ def analytic_init_file(config: AnalyticInitConfig) -> None:
     source, clips = (moments_of_cache if is_cache(config.data) else moments_of_videos)(config, spec)
     found = accumulate(clips, spec.scale_factor)
     if found.count < 2:
-        raise BadFileError(f"{config.data} gives {found.count} clips", expected="at least 2")
+        raise BadFileError(f"{config.data} gives {found.count} clips", expected="at least 2 clips")
     write_initial_noise(config.out, found, {"spec": spec.name, "scale_factor": spec.scale_factor, **source})
     deviation = found.trace_cov_per_dim**0.5
     log(
-        f"{config.out}: {found.count} clips, E[x0] {tuple(found.expectation.shape)} of mean size "
-        f"{found.expectation.abs().mean():.3f} (uncertain by {deviation / found.count**0.5:.3f}), "
-        f"deviation {deviation:.3f}"
+        f"{config.out}: {found.count} clips, E[x0] {tuple(found.expectation.shape)} of mean magnitude "
+        f"{found.expectation.abs().mean():.3f} (standard error {deviation / found.count**0.5:.3f}), "
+        f"standard deviation {deviation:.3f}"
     )
     log_skipped_videos(skipped_file(config.out))
 
@@ -64,7 +64,11 @@ def skipped_file(out: str) -> Path:
 def moments_of_videos(config: AnalyticInitConfig, spec: ModelSpec) -> tuple[Record, Iterator[Tensor]]:
     """Encode videos: the record, and the posterior moments (2C, T, h, w) of one clip after the other."""
     given = config.weights is not None
-    require(given, "edg analytic-init without --weights", "a checkpoint, or encoded --data")
+    require(
+        given,
+        "edg analytic-init without --weights",
+        "--weights CHECKPOINT, or the folder of edg encode as --data",
+    )
     device, compute = choose(config.device, config.compute)
     dataset, clips = open_dataset(config, spec, skipped_file(config.out))
     weights = open_weights(config.weights)
@@ -85,9 +89,13 @@ def moments_of_cache(config: AnalyticInitConfig, spec: ModelSpec) -> tuple[Recor
     require(index.spec == spec.name, f"{config.data} was encoded for {index.spec}", f"--spec {index.spec}")
     for name in ("height", "width", "frames"):
         given, encoded = getattr(config, name), index.clips[name]
-        require(given in (None, encoded), f"--{name} {given}", f"{encoded}, as encoded")
+        require(given in (None, encoded), f"--{name} {given}", f"{encoded}, the value of the encoded clips")
     count = config.count or index.count
-    require(count <= index.count, f"--count {count}", f"at most {index.count}, the clips of {config.data}")
+    require(
+        count <= index.count,
+        f"--count {count}",
+        f"at most {index.count}, the number of clips in {config.data}",
+    )
     for remark in data_remarks(cached.videos, spec, encoded=True):
         warn(remark)
     record = {"data": config.data, "encoders": index.encoders, "seed": index.seed, "clips": index.clips}

@@ -91,8 +91,8 @@ class TrainingConfig:
         require(0 <= self.seed < 2**63, f"seed is {self.seed}", "0 or more, below 2^63")
         has_lora, trains_lora = self.lora is not None, {"lora", "all"} & set(self.trainable)
         given = f"{self.name}: lora is set, and trainable is [{', '.join(self.trainable)}]"
-        require(not has_lora or trains_lora, given, "lora (or all) among trainable")
-        given = f"{self.name}: trainable names lora, which is not set"
+        require(not has_lora or trains_lora, given, "lora or all in trainable")
+        given = f"{self.name}: lora is in trainable, but lora is not set"
         require(has_lora or "lora" not in self.trainable, given, "lora: {rank: 16}")
 
     @property

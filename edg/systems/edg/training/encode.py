@@ -92,7 +92,7 @@ def log_skipped_videos(file: Path) -> None:
     """Log the number of videos that could not be used, and the first of them."""
     if skipped := SkippedVideos(file).entries():
         path, reason = next(iter(skipped.items()))
-        log(f"unusable videos, replaced by others: {len(skipped)}, see {file}")
+        log(f"unusable videos, replaced by other videos: {len(skipped)}, see {file}")
         log(f"  {path}: {reason}")
 
 
@@ -225,7 +225,7 @@ def _encode(config: EncodeConfig, ranks: World, stack: ExitStack) -> None:
         model = load_encoders(spec, weights, device, compute)
         encode_shards(model, dataset, out, index, mine, reader_processes(config, device), config.chunk, check)
     ranks.gather(len(mine))  # the folder is held until everybody is done
-    log(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written now")
+    log(f"{out}: {index.count} clips, {len(mine)} of {index.shards} shards written in this run")
     log_skipped_videos(out / SKIPPED)
 
 
@@ -248,7 +248,7 @@ def shards_to_encode(out: Path, index: CacheIndex, dataset: ClipDataset) -> list
             if index.shard_path(out, shard).exists():
                 log(f"  shard {shard} is encoded again: {reason}")
     if filled:
-        log(f"{filled} shards of an earlier version had no hashes: noted those of the present files")
+        log(f"{filled} shards of an earlier version had no hashes: recorded those of the present files")
     return todo
 
 
@@ -277,12 +277,12 @@ def outdated_reason(
         own = str(dataset.videos[at].path)
         if path != own and dataset.usable(epoch, at):
             dataset.skipped.forget([own])
-            return f"{own} can be read now"
+            return f"{own} can now be read"
         clip = note["clips"][place] if note else {}
         if "sha256" in clip and not is_same(Path(path), clip):
-            return f"{path} is another video now"
+            return f"{path} was replaced by another video"
         if note is None and state_of(Path(path)).get("mtime_ns", 0) > written:
-            return f"{path} is younger than the shard"
+            return f"{path} is newer than the shard"
     return ""
 
 

@@ -26,27 +26,29 @@ class ClipEncoding:
     chunk: int = _model(8, "frames encoded at once", low=1, high=10_000)
     data: PathText = _clips("", "a folder of videos, or a csv", metavar="DIR|CSV", required=True)
     root: PathText | None = _clips(
-        None, "folder that the names in the csv are in (default: the csv's)", metavar="DIR"
+        None, "folder of the videos named in the csv (default: that of the csv)", metavar="DIR"
     )
-    columns: str = _clips("auto", "layout of the csv's files: auto, dynamicrafter, cil, path, ...")
+    columns: str = _clips(
+        "auto", "which columns of the csv give the path: auto, dynamicrafter, cil, path, ..."
+    )
     height: int | None = _clips(None, "pixels (default: the model's)", low=1, high=16_384)
     width: int | None = _clips(None, "pixels (default: the model's)", low=1, high=16_384)
-    frames: int | None = _clips(None, "frames of a clip (default: the model's)", low=1, high=10_000)
+    frames: int | None = _clips(None, "frames per clip (default: the model's)", low=1, high=10_000)
     stride: str | None = _clips(
-        None, "frames from one to the next: N, or a range A:B to draw from (1:6)", metavar="N|A:B"
+        None, "step from one frame to the next: N, or a range A:B to draw from (1:6)", metavar="N|A:B"
     )
     fixed_fps: float | None = _clips(
         None,
-        "count --stride at this rate, not at each video's own",
+        "count --stride at this frame rate instead of that of each video",
         flags=("--fixed-fps",),
         low=0.001,
         high=10_000,
     )
     fps_max: int | None = _clips(
-        None, "upper limit of the frame rate condition", flags=("--fps-max",), low=1, high=10_000
+        None, "upper limit of the frame-rate condition", flags=("--fps-max",), low=1, high=10_000
     )
-    flip: bool = _clips(False, "mirror half of the clips (captions that say left or right are wrong then)")
-    seed: int = _clips(0, "random seed of the choice of clips", low=-(2**63), high=2**63 - 1)
+    flip: bool = _clips(False, "mirror half of the clips (makes captions with left or right wrong)")
+    seed: int = _clips(0, "random seed for the choice of clips", low=-(2**63), high=2**63 - 1)
     workers: int | None = _clips(
         None, "processes that read videos (default: 4 with a GPU, else none)", low=0, high=1024
     )
@@ -56,36 +58,36 @@ class ClipEncoding:
 class EncodeConfig(ClipEncoding):
     """Settings of `edg encode`."""
 
-    weights: PathText = _model("", "the parameter set whose encoders work", metavar="FILE", required=True)
+    weights: PathText = _model("", "the parameter set whose encoders are used", metavar="FILE", required=True)
     out: PathText = option(
-        "", "folder of the cache; the same command continues it", group="cache", metavar="DIR", required=True
+        "", "folder of the cache; the same command resumes it", group="cache", metavar="DIR", required=True
     )
-    passes: int = option(1, "clips of every video, each another one", group="cache", low=1, high=10**6)
+    passes: int = option(1, "different clips per video", group="cache", low=1, high=10**6)
     every_frame: bool = option(
         False,
-        "image tokens of all frames, for training on random ones",
+        "image tokens of every frame, for training on random frames",
         group="cache",
         flags=("--every-frame",),
     )
     require_captions: bool = _clips(
         False,
-        "end with exit code 3 if a video has no caption",
+        "exit with code 3 if a video has no caption",
         flags=("--require_captions", "--require-captions"),
     )
-    dtype: str = option("fp16", "precision of what is stored: fp16, bf16 or float32", group="cache")
-    shard: int = option(64, "clips in one file", group="cache", low=1, high=10**6)
+    dtype: str = option("fp16", "precision of the stored tensors: fp16, bf16 or float32", group="cache")
+    shard: int = option(64, "clips per file", group="cache", low=1, high=10**6)
 
 
 @dataclass(frozen=True)
 class AnalyticInitConfig(ClipEncoding):
     """Settings of `edg analytic-init`."""
 
-    weights: PathText | None = _model(None, "the parameter set whose encoders work", metavar="FILE")
+    weights: PathText | None = _model(None, "the parameter set whose encoders are used", metavar="FILE")
     out: PathText = option(
         "", "the file to write, e.g. initial_noise.pt", group="output", metavar="FILE", required=True
     )
     count: int | None = _clips(
-        None, "clips (default: one of every video; a cache: all of it)", low=2, high=10**9
+        None, "number of clips (default: one per video; from a cache, all)", low=2, high=10**9
     )
 
 

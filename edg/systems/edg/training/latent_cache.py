@@ -40,7 +40,7 @@ IDENTITY = "of"  # key of a shard's metadata; shards of earlier versions have no
 FORMAT = "edg clips 1"
 FROZEN = ("first_stage_model.encoder.", "first_stage_model.quant_conv.", *TOWERS)
 OPEN_SHARDS = 32  # files a reader holds open
-AGAIN = "run the same `edg encode` again, it continues"
+AGAIN = "run the same `edg encode` command again to complete the folder"
 Note = dict[str, Any]  # {"sha256": of the shard, "clips": [{"path", "size", "mtime_ns", ...}]}
 
 
@@ -100,7 +100,7 @@ def read_index(folder: str | Path) -> CacheIndex:
     values = read_json(path)
     known = {field.name for field in fields(CacheIndex)}
     if not isinstance(values, dict) or values.get("format") != FORMAT or set(values) != known:
-        raise BadFileError(f"{path} is no index of encoded clips", expected=f"format {FORMAT!r}")
+        raise BadFileError(f"{path} is not an index of encoded clips", expected=f"format {FORMAT!r}")
     return CacheIndex(**values)
 
 
@@ -120,16 +120,16 @@ def shard_damage(folder: Path, index: CacheIndex, shard: int) -> str:
     the last time."""
     path = index.shard_path(folder, shard)
     if not path.is_file():
-        return "is not there"
+        return "does not exist"
     try:
         note = read_note(folder, index, shard)
         if note is not None and cached_sha256(path) != note["sha256"]:
-            return "is not what was written"
+            return "differs from the file that was written"
         identity = open_shard(folder, index, shard)[0].metadata.get(IDENTITY, "")
         if identity and identity != _shard_identity(index, shard):
-            return "is of another index or place"
+            return "belongs to another index, or to another place in it"
         if identity and note is None:
-            return "has lost the note of its videos"
+            return "has no record of its videos"
     except BadFileError as error:
         return f"cannot be used ({error})"
     return ""
@@ -163,7 +163,7 @@ def write_index(folder: str | Path, index: CacheIndex) -> None:
         with suppress(BadFileError):
             if path.is_file() and IDENTITY not in open_weights(path).metadata:
                 raise UsageError(
-                    f"{folder} holds {path.name} but no {INDEX} that says of what",
+                    f"{folder} holds {path.name} but no {INDEX} that describes it",
                     fix=f"choose another --out, or put the {INDEX} back",
                 )
     write_json(folder / INDEX, to_dict(index))
@@ -212,7 +212,7 @@ def open_shard(folder: Path, index: CacheIndex, shard: int) -> tuple[Weights, di
     try:
         texts = json.loads(weights.metadata["texts"])
     except (LookupError, ValueError) as error:
-        raise BadFileError(f"{path} is no shard of encoded clips") from error
+        raise BadFileError(f"{path} is not a shard of encoded clips") from error
     wanted = len(index.numbers(shard))
     if any(len(column) != wanted for column in texts.values()) or any(
         weights.info(name).shape[:1] != (wanted,) for name in weights

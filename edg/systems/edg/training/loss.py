@@ -39,7 +39,7 @@ class Drops:
     def __post_init__(self) -> None:
         shares = (self.text, self.both, self.image)
         valid = min(shares) >= 0 and sum(shares) <= 1 + 1e-9
-        require(valid, f"drops {shares}", "shares of at least 0, sum <= 1")
+        require(valid, f"drops {shares}", "shares of at least 0 with a sum of at most 1")
 
     def masks(self, r_B: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the samples without text and those without image, boolean (B,), from one uniform number of
@@ -224,7 +224,7 @@ def latents(model: LatentVideoModel, batch: Batch, draws: Draws) -> Tensor:
             for part in ("mean", "logvar")
         )
     else:
-        raise UsageError(f"a batch of {', '.join(batch)}", expected="frames, moments or latents in it")
+        raise UsageError(f"a batch of {', '.join(batch)}", expected="frames, moments or latents among them")
     noise = draws.normal("posterior", *mean.shape[1:]).to(mean.device)
     return (mean + torch.exp(0.5 * logvar) * noise) * model.spec.scale_factor
 
@@ -239,9 +239,9 @@ def conditions(model: LatentVideoModel, batch: Batch, frame: int) -> tuple[Tenso
         return text, batch["image"]
     if "frames" not in batch:
         raise UsageError(
-            f"frame {frame} is the condition, and the batch has image tokens of frame 0 alone",
+            f"frame {frame} is the condition, but the batch has image tokens of frame 0 only",
             expected="`images`, the tokens of every frame, or frames",
-            fix="random_frame: false, or encode the clips with the tokens of every frame",
+            fix="set random_frame: false, or encode the clips with edg encode --every-frame",
         )
     return text, model.embedder(batch["frames"][:, :, frame])
 

@@ -63,11 +63,11 @@ def record_settings(config: TrainingConfig, world: World, data: SampleSource | N
             record[SHORTER] = [*record.get(SHORTER, []), steps]
             if config.train.schedule != "constant" and step_of(last) > config.train.warmup:
                 warn(
-                    f"{config.name}: {config.train.steps} steps instead of {steps}: from {last.name} on the "
-                    f"learning rate is that of the longer {config.train.schedule} schedule"
+                    f"{config.name}: {config.train.steps} steps instead of {steps}: after {last.name} the "
+                    f"learning rate follows the {config.train.schedule} schedule of the longer run"
                 )
         if change := describe_change(before, record.get(DATA)):
-            log(f"{config.name}: {change} since {last.name}; the rest is trained on the present data")
+            log(f"{config.name}: {change} since {last.name}; the remaining steps use the present data")
             record[FORMER] = [*record.get(FORMER, []), {"until": last.name, **before[DATA]}]
     write_json(file, record)
     return record
@@ -84,7 +84,7 @@ def describe_change(record: Mapping[str, Any], now: Mapping[str, Any] | None) ->
     if not isinstance(then, Mapping) or now is None or then == now:
         return ""
     if then.get("content") == now.get("content"):
-        return "the times of the data's files changed (their names, captions and sizes did not)"
+        return "the modification times of the data files changed (their names, captions and sizes did not)"
     return "the data changed"
 
 
@@ -110,8 +110,8 @@ def is_finished(config: TrainingConfig, world: World) -> bool:
         return True
     require(
         last_checkpoint(config.folder) is not None,
-        f"more train.steps for {config.result}, and no checkpoint in {config.folder}",
-        "the checkpoints of the run",
+        f"train.steps is larger than for {config.result}, and {config.folder} has no checkpoint",
+        "the checkpoints of that run",
         "choose another out=FOLDER",
     )
     return False
@@ -127,7 +127,7 @@ def require_same_settings(config: TrainingConfig, world: World, record: Mapping[
             longer or former.get(name) == wanted[name],
             f"{what} with another {name}: {former.get(name)!r}",
             repr(wanted[name]),
-            "choose another out=FOLDER, or remove what is there",
+            "choose another out=FOLDER, or remove the old results",
         )
 
 
@@ -164,7 +164,7 @@ def write_result(
     kept = dict(tensors) if base is None else dict(changed_tensors(tensors, base))
     for name, tensor in kept.items():
         if not torch.isfinite(tensor).all():
-            raise UsageError(f"{name} is not finite after training", fix="a lower train.lr")
+            raise UsageError(f"{name} is not finite after training", fix="set a lower train.lr")
     record: Record = {
         "format": 1,
         "edg": edg.__version__,

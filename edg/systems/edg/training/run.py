@@ -67,11 +67,11 @@ def open_cache(config: TrainingConfig, folder: Path) -> CachedClips:
     """Open the clips that `edg encode` wrote. Raises UsageError if they do not fit the run."""
     clips = CachedClips(folder)
     if count := clips.without_hashes():
-        log(f"{folder}: {count} shards of an earlier version cannot be checked; `edg encode` notes hashes")
+        log(f"{folder}: {count} shards of an earlier version cannot be checked; `edg encode` adds the hashes")
     require(
         clips.index.every_frame or not config.objective.random_frame,
-        f"objective.random_frame, and {folder} has image tokens of frame 0 alone",
-        fix="objective.random_frame=false, or edg encode --every-frame into another folder",
+        f"objective.random_frame is set, but {folder} has image tokens of frame 0 only",
+        fix="set objective.random_frame=false, or run edg encode --every-frame into another folder",
     )
     if config.init or config.vae:
         clips.check(load_spec(config.spec), open_weights(config.init or config.vae))

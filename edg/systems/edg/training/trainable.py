@@ -36,7 +36,9 @@ def choose(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]
     UsageError for a pattern that matches nothing that can be trained.
     """
     if not patterns:
-        raise UsageError("nothing to train", expected=f"some of all, lora, {', '.join(LEARNING)}, or globs")
+        raise UsageError(
+            "nothing to train", expected=f"one or more of all, lora, {', '.join(LEARNING)}, or globs"
+        )
     named = dict(model.named_parameters())
     chosen: set[str] = set()
     for pattern in patterns:
@@ -64,7 +66,9 @@ def _no_match(pattern: str, frozen: bool, names: Iterable[str]) -> UsageError:
     if frozen:
         return UsageError(f"{what} matches frozen parameters", expected=f"parts of {', '.join(LEARNING)}")
     if pattern == "adapter":
-        return UsageError(f"{what}, in a model without text adapter", fix="adapter: identity or released")
+        return UsageError(
+            f"{what}, in a model without a text adapter", fix="set adapter: identity or adapter: released"
+        )
     if pattern == "lora":
         return UsageError(f"{what}, in a model without LoRA", fix="set a LoRA rank")
     if pattern in KINDS:
@@ -105,7 +109,7 @@ def add_lora(
     if rank < 1:
         raise UsageError(f"a LoRA of rank {rank}", expected="at least 1")
     if lora_layers(model):
-        raise UsageError("the model has LoRA layers already", fix="merge_lora(model) first")
+        raise UsageError("the model has LoRA layers already", fix="call merge_lora(model) first")
     targets = [
         name
         for name, module in model.named_modules()
@@ -115,7 +119,10 @@ def add_lora(
         and ("all" in patterns or FAMILY.matches(f"{name}.weight", patterns))
     ]
     if not targets:
-        raise UsageError(f"LoRA on {', '.join(patterns)}: no linear layer matches", fix="lora on: temporal")
+        raise UsageError(
+            f"LoRA on {', '.join(patterns)}: no linear layer matches",
+            fix="set lora.on, for instance to temporal",
+        )
     peft = _peft()
     flags = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     config = peft.LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=targets)

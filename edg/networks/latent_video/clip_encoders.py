@@ -69,6 +69,7 @@ def _clip(spec: ClipModelSpec) -> nn.Module:
             "layers": text.layers,
             "mlp_ratio": text.mlp_ratio,
         },
+        quick_gelu=spec.quick_gelu,
     )
     assert model.visual.transformer.batch_first, "blocks are called with (batch, tokens, width)"
     del model.attn_mask  # made anew in every call: a buffer that no checkpoint holds would stay on meta
@@ -86,13 +87,18 @@ class TextEncoder(nn.Module):
         del self.model.visual
 
     def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
-        """(B, context_length) int64, zero padded; longer prompts are cut and end with the end token, see
-        `lost_text`."""
-        return open_clip().tokenizer.SimpleTokenizer.__call__(
+        """(B, context_length) int64, padded as the spec says; longer prompts are cut and end with the end
+        token, see `lost_text`."""
+        tokens = open_clip().tokenizer.SimpleTokenizer.__call__(
             _tokenizer(),
             [_head(prompt)[0] for prompt in prompts],
             context_length=self.spec.clip.text.context_length,
         )
+        if self.spec.pad == "zero":
+            return tokens
+        length = (tokens == _tokenizer().eot_token_id).int().argmax(dim=1, keepdim=True)
+        behind = torch.arange(tokens.shape[1]) > length
+        return tokens.masked_fill(behind, _tokenizer().eot_token_id)
 
     def forward(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """tokens (B, L) -> features (B, L, width)."""

@@ -24,6 +24,13 @@ VIT_H_14 = ClipModelSpec(
     text=ClipTextSpec(context_length=77, vocab_size=49408, width=1024, heads=16, layers=24, mlp_ratio=4.0),
 )
 
+VIT_L_14 = ClipModelSpec(
+    embed_dim=768,
+    vision=ClipVisionSpec(image_size=224, patch_size=14, width=1024, layers=24, head_width=64, mlp_ratio=4.0),
+    text=ClipTextSpec(context_length=77, vocab_size=49408, width=768, heads=12, layers=12, mlp_ratio=4.0),
+    quick_gelu=True,
+)
+
 DYNAMICRAFTER_512 = ModelSpec(
     name="dynamicrafter-512",
     unet=UNetSpec(

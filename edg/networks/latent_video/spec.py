@@ -178,19 +178,23 @@ class ClipTextSpec:
 @dataclass(frozen=True)
 class ClipModelSpec:
     """One CLIP. Each tower keeps some of the other's parameters in its checkpoint, so both halves are
-    described."""
+    described. quick_gelu: x sigmoid(1.702 x), as OpenAI's models have it."""
 
     embed_dim: int
     vision: ClipVisionSpec
     text: ClipTextSpec
+    quick_gelu: bool = later(False)
 
 
 @dataclass(frozen=True)
 class TextSpec:
-    """Text encoder. layer: "last" runs all blocks, "penultimate" all but the last; both end with ln_final."""
+    """Text encoder. layer: "last" runs all blocks, "penultimate" all but the last; both end with ln_final.
+    pad: a prompt is filled up with zeros, or with the end token as CLIP-L's tokenizer in transformers does.
+    """
 
     clip: ClipModelSpec
     layer: Literal["last", "penultimate"]
+    pad: Literal["zero", "end"] = later("zero")
 
 
 @dataclass(frozen=True)

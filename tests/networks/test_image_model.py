@@ -32,7 +32,8 @@ TINY_CLIP = replace(
 TINY = replace(
     SD_1,
     unet=replace(
-        SD_1.unet, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(1,), num_heads=2
+        SD_1.unet, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(1,),
+        num_heads=2,
     ),
     text=TextSpec(TINY_CLIP, "last", pad="end"),
 )  # fmt: skip

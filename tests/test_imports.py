@@ -39,6 +39,7 @@ ALLOWED = {
         "weights",
         "data",
         "merging",
+        "metrics",
         "sprites",
         "networks",
         "verify",

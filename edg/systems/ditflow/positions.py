@@ -1,0 +1,88 @@
+"""Position tables of CogVideoX: rotary (the large model) and additive (the small one)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from edg.systems.ditflow.motion_losses import Grid
+
+BASE = (30, 45)  # patches that the models were trained with
+SPATIAL_SCALE = 1.875  # of the additive table
+
+
+def rotary_table(grid: Grid, head_dim: int) -> Float[Tensor, "2 tokens head_dim"]:
+    """(cos, sin) for every video token: a quarter of the channels by frame, 3/8 each by row and column.
+
+    Rows and columns are placed where the grid fits, centred with its aspect kept, into BASE.
+    """
+    top, left, rows, columns = fitted(grid)
+    at = [
+        torch.arange(grid.frames, dtype=torch.float64),
+        _places(top, top + rows, grid.height),
+        _places(left, left + columns, grid.width),
+    ]
+    widths = (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3)
+    angles = [_angles(p, width).repeat_interleave(2, dim=-1) for p, width in zip(at, widths, strict=True)]
+    t, h, w = angles
+    shape = (grid.frames, grid.height, grid.width)
+    whole = torch.cat(
+        [
+            t[:, None, None].expand(*shape, -1),
+            h[None, :, None].expand(*shape, -1),
+            w[None, None, :].expand(*shape, -1),
+        ],
+        dim=-1,
+    ).reshape(-1, head_dim)
+    return torch.stack([whole.cos(), whole.sin()]).float()
+
+
+def fitted(grid: Grid) -> tuple[int, int, int, int]:
+    """(top, left, rows, columns) of the region of BASE that a grid of this aspect fills."""
+    base_rows, base_columns = BASE
+    if grid.height / grid.width > base_rows / base_columns:
+        rows, columns = base_rows, round(base_rows / grid.height * grid.width)
+    else:
+        rows, columns = round(base_columns / grid.width * grid.height), base_columns
+    return round((base_rows - rows) / 2), round((base_columns - columns) / 2), rows, columns
+
+
+def _places(start: float, stop: float, count: int) -> Float[Tensor, " count"]:
+    """`count` places from start on, equally spaced, stop left out."""
+    return start + (stop - start) * torch.arange(count, dtype=torch.float64) / count
+
+
+def _angles(place: Float[Tensor, " n"], width: int) -> Float[Tensor, "n half"]:
+    """place x 10000^(-2 i / width), i < width / 2."""
+    rates = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return place.double()[:, None] * rates
+
+
+def rotate(
+    x: Float[Tensor, "*batch tokens d"], cos: Float[Tensor, "tokens d"], sin: Float[Tensor, "tokens d"]
+) -> Float[Tensor, "*batch tokens d"]:
+    """Rotate neighbouring pairs of channels: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
+def additive_table(grid: Grid, width: int) -> Float[Tensor, "tokens width"]:
+    """Sines, then cosines: a quarter of the channels by frame, 3/8 by column, 3/8 by row."""
+    frames = torch.arange(grid.frames, dtype=torch.float64)
+    rows, columns = (torch.arange(n, dtype=torch.float64) / SPATIAL_SCALE for n in (grid.height, grid.width))
+    t, y, x = _waves(frames, width // 4), _waves(rows, width // 8 * 3), _waves(columns, width // 8 * 3)
+    shape = (grid.frames, grid.height, grid.width)
+    return torch.cat(
+        [
+            t[:, None, None].expand(*shape, -1),
+            x[None, None, :].expand(*shape, -1),
+            y[None, :, None].expand(*shape, -1),
+        ],
+        dim=-1,
+    ).reshape(-1, width).float()  # fmt: skip
+
+
+def _waves(place: Float[Tensor, " n"], width: int) -> Float[Tensor, "n width"]:
+    angles = _angles(place, width)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -31,7 +31,7 @@ def experiment(out, *arguments):
 @pytest.mark.slow
 def test_the_experiment_runs_and_goes_on(tmp_path):
     first = experiment(tmp_path, "--arms", *ARMS)
-    assert "6 rows x seeds, 0 done before" in first
+    assert "6 rows x seeds, 0 already done" in first
     rows = json.loads((tmp_path / "selected/table.json").read_text())
     assert list(rows) == list(ARMS)
     assert all(row["figures"]["speed"]["mean"] >= 0 for row in rows.values())
@@ -41,7 +41,7 @@ def test_the_experiment_runs_and_goes_on(tmp_path):
     noise = (tmp_path / "initial_noise.pt").stat().st_mtime_ns
     again = experiment(tmp_path, "--arms", "base", "slow-1", "start_960", "dyn")
     assert (tmp_path / "initial_noise.pt").stat().st_mtime_ns == noise, "made once"
-    assert "4 rows x seeds, 3 done before" in again
+    assert "4 rows x seeds, 3 already done" in again
     assert json.loads((tmp_path / "selected/table.json").read_text())["base"] == rows["base"]
 
 

@@ -88,12 +88,17 @@ def linear_betas(spec: ScheduleSpec) -> Float[np.ndarray, " timesteps"]:
 def zero_terminal_snr(betas: Float[np.ndarray, " timesteps"]) -> Float[np.ndarray, " timesteps"]:
     """Betas whose sqrt(abar) starts where it did and ends in exactly 0 (Lin et al. 2024, algorithm 1).
 
-    s <- (s - s_N) s_1 / (s_1 - s_N) with s = sqrt(abar); then 1 - beta is the ratio of consecutive s^2.
+    1 - beta is the ratio of consecutive abar, see `ending_in_noise`.
     """
-    signal = np.sqrt(np.cumprod(1 - betas))
-    first, last = signal[0], signal[-1]
-    abar = ((signal - last) * first / (first - last)) ** 2
+    abar = ending_in_noise(np.cumprod(1 - betas))
     return 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
+
+
+def ending_in_noise(abar: Float[np.ndarray, " timesteps"]) -> Float[np.ndarray, " timesteps"]:
+    """abar that ends in exactly 0: s <- (s - s_N) s_1 / (s_1 - s_N) with s = sqrt(abar)."""
+    signal = np.sqrt(abar)
+    first, last = signal[0], signal[-1]
+    return ((signal - last) * first / (first - last)) ** 2
 
 
 def make_schedule(spec: ScheduleSpec, parameterization: Parameterization = "v") -> Schedule:

@@ -21,3 +21,7 @@ class ScheduleSpec:
     base_scale: float | None
     timesteps: int = 1000
     turning_step: int = 400
+
+
+#: Stable Diffusion's, and that of the video models made from it, before any change at its end.
+SCALED_LINEAR = ScheduleSpec(0.00085, 0.012, zero_terminal_snr=False, base_scale=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edg.core.errors import BadFileError, UsageError, require
@@ -117,25 +118,14 @@ def _add_resblock(found: dict[str, str], ours: str, theirs: str, index: int) -> 
 
 def load_diffusers(unet: UNet, weights: Mapping[str, Tensor]) -> None:
     """Fill the UNet from a checkpoint in diffusers' layout, strictly. Raises BadFileError."""
-    import torch
+    from edg.networks.latent_video.load import fill_strictly
 
-    targets = unet.state_dict()
-    names = diffusers_names(targets, unet.spec)
-    if strange := sorted(set(names.values()) ^ set(weights)):
-        raise BadFileError(
-            f"{getattr(weights, 'path', 'the UNet')}: {len(strange)} names are missing or unknown",
-            expected=f"the {len(names)} tensors of this UNet in diffusers' layout",
-            fix=f"the first one is {strange[0]}",
-        )
-    with torch.no_grad():
-        for name, target in targets.items():
-            stored = weights[names[name]]
-            same = stored.shape == target.shape[: stored.ndim] and stored.numel() == target.numel()
-            if not same:  # a convolution of one cell may be stored as a linear layer
-                raise BadFileError(
-                    f"{names[name]} is {tuple(stored.shape)}", expected=f"{tuple(target.shape)}"
-                )
-            target.copy_(stored.view_as(target))
+    names = diffusers_names(targets := unet.state_dict(), unet.spec)
+    stored = {names[name]: target for name, target in targets.items()}
+    sources = {name: partial(weights.__getitem__, name) for name in weights}
+    fill_strictly(
+        stored, sources, str(getattr(weights, "path", "the UNet")), "this UNet in diffusers' layout"
+    )
 
 
 def unet_spec(config: Mapping[str, Any]) -> UNetSpec:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from edg.core.errors import BadFileError, UsageError, require
 from edg.diffusion.prediction import Denoiser
 from edg.diffusion.schedule import Schedule, make_schedule
-from edg.diffusion.schedule_spec import ScheduleSpec
+from edg.diffusion.schedule_spec import SCALED_LINEAR, ScheduleSpec
 from edg.networks.latent_video import diffusers_names
 from edg.networks.latent_video.clip_encoders import TextEncoder
-from edg.networks.latent_video.load import shape_of
+from edg.networks.latent_video.load import fill_strictly, shape_of
 from edg.networks.latent_video.presets import (
     STABLE_DIFFUSION_1,
     STABLE_DIFFUSION_2,
@@ -45,7 +45,6 @@ UNUSED_TEXT = (
     "text_projection.weight",
 )
 UNUSED_CLIP = ("text_projection", "logit_scale")  # of OpenCLIP's tower
-PLAIN = ScheduleSpec(0.00085, 0.012, zero_terminal_snr=False, base_scale=None)
 FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "model.fp16")
 
 
@@ -59,7 +58,7 @@ class ImageModelSpec:
     name: str
     unet: UNetSpec
     text: TextSpec
-    schedule: ScheduleSpec = PLAIN
+    schedule: ScheduleSpec = SCALED_LINEAR
     parameterization: Literal["v", "eps"] = "eps"
     scale_factor: float = 0.18215
     latent_factor: int = 8
@@ -135,27 +134,11 @@ def load_image_model(
     found, sources = from_folder(path, spec) if path.is_dir() else from_file(path, spec)
     with torch.device("meta"):
         model = ImageModel(found)
-    targets = model.state_dict()
-    missing, unknown = sorted(targets.keys() - sources), sorted(sources.keys() - targets.keys())
-    if missing or unknown:
-        some = ", ".join((missing or unknown)[:2])
-        raise BadFileError(
-            f"{path} does not fit {found.name}: {len(missing)} tensors missing, {len(unknown)} unexpected",
-            expected=f"its {len(targets)} tensors",
-            fix=f"look at {some}",
-        )
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
         parameter.requires_grad_(False)
     model.to_empty(device=device)
-    with torch.no_grad():
-        for name, target in model.state_dict().items():
-            stored = sources[name]()
-            if stored.numel() != target.numel() or stored.shape[:2] != target.shape[:2]:
-                raise BadFileError(
-                    f"{path}: {name} is {tuple(stored.shape)}", expected=f"{tuple(target.shape)}"
-                )
-            target.copy_(stored.view_as(target))
+    fill_strictly(model.state_dict(), sources, str(path), found.name)
     return model.eval()
 
 

@@ -86,6 +86,29 @@ def _fill(model: LatentVideoModel, weights: Weights) -> None:
     check_bytes(weights)
 
 
+@torch.no_grad()
+def fill_strictly(
+    targets: Mapping[str, Tensor], sources: Mapping[str, Callable[[], Tensor]], given: str, model: str
+) -> None:
+    """Copy into every target the tensor that its source reads. A convolution of one cell and a linear layer
+    are the same matrix. Raises BadFileError for missing or unknown names and other shapes."""
+    if strange := sorted(targets.keys() ^ sources.keys()):
+        missing = len(targets.keys() - sources.keys())
+        raise BadFileError(
+            f"{given} does not fit {model}: {missing} tensors missing, {len(strange) - missing} unexpected",
+            expected=f"its {len(targets)} tensors",
+            fix=f"the first one is {strange[0]}",
+        )
+    for name, target in targets.items():
+        stored = sources[name]()
+        ndim = min(stored.ndim, target.ndim)
+        if stored.shape[:ndim] != target.shape[:ndim] or stored.numel() != target.numel():
+            raise BadFileError(
+                f"{given}: {name} has the shape {tuple(stored.shape)}", expected=f"{tuple(target.shape)}"
+            )
+        target.copy_(stored.view_as(target))
+
+
 def check_bytes(weights: Weights) -> None:
     """Raise BadFileError when a file of a parameter set was altered since it was opened: what was hashed then
     is not what was read."""

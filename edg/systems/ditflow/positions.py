@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from edg.diffusion.positions import angles, over_grid, waves
 from edg.systems.ditflow.motion_losses import Grid
 
 BASE = (30, 45)  # patches that the models were trained with
@@ -24,17 +25,8 @@ def rotary_table(grid: Grid, head_dim: int) -> Float[Tensor, "2 tokens head_dim"
         _places(left, left + columns, grid.width),
     ]
     widths = (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3)
-    angles = [_angles(p, width).repeat_interleave(2, dim=-1) for p, width in zip(at, widths, strict=True)]
-    t, h, w = angles
-    shape = (grid.frames, grid.height, grid.width)
-    whole = torch.cat(
-        [
-            t[:, None, None].expand(*shape, -1),
-            h[None, :, None].expand(*shape, -1),
-            w[None, None, :].expand(*shape, -1),
-        ],
-        dim=-1,
-    ).reshape(-1, head_dim)
+    whole = over_grid(*(angles(place, width) for place, width in zip(at, widths, strict=True)))
+    whole = whole.repeat_interleave(2, dim=-1)
     return torch.stack([whole.cos(), whole.sin()]).float()
 
 
@@ -53,12 +45,6 @@ def _places(start: float, stop: float, count: int) -> Float[Tensor, " count"]:
     return start + (stop - start) * torch.arange(count, dtype=torch.float64) / count
 
 
-def _angles(place: Float[Tensor, " n"], width: int) -> Float[Tensor, "n half"]:
-    """place x 10000^(-2 i / width), i < width / 2."""
-    rates = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    return place.double()[:, None] * rates
-
-
 def rotate(
     x: Float[Tensor, "*batch tokens d"], cos: Float[Tensor, "tokens d"], sin: Float[Tensor, "tokens d"]
 ) -> Float[Tensor, "*batch tokens d"]:
@@ -71,18 +57,7 @@ def additive_table(grid: Grid, width: int) -> Float[Tensor, "tokens width"]:
     """Sines, then cosines: a quarter of the channels by frame, 3/8 by column, 3/8 by row."""
     frames = torch.arange(grid.frames, dtype=torch.float64)
     rows, columns = (torch.arange(n, dtype=torch.float64) / SPATIAL_SCALE for n in (grid.height, grid.width))
-    t, y, x = _waves(frames, width // 4), _waves(rows, width // 8 * 3), _waves(columns, width // 8 * 3)
-    shape = (grid.frames, grid.height, grid.width)
-    return torch.cat(
-        [
-            t[:, None, None].expand(*shape, -1),
-            x[None, None, :].expand(*shape, -1),
-            y[None, :, None].expand(*shape, -1),
-        ],
-        dim=-1,
-    ).reshape(-1, width).float()  # fmt: skip
-
-
-def _waves(place: Float[Tensor, " n"], width: int) -> Float[Tensor, "n width"]:
-    angles = _angles(place, width)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    spatial = width // 8 * 3
+    t, y, x = waves(frames, width // 4), waves(rows, spatial), waves(columns, spatial)
+    grids = over_grid(t, y, x).split([width // 4, spatial, spatial], dim=-1)
+    return torch.cat([grids[0], grids[2], grids[1]], dim=-1).float()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edg.diffusion.flow import Video, pyramid
 from edg.diffusion.flow import resized as resized_table
+from edg.diffusion.positions import angles, waves
 
 Clip = tuple[int, int, int]  # frames, rows, columns in latent pixels
 PATCH = 2
@@ -95,11 +96,7 @@ def rotary(
     positions: Float[Tensor, "tokens axes"], widths: Sequence[int]
 ) -> tuple[Float[Tensor, "tokens half"], Float[Tensor, "tokens half"]]:
     """(cos, sin) of p x 10000^(-2 k / width), the axes one after the other, computed in float64."""
-    angles = []
-    for axis, width in enumerate(widths):
-        rates = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles.append(positions[:, axis, None].double() * rates)
-    whole = torch.cat(angles, dim=-1)
+    whole = torch.cat([angles(positions[:, k], width) for k, width in enumerate(widths)], dim=-1)
     return whole.cos().float(), whole.sin().float()
 
 
@@ -107,11 +104,8 @@ def position_table(size: int, base: float, width: int) -> Float[Tensor, "size si
     """Sine table of size x size places at i / (size / base): half of the channels by column, half by row,
     each sines, then cosines."""
     place = torch.arange(size, dtype=torch.float64) / (size / base)
-    quarter = width // 4
-    rates = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = place[:, None] * rates
-    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
-    columns, rows = waves[None].expand(size, -1, -1), waves[:, None].expand(-1, size, -1)
+    half = waves(place, width // 2).float()
+    columns, rows = half[None].expand(size, -1, -1), half[:, None].expand(-1, size, -1)
     return torch.cat([columns, rows], dim=-1)
 
 

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edg.diffusion.ddim import SamplerStep, State, ddim_step
+from edg.diffusion.noise_levels import NoiseLevels
+from edg.diffusion.prediction import x0_from
 from edg.diffusion.schedule_spec import ScheduleSpec
+from edg.diffusion.sde_dpm import sde_step
 from edg.metrics.motion_fidelity import motion_fidelity, motion_fidelity_released, similarity
-from edg.systems.ditflow import cogvideox_steps as cog
+from edg.systems.ditflow import cogvideox_schedule as cog
 from edg.systems.ditflow import guidance_plan, motion_losses, positions
 from edg.systems.ditflow.motion_losses import Grid
 from edg.verify.cases import Case
@@ -26,7 +30,8 @@ def schedule(case: Case) -> dict[str, Tensor]:
     for shift in case.config["snr_shift_scale"]:
         abar = cog.alphas_cumprod(shift, spec)
         found[f"shift{shift:g}/alphas_cumprod"] = torch.from_numpy(abar)
-        found[f"shift{shift:g}/log_snr"] = torch.from_numpy(cog.log_snr(abar))
+        levels = NoiseLevels(np.sqrt(abar), np.sqrt(1 - abar))
+        found[f"shift{shift:g}/log_snr"] = torch.from_numpy(-levels.log_ratio)
     for steps in case.config["num_inference_steps"]:
         visited = cog.trailing(steps)
         found[f"trailing/N{steps}/timesteps"] = torch.tensor(visited)
@@ -43,13 +48,17 @@ def step(case: Case) -> dict[str, Tensor]:
         t = visited[index]
         here, after = cog.abar_at(abar, t), cog.abar_at(abar, cog.previous(t, steps))
         x, v, n = (case.input(f"{part}/{name}") for part in "xvn")
-        x0 = cog.x0_of(v, x, here)
+        x0 = x0_from(v, x, here**0.5, (1 - here) ** 0.5, "v")
+        now = SamplerStep(index, t, here, after, 0.0, 1.0, 1.0)
         if case.config["kind"] == "ddim":
-            moved = cog.ddim_step(x, x0, here, after)
+            moved, _ = ddim_step(x, x0, now, torch.zeros_like(x))
         else:
-            before = cog.abar_at(abar, visited[index - 1]) if index else None
-            old = case.input(f"x0_old/{name}") if case.has_input(f"x0_old/{name}") else None
-            moved = cog.dpm_step(x, x0, here, after, case.input(f"noise/{name}"), before, old)
+            last = None
+            if case.has_input(f"x0_old/{name}"):  # its length is from timestep to timestep of the list
+                before = cog.abar_at(abar, visited[index - 1])
+                last = SamplerStep(index - 1, visited[index - 1], before, here, 0.0, 1.0, 1.0)
+                last = State(last, x, case.input(f"x0_old/{name}"))
+            moved = sde_step(x, x0, now, case.input(f"noise/{name}"), last)
         found[f"{name}/timestep"], found[f"{name}/prev"], found[f"{name}/x0"] = torch.tensor(t), moved, x0
         found[f"{name}/noised"] = here**0.5 * x + (1 - here) ** 0.5 * n
     return found
